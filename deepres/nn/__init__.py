@@ -1,0 +1,40 @@
+"""The networks. Read bottom up: shortcut -> branch -> residual -> resnet -> zoo; weights and store put them on disk."""
+
+from deepres.nn.branch import Branch, basic, bottleneck
+from deepres.nn.count import Cost, cost, parameters
+from deepres.nn.init import initialise
+from deepres.nn.residual import Residual, plain
+from deepres.nn.resnet import ResNet, ResNetConfig, Stage
+from deepres.nn.shortcut import PadShortcut, shortcut
+from deepres.nn.store import load, notes, read, save
+from deepres.nn.weights import Matched, from_others, infer_config, load_weights, to_others
+from deepres.nn.zoo import config, create, names
+
+__all__ = [
+    "Branch",
+    "Cost",
+    "Matched",
+    "PadShortcut",
+    "ResNet",
+    "ResNetConfig",
+    "Residual",
+    "Stage",
+    "basic",
+    "bottleneck",
+    "config",
+    "cost",
+    "create",
+    "from_others",
+    "infer_config",
+    "initialise",
+    "load",
+    "load_weights",
+    "names",
+    "notes",
+    "parameters",
+    "plain",
+    "read",
+    "save",
+    "shortcut",
+    "to_others",
+]

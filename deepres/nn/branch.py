@@ -1,0 +1,75 @@
+"""Residual branches: the ``f`` in ``h(x) = f(x) + x``.
+
+A branch is a ``Sequential`` whose last layer that carries a scale is marked ``ends_branch``: initialised to zero, it makes
+the block start as the identity, in whatever kind of block it stands.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Literal
+
+from torch import nn
+
+StrideIn = Literal["1x1", "3x3"]
+
+
+class Branch(nn.Sequential):
+    """A residual branch ``f``: (N, C, H, W) -> (N, C', H / stride, W / stride)."""
+
+    def __init__(self, layers: OrderedDict[str, nn.Module]) -> None:
+        super().__init__(layers)
+        self.last.ends_branch = True  # type: ignore[assignment]
+
+    @property
+    def last(self) -> nn.Module:
+        """The last layer: a norm after post-activation, a convolution after pre-activation."""
+        return next(reversed(self._modules.values()))  # type: ignore[return-value]
+
+
+def _branch(convs: list[nn.Conv2d], preact: bool, opening: bool) -> Branch:
+    """Put norms and activations around the convolutions: behind each of them, or (``preact``) before each.
+
+    The opening block of a pre-activation stage receives an activated signal (see ``Stage``), so its first pair is left out.
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for i, conv in enumerate(convs, 1):
+        if preact:
+            if not (opening and i == 1):
+                layers[f"norm{i}"] = nn.BatchNorm2d(conv.in_channels)
+                layers[f"act{i}"] = nn.ReLU(inplace=True)
+            layers[f"conv{i}"] = conv
+        else:
+            layers[f"conv{i}"] = conv
+            layers[f"norm{i}"] = nn.BatchNorm2d(conv.out_channels)
+            if i < len(convs):
+                layers[f"act{i}"] = nn.ReLU(inplace=True)
+    return Branch(layers)
+
+
+def _conv(size: int, channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels_out, size, stride, padding=size // 2, bias=False)
+
+
+def basic(channels_in: int, width: int, stride: int = 1, *, preact: bool = False, opening: bool = False) -> Branch:
+    """Two 3x3 convolutions (He et al. 2015, Fig. 5 left; He et al. 2016 with ``preact``)."""
+    return _branch([_conv(3, channels_in, width, stride), _conv(3, width, width)], preact, opening)
+
+
+def bottleneck(
+    channels_in: int,
+    width: int,
+    stride: int = 1,
+    *,
+    preact: bool = False,
+    opening: bool = False,
+    stride_in: StrideIn = "3x3",
+    expansion: int = 4,
+) -> Branch:
+    """1x1 down to ``width``, 3x3, 1x1 up to ``expansion * width`` (He et al. 2015, Fig. 5 right).
+
+    ``stride_in`` places the stride: the paper strides in the first ``"1x1"``, torchvision and most others in the ``"3x3"``.
+    """
+    first, second = (stride, 1) if stride_in == "1x1" else (1, stride)
+    convs = [_conv(1, channels_in, width, first), _conv(3, width, width, second), _conv(1, width, expansion * width)]
+    return _branch(convs, preact, opening)

@@ -1,0 +1,74 @@
+"""Parameters, multiply-adds and memory, counted on the real modules while they run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs for one batch."""
+
+    params: int
+    macs: int  # multiply-adds of one example
+    saved_bytes: int  # what one example leaves behind for the backward pass, in float32
+    param_bytes: int
+
+    def training_bytes(self, batch: int) -> int:
+        """Activations, weights, gradients and momentum."""
+        return batch * self.saved_bytes + 3 * self.param_bytes
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+class saved_bytes:
+    """A context that sums the bytes autograd keeps for the backward pass; each storage once, the weights not.
+
+    >>> with saved_bytes(model) as saved: loss = model(x).sum()
+    >>> saved.total
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._seen = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+        self._kept: list[torch.UntypedStorage] = []  # a freed storage's address could come back as another tensor's
+        self.total = 0
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self._kept.append(storage)
+            self.total += storage.nbytes()
+        return tensor
+
+    def __enter__(self) -> saved_bytes:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.__exit__(*error)
+        self._kept.clear()
+
+
+def cost(model: nn.Module, shape: tuple[int, int, int]) -> Cost:
+    """Count what ``model`` does with images of ``shape`` = (C, H, W). The model is left as it was."""
+    was_training = model.training
+    device = next(model.parameters()).device
+    model.eval()  # a batch of one cannot be normalised over itself, and running statistics must not move
+    try:
+        x = torch.zeros(1, *shape, device=device)
+        with torch.no_grad(), FlopCounterMode(display=False) as flops:
+            model(x)
+        with torch.enable_grad(), saved_bytes(model) as saved:
+            model(x)
+    finally:
+        model.train(was_training)
+    params = parameters(model)
+    return Cost(params, flops.get_total_flops() // 2, saved.total, sum(p.nbytes for p in model.parameters()))

@@ -1,0 +1,9 @@
+"""Residual sites: find them in any network, and observe, scale, bypass or remove what they add."""
+
+from deepres._room import callable_room
+from deepres.sites.adapters import Row, register_site
+from deepres.sites.site import Observation, Site, sites
+
+__all__ = ["Observation", "Row", "Site", "register_site", "sites"]
+
+callable_room(__name__)
