@@ -1,0 +1,29 @@
+"""Where examples come from. Read: decode -> files -> dataset -> sources; augment -> loader."""
+
+from deepres.data.augment import Augment, mix, pad_crop_flip
+from deepres.data.dataset import Data, Resident, Split, Streamed, split_off
+from deepres.data.decode import SUFFIXES, UnreadableImage, open_image
+from deepres.data.loader import Batch, Loader, Share, seeded
+from deepres.data.prepare import Prepare
+from deepres.data.sources import cache_folder, open_data
+
+__all__ = [
+    "SUFFIXES",
+    "Augment",
+    "Batch",
+    "Data",
+    "Loader",
+    "Prepare",
+    "Resident",
+    "Share",
+    "Split",
+    "Streamed",
+    "UnreadableImage",
+    "cache_folder",
+    "mix",
+    "open_data",
+    "open_image",
+    "pad_crop_flip",
+    "seeded",
+    "split_off",
+]

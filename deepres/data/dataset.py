@@ -1,0 +1,103 @@
+"""Examples: three splits, in memory when small, read from files when large."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from deepres.data.decode import UnreadableImage, open_image
+from deepres.data.files import Item
+from deepres.data.prepare import Prepare
+
+
+@dataclass(frozen=True, eq=False)
+class Resident:
+    """A split that lives in memory: uint8 (N, C, H, W) and labels (N,)."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> Resident:
+        return Resident(self.pixels[index], self.labels[index])
+
+    def to(self, device: torch.device | str) -> Resident:
+        return Resident(self.pixels.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Streamed:
+    """A split whose images are decoded when they are needed."""
+
+    items: tuple[Item, ...]
+    channels: int = 3
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def labels(self) -> Tensor:
+        return torch.tensor([item.label for item in self.items])
+
+    def take(self, index: Tensor) -> Streamed:
+        return replace(self, items=tuple(self.items[i] for i in index.tolist()))
+
+
+Split = Resident | Streamed
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A classification set. ``val`` is for choices; ``test`` only for the last word."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    val: Split
+    test: Split
+    prepare: Prepare
+    unreadable: tuple[str, ...] = field(default=())  # images that could not be decoded and are left out
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the network's input."""
+        return self.prepare.channels, self.prepare.size, self.prepare.size
+
+    def __str__(self) -> str:
+        parts = f"{len(self.train)} train, {len(self.val)} validation, {len(self.test)} test"
+        left = f", {len(self.unreadable)} unreadable left out" if self.unreadable else ""
+        return f"{self.name}: {len(self.classes)} classes, {parts}{left}, {'x'.join(map(str, self.shape))}"
+
+
+def split_off(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices (rest, part) with ``share`` of every class in the part, at least one where a class has two or more.
+
+    The split belongs to the data, not to the run: ``seed`` is fixed, so that runs with other seeds are comparable.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rest, part = [], []
+    for label in labels.unique().tolist():
+        mine = (labels == label).nonzero().squeeze(1)
+        mine = mine[torch.randperm(len(mine), generator=generator)]
+        cut = min(max(1, round(share * len(mine))), len(mine) - 1)
+        part.append(mine[:cut])
+        rest.append(mine[cut:])
+    return torch.cat(rest).sort().values, torch.cat(part).sort().values
+
+
+def decode_all(items: tuple[Item, ...], prepare: Prepare) -> tuple[Resident, list[str]]:
+    """Decode every item to ``prepare``'s size. Also the names of those that could not be read, which are left out."""
+    out = torch.empty((len(items), prepare.channels, prepare.size, prepare.size), dtype=torch.uint8)
+    good, bad = [], []
+    for i, item in enumerate(items):
+        try:
+            out[i] = prepare.image(open_image(item.read(), prepare.channels))
+            good.append(i)
+        except (UnreadableImage, OSError):
+            bad.append(item.name)
+    labels = torch.tensor([item.label for item in items])
+    return (Resident(out, labels) if not bad else Resident(out[good], labels[good])), bad

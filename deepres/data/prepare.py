@@ -1,0 +1,64 @@
+"""How an image becomes a network's input; kept with the weights, so that a saved network can be used by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from deepres.data.decode import fit, pixels
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Resize, crop and normalise: ``(pixels / 255 - mean) / std``.
+
+    ``mean`` has one value per channel, or one per pixel as in the paper, (C, H, W) nested.
+    """
+
+    size: int  # side of the input, pixels
+    channels: int
+    mean: tuple[Any, ...]
+    std: tuple[float, ...]
+    resize: int = 0  # short side before the centre crop; 0 means `size`
+
+    @cached_property
+    def _mean(self) -> Tensor:
+        mean = torch.tensor(self.mean, dtype=torch.float32)
+        return mean.view(-1, 1, 1) if mean.ndim == 1 else mean
+
+    @cached_property
+    def _std(self) -> Tensor:
+        return torch.tensor(self.std, dtype=torch.float32).view(-1, 1, 1)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 (N, C, H, W) -> float32, on the images' device."""
+        return (images.float() / 255 - self._mean.to(images.device)) / self._std.to(images.device)
+
+    def image(self, image: Image.Image) -> Tensor:
+        """A Pillow image in the right mode -> uint8 (C, size, size)."""
+        return pixels(fit(image, self.size, self.resize or None))
+
+    def to_notes(self) -> dict[str, Any]:
+        return {"size": self.size, "channels": self.channels, "mean": self.mean, "std": self.std, "resize": self.resize}
+
+    @classmethod
+    def from_notes(cls, notes: dict[str, Any]) -> Prepare:
+        def frozen(value: Any) -> Any:
+            return tuple(frozen(v) for v in value) if isinstance(value, list) else value
+
+        return cls(**{key: frozen(value) for key, value in notes.items()})
+
+    @classmethod
+    def usual(cls, size: int, channels: int = 3) -> Prepare:
+        """For weights that do not say: ImageNet's mean and deviation, the short side at 256/224 of a large input."""
+        mean: Sequence[float] = IMAGENET_MEAN if channels == 3 else (sum(IMAGENET_MEAN) / 3,) * channels
+        std: Sequence[float] = IMAGENET_STD if channels == 3 else (sum(IMAGENET_STD) / 3,) * channels
+        return cls(size, channels, tuple(mean), tuple(std), round(size * 256 / 224) if size > 96 else 0)
