@@ -165,9 +165,7 @@ def test_cifar_weights_with_prefixes(padding: str, tmp_path: Path) -> None:
     assert loaded.config == original.config
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", "resnet34-a", "resnet34-c", "resnet50", "resnet110-cifar", "resnet56-cifar-b"]
-)
+@pytest.mark.parametrize("name", ["resnet18", "resnet34-a", "resnet34-c", "resnet50", "resnet110-cifar", "resnet56-cifar-b"])
 def test_config_is_read_off_the_weights(name: str) -> None:
     model = deepres.create(name, num_classes=5, width=0.5)
     assert nn.infer_config(nn.to_others(model)) == model.config

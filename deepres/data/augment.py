@@ -50,9 +50,7 @@ def lighting(images: Tensor, generator: torch.Generator, *, strength: float = 0.
     return images + shift.to(images)[:, :, None, None]
 
 
-def mix(
-    images: Tensor, targets: Tensor, generator: torch.Generator, *, mixup: float, cutmix: float
-) -> tuple[Tensor, Tensor]:
+def mix(images: Tensor, targets: Tensor, generator: torch.Generator, *, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:
     """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) with the batch reversed; of both, one at random.
 
     ``targets`` are (N, classes) probabilities; ``mixup`` and ``cutmix`` the parameters of their Beta laws, 0 for off.

@@ -95,9 +95,7 @@ class ResNet(nn.Module):
             _stage(config, i, channels_in) for i, channels_in in enumerate((stem_out, *config.channels[:-1]))
         )
         self.head = nn.Sequential(
-            OrderedDict(
-                pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), fc=nn.Linear(config.channels[-1], config.num_classes)
-            )
+            OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), fc=nn.Linear(config.channels[-1], config.num_classes))
         )
         initialise(self, zero_last=config.zero_init)
 
@@ -130,11 +128,7 @@ def _stage(config: ResNetConfig, index: int, channels_in: int) -> Stage:
         _block(config, config.widths[index], (a, b), stride=2 if i == 0 and index > 0 else 1, opening=i == 0)
         for i, (a, b) in enumerate(pairwise((*ins, channels_out)))
     ]
-    close = (
-        nn.Sequential(OrderedDict(norm=nn.BatchNorm2d(channels_out), act=nn.ReLU(inplace=True)))
-        if config.preact
-        else None
-    )
+    close = nn.Sequential(OrderedDict(norm=nn.BatchNorm2d(channels_out), act=nn.ReLU(inplace=True))) if config.preact else None
     return Stage(blocks, close)
 
 

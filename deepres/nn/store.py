@@ -72,9 +72,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 f"{path}: this pickle holds more than tensors and loading it could run code, so it is refused; "
                 "save its state_dict() alone, best as safetensors"
             ) from error
-        raise DeepresError(
-            f"{path}: not a checkpoint that can be read, or truncated ({type(error).__name__})"
-        ) from error
+        raise DeepresError(f"{path}: not a checkpoint that can be read, or truncated ({type(error).__name__})") from error
     if not isinstance(state, dict):
         raise DeepresError(f"{path}: holds a {type(state).__name__}, not a state_dict")
     return state, {}

@@ -161,9 +161,7 @@ class Site:
             return True
         before = row_of(parent[index - 1]) if index else None
         return (
-            isinstance(after, nn.ReLU)
-            and before is not None
-            and isinstance(before.find(parent[index - 1], "after"), nn.ReLU)
+            isinstance(after, nn.ReLU) and before is not None and isinstance(before.find(parent[index - 1], "after"), nn.ReLU)
         )
 
 

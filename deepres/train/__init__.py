@@ -1,0 +1,25 @@
+"""Training. Read: recipe -> run -> loop; speed, memory, checkpoint, guard, distribute and progress serve it."""
+
+from deepres._room import callable_room
+from deepres.train.guard import NonFinite
+from deepres.train.loop import Interrupted, Result, Trainer, resume, train
+from deepres.train.progress import Record, read_log
+from deepres.train.recipe import RECIPES, Recipe, recipe
+from deepres.train.run import Run
+
+__all__ = [
+    "RECIPES",
+    "Interrupted",
+    "NonFinite",
+    "Recipe",
+    "Record",
+    "Result",
+    "Run",
+    "Trainer",
+    "read_log",
+    "recipe",
+    "resume",
+    "train",
+]
+
+callable_room(__name__)

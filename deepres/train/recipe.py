@@ -1,0 +1,161 @@
+"""Recipes: short functions that return a frozen ``Recipe``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from deepres.data import Augment
+from deepres.errors import DeepresError, nearest
+
+Schedule = Literal["steps", "one-cycle", "cosine", "plateau"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: everything about a run that is neither the network, the data nor the machine."""
+
+    name: str = "custom"
+    epochs: float | None = None  # passes over the training set
+    iterations: int | None = None  # steps; used where `epochs` is None
+    batch: int = 128  # examples per step, over all processes
+    lr: float = 0.1  # the highest learning rate
+    schedule: Schedule = "steps"
+    milestones: tuple[float, ...] = (0.5, 0.75)  # "steps": shares of the run after which the rate is divided by 10
+    warmup: float = 0.0  # share of the run over which the rate rises from 0 ("one-cycle": its rise)
+    patience: int = 5  # "plateau": epochs without a better validation error before the rate is divided by 10
+    gentle_depth: int = 0  # networks this deep start at a tenth of the rate until training error is under 80 %; 0: none
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    decay_norms: bool = True  # whether weight decay also acts on norms and biases
+    label_smoothing: float = 0.0
+    mixup: float = 0.0  # parameter of the Beta law, 0 for off
+    cutmix: float = 0.0
+    ema: float = 0.0  # decay of the averaged weights per step, 0 for off
+    augment: Augment = "pad-crop-flip"
+    colour: bool = False  # AlexNet's colour augmentation
+    sizes: tuple[tuple[float, float], ...] = ()  # (share of the run, share of the input's side): progressive resolution
+
+    def __post_init__(self) -> None:
+        for what, value in (("epochs", self.epochs), ("iterations", self.iterations), ("batch", self.batch), ("lr", self.lr)):
+            if value is not None and value <= 0:
+                raise DeepresError(f"recipe {self.name!r}: {what} must be above 0, not {value}")
+        if self.epochs is None and self.iterations is None:
+            raise DeepresError(f"recipe {self.name!r}: give epochs or iterations")
+
+    def steps(self, per_epoch: int) -> int:
+        """Steps of the whole run."""
+        return max(1, round(self.epochs * per_epoch)) if self.epochs is not None else int(self.iterations or 0)
+
+    def rate(self, done: float) -> float:
+        """The learning rate when the share ``done`` of the run is behind."""
+        if self.schedule == "one-cycle":
+            top = max(self.warmup, 1e-9)
+            if done < top:
+                return self.lr * (0.04 + 0.96 * (1 - math.cos(math.pi * done / top)) / 2)
+            return self.lr * (1 + math.cos(math.pi * (done - top) / (1 - top))) / 2
+        rise = min(1.0, done / self.warmup) if self.warmup and done < self.warmup else 1.0
+        if self.schedule == "cosine":
+            return self.lr * rise * (1 + math.cos(math.pi * done)) / 2
+        if self.schedule == "plateau":
+            return self.lr * rise
+        return self.lr * rise * 0.1 ** sum(done >= milestone for milestone in self.milestones)
+
+    def side(self, done: float, full: int) -> int:
+        """The side of the training images, in pixels, when ``done`` of the run is behind; a multiple of 32 if ``full`` is."""
+        share = next((share for until, share in self.sizes if done < until), 1.0)
+        grain = 32 if full % 32 == 0 and full > 32 else 1
+        return max(grain, round(full * share / grain) * grain)
+
+
+def paper_cifar() -> Recipe:
+    """He et al. 2015, section 4.2, exactly: 64k steps of 128, rate 0.1 divided by 10 at 32k and 48k.
+
+    Networks of 110 layers and more start at 0.01 until the training error is below 80 %. Given epochs instead of the
+    64k steps, the milestones stay at half and three quarters.
+    """
+    return Recipe("paper-cifar", iterations=64_000, gentle_depth=110)
+
+
+def paper_imagenet() -> Recipe:
+    """He et al. 2015, section 3.4: 600k steps of 256, rate 0.1 divided by 10 when the error stops falling."""
+    return Recipe("paper-imagenet", iterations=600_000, batch=256, schedule="plateau", augment="scale-crop", colour=True)
+
+
+def fast_cifar() -> Recipe:
+    """A few epochs: one cycle, Nesterov momentum, label smoothing, no decay of norms."""
+    return Recipe(
+        "fast-cifar",
+        epochs=16,
+        lr=0.4,
+        schedule="one-cycle",
+        warmup=0.25,
+        nesterov=True,
+        weight_decay=5e-4,
+        decay_norms=False,
+        label_smoothing=0.1,
+        gentle_depth=110,
+    )
+
+
+def modern_imagenet() -> Recipe:
+    """Cosine with warm-up, averaged weights, mixup and CutMix, growing resolution (Wightman et al. 2021; Touvron et al. 2019)."""
+    return Recipe(
+        "modern-imagenet",
+        epochs=100,
+        batch=1024,
+        lr=0.5 * 1024 / 256,
+        schedule="cosine",
+        warmup=0.05,
+        nesterov=True,
+        weight_decay=5e-5,
+        decay_norms=False,
+        label_smoothing=0.1,
+        mixup=0.2,
+        cutmix=1.0,
+        ema=0.9998,
+        augment="random-resized-crop",
+        sizes=((0.35, 128 / 224), (0.7, 160 / 224), (1.0, 192 / 224)),
+    )
+
+
+def finetune() -> Recipe:
+    """From trained weights to another task: a low cosine rate and few epochs. Name the weights with ``init``."""
+    return Recipe(
+        "finetune",
+        epochs=10,
+        batch=64,
+        lr=0.01,
+        schedule="cosine",
+        warmup=0.1,
+        nesterov=True,
+        decay_norms=False,
+        label_smoothing=0.1,
+        augment="random-resized-crop",
+    )
+
+
+def digits() -> Recipe:
+    """The demonstration's: 12 epochs of one cycle to 0.1, nothing else, so that what is seen comes from the network."""
+    return Recipe("digits", epochs=12, schedule="one-cycle", warmup=0.3, augment="none")
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "paper-cifar": paper_cifar,
+    "paper-imagenet": paper_imagenet,
+    "fast-cifar": fast_cifar,
+    "modern-imagenet": modern_imagenet,
+    "finetune": finetune,
+    "digits": digits,
+}
+
+
+def recipe(name: str, **changes: Any) -> Recipe:
+    """A recipe by name, with fields changed: ``recipe("paper-cifar", epochs=20)``."""
+    if name not in RECIPES:
+        hint = nearest(name, RECIPES) or f"; there are {', '.join(RECIPES)}"
+        raise DeepresError(f"unknown recipe {name!r}{hint}")
+    return replace(RECIPES[name](), **{key: value for key, value in changes.items() if value is not None})
