@@ -157,7 +157,7 @@ class Loader:
         workers = self.workers if self.workers is not None else min(8, os.cpu_count() or 1)
         loader: DataLoader[tuple[Tensor, int, int]] = DataLoader(
             _Views(split, self.prepare, self.augment),
-            batch_sampler=keys,  # type: ignore[arg-type]
+            batch_sampler=keys,
             num_workers=workers,
             prefetch_factor=4 if workers else None,
             pin_memory=self.device.type == "cuda",

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deepres.data.dataset import Data, Resident, Split, Streamed, decode_all, split_off
+from deepres.data.dataset import Data, Resident, Streamed, decode_all, split_off
 from deepres.data.decode import UnreadableImage, open_image
 from deepres.data.files import Item, Listing, fingerprint, listing
 from deepres.data.prepare import Prepare
@@ -64,9 +64,9 @@ def _resident(
     name: str, classes: tuple[str, ...], train: Resident, val: Resident, test: Resident, unreadable: tuple[str, ...] = ()
 ) -> Data:
     sample = train.pixels[:: max(1, len(train) // 20000)].float() / 255
-    mean, std = sample.mean((0, 2, 3)), sample.std((0, 2, 3)).clamp(min=1e-3)
-    numbers = [tuple(round(v, 6) for v in values.tolist()) for values in (mean, std)]
-    prepare = Prepare(train.pixels.shape[-1], train.pixels.shape[1], *numbers)
+    numbers = (sample.mean((0, 2, 3)), sample.std((0, 2, 3)).clamp(min=1e-3))
+    mean, std = (tuple(round(v, 6) for v in values.tolist()) for values in numbers)
+    prepare = Prepare(size=train.pixels.shape[-1], channels=train.pixels.shape[1], mean=mean, std=std)
     return Data(name, classes, train, val, test, prepare, unreadable)
 
 
@@ -140,20 +140,23 @@ def _folder(root: Path, size: int | None, channels: int | None, val_share: float
     total = sum(map(len, splits.values()))
     prepare = Prepare.usual(size, channels)
     if size > SMALL or total * channels * size * size > RESIDENT_BYTES:
-        streams: list[Split] = [Streamed(splits[part], channels) for part in ("train", "val", "test")]
-        return Data(root.name, found.classes, *streams, prepare)  # type: ignore[arg-type]
+        train, val, test = (Streamed(splits[part], channels) for part in ("train", "val", "test"))
+        return Data(root.name, found.classes, train, val, test, prepare)
     decoded = [_decoded(splits[part], prepare) for part in ("train", "val", "test")]
     bad = tuple(name for _, names in decoded for name in names)
-    train, val, test = (split for split, _ in decoded)
-    for part, split in (("training", train), ("validation", val), ("test", test)):
+    kept = [split for split, _ in decoded]
+    for part, split in zip(("training", "validation", "test"), kept, strict=True):
         if not len(split):
             raise DeepresError(f"{root}: no {part} image can be read, the first that failed: {bad[0]}")
+    train, val, test = kept
     return _resident(root.name, found.classes, train, val, test, bad)
 
 
 def _complete(root: Path, found: Listing, val_share: float) -> dict[str, tuple[Item, ...]]:
     """Train, validation and test items, splitting off what the folder does not have."""
-    splits = {part: found.splits[part] for part in ("train", "val", "test") if part in found.splits}
+    splits: dict[str, tuple[Item, ...]] = {
+        part: found.splits[part] for part in ("train", "val", "test") if part in found.splits
+    }
     if "train" not in splits:
         if splits:
             raise DeepresError(f"{root}: has {' and '.join(splits)} but no train folder")

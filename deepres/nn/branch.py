@@ -24,7 +24,7 @@ class Branch(nn.Sequential):
     @property
     def last(self) -> nn.Module:
         """The last layer: a norm after post-activation, a convolution after pre-activation."""
-        return next(reversed(self._modules.values()))  # type: ignore[return-value]
+        return next(reversed(self._modules.values()))
 
 
 def _branch(convs: list[nn.Conv2d], preact: bool, opening: bool) -> Branch:

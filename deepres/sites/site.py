@@ -119,7 +119,7 @@ class Site:
                 return out
             return out.index_copy(0, keep, original(x.index_select(0, keep), *args, **kwargs).to(out.dtype))
 
-        self.block.forward = forward  # type: ignore[method-assign]
+        self.block.forward = forward
         try:
             yield
         finally:
@@ -147,7 +147,7 @@ class Site:
             if blocks[stage] == 1:
                 raise DeepresError(f"site {self.name!r} is the last block of its stage, which needs one")
             blocks[stage] -= 1
-            del parent[int(index)]  # type: ignore[operator,arg-type]
+            del parent[int(index)]  # type: ignore[operator]
             self.model.config = dataclasses.replace(self.model.config, blocks=tuple(blocks))
         elif isinstance(parent, nn.Sequential) and self._follows_its_like(parent, int(index)):
             del parent[int(index)]

@@ -143,7 +143,7 @@ class Trainer:
             bf16 = run.speed not in ("exact", "auto") and SPEEDS[run.speed].bf16
             self.segment = memory.fit(self.model, data.shape, rows, team.device, limit=limit, bf16=bf16)
         self.speed = self._speed()
-        self.model.to(memory_format=self.speed.layout)  # type: ignore[call-overload]
+        self.model.to(memory_format=self.speed.layout)
         if run.sync_norm and team.world > 1:
             self.model = synchronise_norms(self.model, team.device)
         self.optimizer = optimizer_for(self.model, self.recipe)
@@ -199,9 +199,9 @@ class Trainer:
         """Forward, backward, check, update."""
         # what a network draws itself (dropout, ...) depends on the seed and the step alone
         torch.manual_seed(int(torch.randint(2**62, (), generator=seeded(self.run.seed, 5, self.progress.done, self.team.rank))))
-        lr = self.rate()
+        lr, momentum = self.rate(), self.recipe.momentum_at(self.progress.done / self.total)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"], group["momentum"] = lr, momentum
         loss, logits = self.loss(batch, self.forward if batch.full else self.eager)
         # DDP averages over processes; the parts of a batch may differ by an example
         weight = len(batch.labels) * self.team.world / batch.total

@@ -59,8 +59,8 @@ def _sequences(model: nn.Module) -> list[nn.Sequential]:
     """The outermost sequences of several blocks: our stages, torchvision's and timm's layers."""
     found: list[nn.Sequential] = []
     for name, module in model.named_children():
-        if type(module) in (nn.Sequential, Recompute) and len(module) > 1 and name not in ("stem", "head", "fc"):
-            found.append(module)  # type: ignore[arg-type]
+        if isinstance(module, nn.Sequential) and len(module) > 1 and name not in ("stem", "head", "fc"):
+            found.append(module)
         else:
             found += _sequences(module)
     return found

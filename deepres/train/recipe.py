@@ -28,6 +28,7 @@ class Recipe:
     patience: int = 5  # "plateau": epochs without a better validation error before the rate is divided by 10
     gentle_depth: int = 0  # networks this deep start at a tenth of the rate until training error is under 80 %; 0: none
     momentum: float = 0.9
+    momentum_swing: float = 0.0  # "one-cycle": momentum falls from this much above to this much below while the rate rises
     nesterov: bool = False
     weight_decay: float = 1e-4
     decay_norms: bool = True  # whether weight decay also acts on norms and biases
@@ -63,6 +64,11 @@ class Recipe:
         if self.schedule == "plateau":
             return self.lr * rise
         return self.lr * rise * 0.1 ** sum(done >= milestone for milestone in self.milestones)
+
+    def momentum_at(self, done: float) -> float:
+        """The momentum when the share ``done`` of the run is behind: lowest where the rate is highest (Smith 2018)."""
+        height = self.rate(done) / self.lr if self.schedule == "one-cycle" else 0.5
+        return self.momentum + self.momentum_swing * (1 - 2 * height)
 
     def side(self, done: float, full: int) -> int:
         """The side of the training images, in pixels, when ``done`` of the run is behind; a multiple of 32 if ``full`` is."""
@@ -102,7 +108,7 @@ def fast_cifar() -> Recipe:
 
 
 def modern_imagenet() -> Recipe:
-    """Cosine with warm-up, averaged weights, mixup and CutMix, growing resolution (Wightman et al. 2021; Touvron et al. 2019)."""
+    """Cosine, averaged weights, mixup and CutMix, growing resolution (Wightman et al. 2021; Touvron et al. 2019)."""
     return Recipe(
         "modern-imagenet",
         epochs=100,
@@ -140,7 +146,7 @@ def finetune() -> Recipe:
 
 def digits() -> Recipe:
     """The demonstration's: 12 epochs of one cycle to 0.1, nothing else, so that what is seen comes from the network."""
-    return Recipe("digits", epochs=12, schedule="one-cycle", warmup=0.3, augment="none")
+    return Recipe("digits", epochs=12, schedule="one-cycle", warmup=0.3, momentum_swing=0.05, augment="none")
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {

@@ -84,7 +84,7 @@ def exactness(speed: Speed) -> Iterator[None]:
 
 def step_seconds(model: nn.Module, images: Tensor, labels: Tensor, speed: Speed, *, repeats: int = 3) -> float:
     """Median time of a training step of a copy of ``model``, in seconds, after one to warm up (and compile)."""
-    net = copy.deepcopy(model).to(memory_format=speed.layout).train()  # type: ignore[call-overload]
+    net = copy.deepcopy(model).to(memory_format=speed.layout).train()
     call = torch.compile(net) if speed.compile else net
     optimizer = torch.optim.SGD(net.parameters(), 1e-4, 0.9)
     x = images.to(memory_format=speed.layout)
@@ -143,9 +143,10 @@ def choose(model: nn.Module, images: Tensor, labels: Tensor, steps: int) -> Spee
             part = path.with_suffix(f".{os.getpid()}.part")
             part.write_text(json.dumps({**known, key: times}))
             os.replace(part, path)
-    worth = {
-        name: seconds * steps + (COMPILE_SECONDS if SPEEDS[name].compile and name not in known.get(key, {}) else 0)
+    compiled = known.get(key, {})  # what was measured before is in the compiler's own cache
+    whole = {
+        name: seconds * steps + (COMPILE_SECONDS if SPEEDS[name].compile and name not in compiled else 0)
         for name, seconds in times.items()
         if name in SPEEDS
     }
-    return SPEEDS[min(worth, key=worth.__getitem__)]
+    return SPEEDS[min(whole, key=whole.__getitem__)]

@@ -1,0 +1,343 @@
+"""One frozen dataclass of options per command. They import the rooms they call only when they run."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+from tyro.conf import Positional
+
+from deepres.errors import DeepresError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from deepres.train import Run
+
+
+def default_out(name: str) -> Path:
+    """``runs/NAME-DATE``; the date to the second keeps runs apart."""
+    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> Table:
+    from rich.table import Table
+
+    built = Table(*head, box=None, pad_edge=False)
+    for column in built.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        built.add_row(*row)
+    return built
+
+
+@contextlib.contextmanager
+def output(path: Path | None) -> Iterator[IO[str]]:
+    """The file to write to, or standard output."""
+    if path is None:
+        yield sys.stdout
+        return
+    try:
+        with open(path, "w", newline="") as file:
+            yield file
+    except OSError as error:
+        raise DeepresError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+@dataclass(frozen=True)
+class Degrade:
+    """Show the degradation problem: deeper plain networks train worse, residual ones do not."""
+
+    data: str = "digits"  # digits, cifar10, or a folder of images or tar shards
+    depths: tuple[int, ...] = (20, 56)  # layers: two or more depths of 6n+2
+    epochs: float = 12
+    seeds: int = 1  # how many times each network is trained
+    out: Path | None = None  # where report.html and the runs go; a folder used before is continued [runs/degrade-DATE]
+    speed: str = "float32-channels-last"  # how to compute; see `deepres train --help`
+    size: int | None = None  # side of the input in pixels [the images' own, or 32]
+
+    def run(self) -> int:
+        from rich.console import Console
+
+        from deepres.cli.live import Board
+        from deepres.paper.degrade import degrade, to_json
+        from deepres.paper.degrade_page import HEAD, page, rows
+
+        out = self.out or default_out("degrade")
+        console = Console()
+        board = Board(console, self.depths, self.seeds, self.epochs)
+        with board:
+            findings = degrade(
+                self.data,
+                depths=self.depths,
+                epochs=self.epochs,
+                seeds=self.seeds,
+                out=out,
+                speed=self.speed,
+                size=self.size,
+                watch=board.update,
+            )
+        console.print(table(HEAD, rows(findings)))
+        console.print()
+        for line in findings.words():
+            console.print(line, highlight=False)
+        command = f"deepres degrade --data {self.data} --depths {' '.join(map(str, self.depths))} --epochs {self.epochs:g}"
+        report = page(findings, f"Made by `{command} --seeds {self.seeds}` in {findings.seconds:.0f} s.").write(
+            out / "report.html"
+        )
+        (out / "findings.json").write_text(to_json(findings))
+        console.print(f"\nCurves and gradients: {report}", highlight=False, soft_wrap=True)
+        return 0
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network. Under torchrun, over several processes: torchrun --nproc-per-node 2 -m deepres train ..."""
+
+    net: str | None = None  # a name from `deepres nets`, such as resnet20-cifar
+    data: str = "digits"  # digits, cifar10, or a folder of images or tar shards
+    recipe: str = "fast-cifar"  # paper-cifar, paper-imagenet, fast-cifar, modern-imagenet, finetune, digits
+    out: Path | None = None  # folder for weights, checkpoints and logs [runs/NET-DATE]
+    resume: Path | None = None  # continue the run in this folder; of the other options only --device and --workers count
+    again: Path | None = None  # repeat the run saved in this run.json (or run's folder), into --out
+    epochs: float | None = None  # instead of the recipe's
+    batch: int | None = None  # examples per step over all processes, instead of the recipe's
+    lr: float | None = None  # highest learning rate, instead of the recipe's
+    seed: int = 0
+    width: float = 1.0  # multiplies the network's channels
+    size: int | None = None  # side of the input in pixels [the images' own, or 224]
+    init: str | None = None  # weights to start from: a run or a file; a head of another size is left out
+    zero_init: bool = False  # start each block as the identity
+    shortcut: Literal["A", "B", "C", "none"] | None = None  # instead of the network's usual
+    speed: str = (
+        "auto"  # auto, exact, float32, float32-channels-last, bf16, bf16-channels-last, float32-compiled, bf16-compiled
+    )
+    memory: str = "auto"  # auto, all (recompute nothing), or the most to use, such as 3GiB
+    sync_norm: bool = False  # batch norm over the examples of all processes
+    device: str = "auto"  # auto, cpu, cuda
+    workers: int | None = None  # processes that decode large images
+    keep: int = 2  # checkpoints to keep
+    checkpoint_minutes: float = 5.0  # between checkpoints inside an epoch
+    watch_test: bool = False  # show the test error after each epoch; nothing is chosen by it
+
+    def run(self) -> int:
+        from rich.console import Console
+
+        from deepres.train import train
+
+        run = self._run()
+        result = train(run, resume=self.resume is not None)
+        if int(os.environ.get("RANK", "0")) == 0:
+            console = Console()
+            console.print(
+                f"\n{run.net}: test error {result.test.top1:.2f} % (top-5 {result.test.top5:.2f} %) on {result.test.n} images, "
+                f"with the weights of epoch {result.best_epoch} (best on the validation split, {result.val_error:.2f} %), "
+                f"{result.seconds:.0f} s\n{result.out}",
+                highlight=False,
+                soft_wrap=True,
+            )
+        return 0
+
+    def _run(self) -> Run:
+        from deepres.train import Run
+
+        here: dict[str, Any] = {"device": self.device, "workers": self.workers}
+        if self.resume is not None:
+            return dataclasses.replace(Run.read(self.resume), out=str(self.resume), **here)
+        if self.again is not None:
+            saved = Run.read(self.again)
+            return dataclasses.replace(saved, out=str(self.out or default_out(saved.net)), **here)
+        if self.net is None:
+            raise DeepresError("which network? Give --net, such as --net resnet20-cifar (`deepres nets` lists them)")
+        fields = {field.name for field in dataclasses.fields(Run)} & {field.name for field in dataclasses.fields(self)}
+        values = {name: getattr(self, name) for name in fields}
+        options: dict[str, Any] = {"zero_init": True} if self.zero_init else {}
+        if self.shortcut:
+            options["shortcut"] = self.shortcut
+        return Run(**{**values, "out": str(self.out or default_out(self.net)), "options": options})
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Test a trained network: errors, by class, confusion, calibration."""
+
+    model: Positional[Path]  # a run's folder or a weights file
+    data: str = "digits"
+    split: Literal["test", "val", "train"] = "test"
+    batch: int = 250
+    device: str = "cpu"
+    json: bool = False  # print everything as JSON
+    out: Path | None = None  # write the JSON into this folder too
+
+    def run(self) -> int:
+        import json as js
+
+        from rich.console import Console
+
+        from deepres.evaluate import evaluate
+        from deepres.train.distribute import pick_device
+
+        result = evaluate(self.model, self.data, split=self.split, batch=self.batch, device=pick_device(self.device))
+        text = js.dumps(result.to_dict(), indent=1)
+        if self.out is not None:
+            self.out.mkdir(parents=True, exist_ok=True)
+            (self.out / "evaluation.json").write_text(text)
+        if self.json:
+            print(text)
+            return 0
+        console = Console()
+        console.print(
+            f"{self.split}: {result.n} images, top-1 error {result.top1:.2f} %, top-5 {result.top5:.2f} %, "
+            f"loss {result.loss:.4f}, calibration error {result.calibration:.2f} %",
+            highlight=False,
+        )
+        names = list(result.per_class)
+        worst = sorted(names, key=lambda name: -result.per_class[name])[:20]
+        rows = []
+        for name in worst:
+            row = dict(zip(names, result.confusion[names.index(name)], strict=False))
+            others = sorted(((n, c) for n, c in row.items() if n != name and c), key=lambda pair: -pair[1])[:3]
+            rows.append([name, f"{result.per_class[name]:.2f} %", ", ".join(f"{n} {c}" for n, c in others)])
+        console.print(table(["class", "error", "taken for"], rows))
+        return 0
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Classify images with a trained network. Exit code 1 if some could not be read."""
+
+    model: Positional[Path]  # a run's folder or a weights file
+    images: Positional[tuple[Path, ...]]  # image files or folders of them
+    top: int = 5  # how many classes to name
+    format: Literal["text", "csv", "json"] = "text"
+    out: Path | None = None  # write to this file instead of the terminal
+    batch: int = 32
+
+    def run(self) -> int:
+        from deepres.evaluate import predict
+
+        answers = predict(self.model, self.images, top=self.top, batch=self.batch)
+        bad = 0
+        with output(self.out) as file:
+            if self.format == "csv":
+                writer = csv.writer(file)
+                writer.writerow(["file", "rank", "class", "probability"])
+            everything = []
+            for answer in answers:
+                if answer.error:
+                    bad += 1
+                    print(f"deepres: skipped {answer.error}", file=sys.stderr)
+                    continue
+                ranked = list(zip(answer.names, answer.probabilities, strict=True))
+                if self.format == "csv":
+                    writer.writerows([answer.file, i, name, f"{p:.6f}"] for i, (name, p) in enumerate(ranked, 1))
+                elif self.format == "json":
+                    everything.append({"file": answer.file, "classes": [{"name": n, "probability": p} for n, p in ranked]})
+                else:
+                    file.write(f"{answer.file}: " + ", ".join(f"{name} {p:.1%}" for name, p in ranked) + "\n")
+            if self.format == "json":
+                json.dump(everything, file, indent=1)
+                file.write("\n")
+        if bad:
+            print(
+                f"deepres: {bad} image{'s' if bad > 1 else ''} could not be read and {'were' if bad > 1 else 'was'} skipped",
+                file=sys.stderr,
+            )
+        return 1 if bad else 0
+
+
+@dataclass(frozen=True)
+class Info:
+    """Describe a network: stages, blocks, parameters, multiply-adds, memory."""
+
+    net: Positional[str]  # a name from `deepres nets`, a run's folder or a weights file
+    size: int | None = None  # side of the input in pixels [32 for CIFAR networks, else 224]
+    batch: int = 128  # for the memory of a training step
+    width: float = 1.0
+    num_classes: int | None = None
+    in_channels: int | None = None
+    stride_in: Literal["1x1", "3x3"] | None = None  # of a bottleneck: 1x1 is the paper's
+
+    def run(self) -> int:
+        from rich.console import Console
+
+        from deepres import nn
+
+        asked = {"num_classes": self.num_classes, "in_channels": self.in_channels, "stride_in": self.stride_in}
+        options = {key: value for key, value in asked.items() if value is not None}
+        if Path(self.net).exists():
+            model = nn.load(self.net)
+        else:
+            model = nn.create(self.net, width=self.width, **options)
+        config = model.config
+        size = self.size or (32 if config.stem == "cifar" else 224)
+        if size < 1:
+            raise DeepresError(f"size is the side of the input in pixels and at least 1, not {size}")
+        cost = nn.cost(model, (config.in_channels, size, size))
+        kind = "plain" if config.is_plain else f"residual, shortcut option {config.shortcut}"
+        order = "pre-activation" if config.preact else "post-activation"
+        stride = f", stride in the {config.stride_in}" if config.branch == "bottleneck" else ""
+        console = Console()
+        console.print(f"{self.net}: {config.depth} layers, {kind}, {config.branch} blocks{stride}, {order}", highlight=False)
+        rows = []
+        for i, stage in enumerate(model.stages):
+            rows.append([str(i), str(config.blocks[i]), str(config.channels[i]), f"{nn.parameters(stage):,}"])
+        console.print(table(["stage", "blocks", "channels", "parameters"], rows))
+        gib = cost.training_bytes(self.batch) / 2**30
+        console.print(
+            f"{cost.params:,} parameters ({cost.param_bytes / 2**20:.1f} MiB in float32)\n"
+            f"{cost.macs / 1e9:.3f} G multiply-adds for an image of {size}x{size}\n"
+            f"{gib:.2f} GiB for a training step of {self.batch} images in float32, all activations kept",
+            highlight=False,
+        )
+        return 0
+
+
+@dataclass(frozen=True)
+class Nets:
+    """List the networks that have a name; other depths of 6n+2 and 9n+2 work too."""
+
+    pattern: Positional[str] = "*"  # such as "*cifar*"
+
+    def run(self) -> int:
+        from deepres.nn import names
+        from deepres.nn.zoo import names as known
+
+        found = names(self.pattern)
+        if not found:
+            raise DeepresError(f"no network's name matches {self.pattern!r}; `deepres nets` lists all {len(known())}")
+        print("\n".join(found))
+        return 0
+
+
+@dataclass(frozen=True)
+class Optimize:
+    """Measure how fast a trained network runs as it is and after `deepres.optimize`, on this machine."""
+
+    model: Positional[str]  # a name, a run's folder or a weights file
+    size: int | None = None  # side of the input in pixels [32 for CIFAR networks, else 224]
+    batch: int = 32
+
+    def run(self) -> int:
+        import torch
+
+        from deepres import nn
+        from deepres.kernels import optimize, throughput
+
+        model = (nn.load(self.model) if Path(self.model).exists() else nn.create(self.model)).eval()
+        size = self.size or (32 if model.config.stem == "cifar" else 224)
+        images = torch.rand(self.batch, model.config.in_channels, size, size)
+        before = throughput(model, images)
+        fast = optimize(model, images)
+        after = throughput(fast, images)
+        print(f"as it is {before:,.1f} images/s, optimized {after:,.1f} images/s: {after / before:.2f} x, batch {self.batch}")
+        return 0

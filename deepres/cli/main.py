@@ -1,0 +1,46 @@
+"""Entry point: parse, run one command, turn errors into a sentence and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import tyro
+
+from deepres import __version__
+from deepres.cli.commands import Degrade, Evaluate, Info, Nets, Optimize, Predict, Train
+from deepres.errors import DeepresError
+
+Command = (
+    Annotated[Degrade, tyro.conf.subcommand("degrade")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Predict, tyro.conf.subcommand("predict")]
+    | Annotated[Info, tyro.conf.subcommand("info")]
+    | Annotated[Nets, tyro.conf.subcommand("nets")]
+    | Annotated[Optimize, tyro.conf.subcommand("optimize")]
+)
+DESCRIPTION = "Deep residual learning, complete: h(x) = f(x) + x, built, trained, compared and used."
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit codes: 0 done, 1 done in part (or interrupted, and resumable), 2 bad input."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv in (["--version"], ["-V"]):
+        print(f"deepres {__version__}")
+        return 0
+    command = tyro.cli(Command, prog="deepres", description=DESCRIPTION, args=argv)
+    try:
+        code = command.run()
+        sys.stdout.flush()
+        return int(code)
+    except DeepresError as error:
+        print(f"deepres: {error}", file=sys.stderr)
+        return 1 if type(error).__name__ == "Interrupted" else 2
+    except KeyboardInterrupt:
+        print("deepres: interrupted", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `deepres ... | head` closed the pipe; keep Python from complaining at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

@@ -1,0 +1,215 @@
+"""The degradation problem (He et al. 2015, Fig. 1, 4 and 6): deeper plain networks train worse, residual ones do not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from deepres.data import Data, Loader, open_data
+from deepres.errors import DeepresError
+from deepres.lens import LayerGradient, gradient_norms
+from deepres.nn import config
+from deepres.train import RECIPES, Record, Run, read_log, train
+
+MARGIN = 1.0  # points of training error under which two networks count as equal
+VANISHED = 1e-3  # a layer's gradient against the largest layer's: below it, the gradient has vanished there
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One network trained from one seed."""
+
+    net: str
+    depth: int
+    residual: bool
+    seed: int
+    history: tuple[Record, ...]
+    gradients: tuple[tuple[int, tuple[LayerGradient, ...]], ...]  # (epoch, by layer)
+
+    @property
+    def train_error(self) -> float:
+        """Of the last epoch, %."""
+        return self.history[-1].train_error
+
+    @property
+    def test_error(self) -> float:
+        """Of the last epoch, %."""
+        return self.history[-1].test_error or 0.0
+
+    @property
+    def weakest(self) -> float:
+        """The smallest gradient of a convolution against the largest, after the last epoch."""
+        norms = [layer.norm for layer in self.gradients[-1][1][:-1]]
+        return min(norms) / max(norms)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All curves, and what they say."""
+
+    data: str
+    epochs: float
+    curves: tuple[Curve, ...]
+    seconds: float
+
+    def of(self, net: str) -> list[Curve]:
+        return [curve for curve in self.curves if curve.net == net]
+
+    @property
+    def nets(self) -> list[str]:
+        return list(dict.fromkeys(curve.net for curve in self.curves))
+
+    def train_error(self, net: str) -> tuple[float, float]:
+        """Mean and standard deviation over the seeds, %; the latter 0 for one seed."""
+        return spread([curve.train_error for curve in self.of(net)])
+
+    def test_error(self, net: str) -> tuple[float, float]:
+        return spread([curve.test_error for curve in self.of(net)])
+
+    def words(self) -> list[str]:
+        """What was seen, with its figures. Says so where the paper's claim was not seen."""
+        lines = []
+        depths = sorted({curve.depth for curve in self.curves})
+        shallow, deep = depths[0], depths[-1]
+        for kind in ("plain", "resnet"):
+            low, high = (self.train_error(f"{kind}{depth}-cifar")[0] for depth in (shallow, deep))
+            name = "residual" if kind == "resnet" else "plain"
+            both = f"{high:.1f} % training error against {low:.1f} %"
+            if high > low + MARGIN:
+                lines.append(f"{name}-{deep} trains worse than {name}-{shallow}: {both} after {self.epochs:g} epochs.")
+            elif high < low - MARGIN:
+                lines.append(f"{name}-{deep} trains better than {name}-{shallow}: {both} after {self.epochs:g} epochs.")
+            else:
+                lines.append(f"{name}-{deep} trains as well as {name}-{shallow}: {both}, within {MARGIN:g} point.")
+        weakest = min(curve.weakest for curve in self.of(f"plain{deep}-cifar"))
+        state = "have vanished" if weakest < VANISHED else "have not vanished"
+        lines.append(
+            f"The gradients of plain-{deep} {state}: its weakest convolution gets {weakest:.2g} of the strongest's "
+            f"(vanished would be below {VANISHED:g})."
+        )
+        if self.degraded:
+            lines.append(
+                "So depth alone made the plain network worse on the very images that it was trained on, which is not "
+                "overfitting, and the shortcuts removed that: the degradation problem."
+            )
+        else:
+            lines.append("The degradation problem did not show at this scale; try more depth (--depths 20 110) or --epochs.")
+        seeds = len(self.of(self.nets[0]))
+        lines.append(f"Seen with {seeds} seeds." if seeds > 1 else "Seen with one seed; --seeds 3 shows the spread.")
+        return lines
+
+    @property
+    def degraded(self) -> bool:
+        """Whether deep plain nets trained worse than shallow ones and residual ones did not."""
+        depths = sorted({curve.depth for curve in self.curves})
+        (plain_low, plain_high), (res_low, res_high) = (
+            [self.train_error(f"{kind}{depth}-cifar")[0] for depth in (depths[0], depths[-1])] for kind in ("plain", "resnet")
+        )
+        return plain_high > plain_low + MARGIN and res_high <= res_low + MARGIN
+
+
+def spread(values: list[float]) -> tuple[float, float]:
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+Watch = Callable[[str, int, Record], None]
+
+
+def degrade(
+    data: str | Path | Data = "digits",
+    *,
+    depths: tuple[int, ...] = (20, 56),
+    epochs: float = 12,
+    seeds: int = 1,
+    out: str | Path | None = None,
+    speed: str = "float32-channels-last",
+    size: int | None = None,
+    watch: Watch | None = None,
+) -> Findings:
+    """Train plain and residual networks of ``depths`` alike: batch 128, one cycle to 0.1, He initialisation.
+
+    ``data`` larger than 96 pixels is brought to 32, the side that these networks are made for. With ``out``, the runs are
+    kept there, and what was finished before an interruption is not trained again. ``watch(net, seed, record)`` is called
+    after each epoch.
+    """
+    if len(set(depths)) < 2:
+        raise DeepresError(f"degrade compares at least two different depths, not {', '.join(map(str, depths))}")
+    if seeds < 1:
+        raise DeepresError(f"seeds is how many times each network is trained and at least 1, not {seeds}")
+    names = [f"{kind}{depth}-cifar" for depth in sorted(set(depths)) for kind in ("plain", "resnet")]
+    for name in names:
+        config(name)  # a wrong depth is told before anything is trained
+    opened = data if isinstance(data, Data) else open_data(data, size=size)
+    if not isinstance(data, Data) and size is None and opened.prepare.size > 96:
+        opened = open_data(data, size=32)
+    base = dataclasses.replace(RECIPES["digits"](), name="degrade", epochs=epochs)
+    if opened.name != "digits":
+        base = dataclasses.replace(base, augment="pad-crop-flip")
+    began = time.perf_counter()
+    curves = []
+    for seed in range(seeds):
+        for name in names:
+            folder = Path(out) / "runs" / f"{name}-seed{seed}" if out else None
+            run = Run(name, opened.name, base, str(folder) if folder else None, seed, speed=speed, watch_test=True, keep=1)
+            curves.append(_curve(run, opened, folder, watch))
+    return Findings(opened.name, epochs, tuple(curves), time.perf_counter() - began)
+
+
+def _curve(run: Run, data: Data, folder: Path | None, watch: Watch | None) -> Curve:
+    kept = _Gradients(data, folder)
+
+    def after(model: nn.Module, record: Record) -> None:
+        kept.add(model, record)
+        if watch is not None:
+            watch(run.net, run.seed, record)
+
+    net = config(run.net)
+    if folder is not None and (folder / "result.json").exists():
+        history = [Record(**line) for line in read_log(folder)]
+        if run.recipe != Run.read(folder).recipe:
+            raise DeepresError(f"{folder}: was trained with other settings; choose another --out")
+        for record in history if watch is not None else ():
+            watch(run.net, run.seed, record)  # type: ignore[misc]
+    else:
+        history = train(run, resume=True, show=False, data=data, watch=after).history
+    return Curve(run.net, net.depth, not net.is_plain, run.seed, tuple(history), kept.all())
+
+
+class _Gradients:
+    """Gradient norms after each epoch, on one fixed batch of training images; in a file if there is a folder."""
+
+    def __init__(self, data: Data, folder: Path | None) -> None:
+        loader = Loader(data.train, data.prepare, 128, seed=0, shuffle=True)
+        self.batch = next(loader.epoch(0))
+        self.path = folder / "gradients.jsonl" if folder else None
+        self.seen: dict[int, list[dict[str, Any]]] = {}
+        if self.path is not None and self.path.exists():
+            for line in self.path.read_text().splitlines():
+                entry = json.loads(line)
+                self.seen[entry["epoch"]] = entry["layers"]
+
+    def add(self, model: nn.Module, record: Record) -> None:
+        device = next(model.parameters()).device
+        layers = gradient_norms(model, self.batch.images.to(device), self.batch.labels.to(device))
+        self.seen[record.epoch] = [dataclasses.asdict(layer) for layer in layers]
+        if self.path is not None:
+            with open(self.path, "a") as file:
+                file.write(json.dumps({"epoch": record.epoch, "layers": self.seen[record.epoch]}) + "\n")
+
+    def all(self) -> tuple[tuple[int, tuple[LayerGradient, ...]], ...]:
+        return tuple((epoch, tuple(LayerGradient(**v) for v in layers)) for epoch, layers in sorted(self.seen.items()))
+
+
+def to_json(findings: Findings) -> str:
+    """Everything that was measured, with the versions it was measured with."""
+    out = dataclasses.asdict(findings)
+    return json.dumps({"torch": torch.__version__, "words": findings.words(), **out}, indent=1)
