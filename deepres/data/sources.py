@@ -148,15 +148,12 @@ def _folder(root: Path, size: int | None, channels: int | None, val_share: float
     for part, split in zip(("training", "validation", "test"), kept, strict=True):
         if not len(split):
             raise DeepresError(f"{root}: no {part} image can be read, the first that failed: {bad[0]}")
-    train, val, test = kept
-    return _resident(root.name, found.classes, train, val, test, bad)
+    return _resident(root.name, found.classes, kept[0], kept[1], kept[2], bad)
 
 
 def _complete(root: Path, found: Listing, val_share: float) -> dict[str, tuple[Item, ...]]:
     """Train, validation and test items, splitting off what the folder does not have."""
-    splits: dict[str, tuple[Item, ...]] = {
-        part: found.splits[part] for part in ("train", "val", "test") if part in found.splits
-    }
+    splits = {part: items for part, items in found.splits.items() if part}
     if "train" not in splits:
         if splits:
             raise DeepresError(f"{root}: has {' and '.join(splits)} but no train folder")

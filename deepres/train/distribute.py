@@ -107,9 +107,11 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         var = all_reduce(centred.square().sum((0, 2, 3))) / count
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
-                self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-                self.running_mean.lerp_(mean, self.momentum or 0.1)
-                self.running_var.lerp_(var * count / (count - 1), self.momentum or 0.1)
+                if self.num_batches_tracked is not None:
+                    self.num_batches_tracked.add_(1)
+                share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked or 1)
+                self.running_mean.lerp_(mean, share)
+                self.running_var.lerp_(var * count / (count - 1), share)
         scale = self.weight * torch.rsqrt(var + self.eps)
         return centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
 

@@ -20,14 +20,18 @@ _UNLIMITED = 1 << 60
 
 @contextlib.contextmanager
 def _norms_at_rest(norms: list[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
-    """Normalise by the batch as before, but leave the running statistics alone: they have seen this batch once already."""
+    """Normalise by the batch as before, but leave the running statistics alone: they have seen this batch once already.
+
+    A momentum of 0 adds nothing; to stop tracking instead would save other tensors than the first pass did.
+    """
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 class Recompute(nn.Sequential):
@@ -59,7 +63,9 @@ def _sequences(model: nn.Module) -> list[nn.Sequential]:
     """The outermost sequences of several blocks: our stages, torchvision's and timm's layers."""
     found: list[nn.Sequential] = []
     for name, module in model.named_children():
-        if isinstance(module, nn.Sequential) and len(module) > 1 and name not in ("stem", "head", "fc"):
+        # not a subclass with a forward of its own
+        exactly = isinstance(module, nn.Sequential) and type(module) in (nn.Sequential, Recompute)
+        if isinstance(module, nn.Sequential) and exactly and len(module) > 1 and name not in ("stem", "head", "fc"):
             found.append(module)
         else:
             found += _sequences(module)
