@@ -40,6 +40,13 @@ def table(head: list[str], rows: list[list[str]]) -> Table:
     return built
 
 
+def say(text: str) -> None:
+    """A line on standard output, as it is: not coloured, not wrapped."""
+    from rich.console import Console
+
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 @contextlib.contextmanager
 def output(path: Path | None) -> Iterator[IO[str]]:
     """The file to write to, or standard output."""
@@ -87,15 +94,15 @@ class Degrade:
                 watch=board.update,
             )
         console.print(table(HEAD, rows(findings)))
-        console.print()
+        say("")
         for line in findings.words():
-            console.print(line, highlight=False)
+            say(line)
         command = f"deepres degrade --data {self.data} --depths {' '.join(map(str, self.depths))} --epochs {self.epochs:g}"
         report = page(findings, f"Made by `{command} --seeds {self.seeds}` in {findings.seconds:.0f} s.").write(
             out / "report.html"
         )
         (out / "findings.json").write_text(to_json(findings))
-        console.print(f"\nCurves and gradients: {report}", highlight=False, soft_wrap=True)
+        say(f"\nCurves and gradients: {report}")
         return 0
 
 
@@ -130,20 +137,15 @@ class Train:
     watch_test: bool = False  # show the test error after each epoch; nothing is chosen by it
 
     def run(self) -> int:
-        from rich.console import Console
-
         from deepres.train import train
 
         run = self._run()
         result = train(run, resume=self.resume is not None)
         if int(os.environ.get("RANK", "0")) == 0:
-            console = Console()
-            console.print(
+            say(
                 f"\n{run.net}: test error {result.test.top1:.2f} % (top-5 {result.test.top5:.2f} %) on {result.test.n} images, "
                 f"with the weights of epoch {result.best_epoch} (best on the validation split, {result.val_error:.2f} %), "
-                f"{result.seconds:.0f} s\n{result.out}",
-                highlight=False,
-                soft_wrap=True,
+                f"{result.seconds:.0f} s\n{result.out}"
             )
         return 0
 
@@ -195,10 +197,9 @@ class Evaluate:
             print(text)
             return 0
         console = Console()
-        console.print(
+        say(
             f"{self.split}: {result.n} images, top-1 error {result.top1:.2f} %, top-5 {result.top5:.2f} %, "
-            f"loss {result.loss:.4f}, calibration error {result.calibration:.2f} %",
-            highlight=False,
+            f"loss {result.loss:.4f}, calibration error {result.calibration:.2f} %"
         )
         names = list(result.per_class)
         worst = sorted(names, key=lambda name: -result.per_class[name])[:20]
@@ -279,7 +280,7 @@ class Info:
         else:
             model = nn.create(self.net, width=self.width, **options)
         config = model.config
-        size = self.size or (32 if config.stem == "cifar" else 224)
+        size = self.size if self.size is not None else (32 if config.stem == "cifar" else 224)
         if size < 1:
             raise DeepresError(f"size is the side of the input in pixels and at least 1, not {size}")
         cost = nn.cost(model, (config.in_channels, size, size))
@@ -287,17 +288,16 @@ class Info:
         order = "pre-activation" if config.preact else "post-activation"
         stride = f", stride in the {config.stride_in}" if config.branch == "bottleneck" else ""
         console = Console()
-        console.print(f"{self.net}: {config.depth} layers, {kind}, {config.branch} blocks{stride}, {order}", highlight=False)
+        say(f"{self.net}: {config.depth} layers, {kind}, {config.branch} blocks{stride}, {order}")
         rows = []
         for i, stage in enumerate(model.stages):
             rows.append([str(i), str(config.blocks[i]), str(config.channels[i]), f"{nn.parameters(stage):,}"])
         console.print(table(["stage", "blocks", "channels", "parameters"], rows))
         gib = cost.training_bytes(self.batch) / 2**30
-        console.print(
+        say(
             f"{cost.params:,} parameters ({cost.param_bytes / 2**20:.1f} MiB in float32)\n"
             f"{cost.macs / 1e9:.3f} G multiply-adds for an image of {size}x{size}\n"
-            f"{gib:.2f} GiB for a training step of {self.batch} images in float32, all activations kept",
-            highlight=False,
+            f"{gib:.2f} GiB for a training step of {self.batch} images in float32, all activations kept"
         )
         return 0
 

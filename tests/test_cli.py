@@ -1,0 +1,147 @@
+"""The command line as a newcomer meets it: answers, exit codes, one sentence for each mistake, no traceback."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import deepres
+from deepres.cli.main import main
+from deepres.data import Prepare
+
+
+def call(*args: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    code = main(list(args))
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "run"
+    options = ["--net", "resnet8-cifar", "--recipe", "digits", "--epochs", "2", "--speed", "float32", "--out", str(out)]
+    assert main(["train", *options]) == 0
+    return out
+
+
+def test_help_answers_at_once() -> None:
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-X", "importtime", "-m", "deepres", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "degrade" in done.stdout
+    assert "| torch\n" not in done.stderr  # the import that takes seconds
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("command", ["degrade", "train", "evaluate", "predict", "info", "nets", "optimize"])
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0 and "usage" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--version", capsys=capsys) == (0, f"deepres {deepres.__version__}\n", "")
+
+
+def test_wrong_options_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--epochs", "many"])
+    assert stopped.value.code == 2
+    capsys.readouterr()
+
+
+def test_nets_and_info(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call("nets", "*50*", capsys=capsys)
+    assert code == 0 and {"resnet50", "plain50", "resnet50-v1"} <= set(out.split())
+    code, out, _ = call("info", "resnet50", "--stride-in", "1x1", "--batch", "32", capsys=capsys)
+    assert code == 0 and "25,557,032 parameters" in out and "3.858 G multiply-adds" in out and "GiB" in out
+    assert [line.split()[1] for line in out.splitlines() if line[:1].isdigit()][:4] == ["3", "4", "6", "3"]
+
+
+def test_mistakes_get_one_sentence_and_exit_code_2(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes((run / "best.safetensors").read_bytes()[:1000])
+    for args, says in {
+        ("train",): "Give --net",
+        ("train", "--net", "resnet20-cifer"): "did you mean 'resnet20-cifar'",
+        ("train", "--net", "resnet20-cifar", "--data", "digitz"): "did you mean 'digits'",
+        ("train", "--net", "resnet20-cifar", "--recipe", "paper"): "unknown recipe 'paper'",
+        ("train", "--net", "resnet20-cifar", "--speed", "fast"): "unknown speed",
+        ("train", "--net", "resnet20-cifar", "--device", "cuda", "--out", str(tmp_path / "x")): "--device cpu",
+        ("train", "--resume", str(tmp_path)): "no run to read here",
+        ("train", "--net", "resnet1202-cifar", "--memory", "1MiB", "--out", str(tmp_path / "y")): "lower --batch",
+        ("info", "resnet21-cifar"): "nearest: 20 and 26",
+        ("info", "resnet18", "--size", "0"): "at least 1",
+        ("nets", "vgg*"): "no network's name matches",
+        ("evaluate", str(tmp_path / "none")): "no such file",
+        ("evaluate", str(cut)): "truncated",
+        ("predict", str(run), str(tmp_path / "nowhere")): "",
+        ("degrade", "--depths", "20"): "two different depths",
+    }.items():
+        code, _, err = call(*args, capsys=capsys)
+        if says:
+            assert code == 2 and says in err, (args, err)
+            assert err.count("\n") == 1 and "Traceback" not in err
+        else:
+            assert code == 1
+
+
+def test_evaluate_prints_and_writes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call("evaluate", str(run), "--data", "digits", "--out", str(tmp_path), capsys=capsys)
+    assert code == 0 and "359 images, top-1 error" in out and "calibration error" in out and "taken for" in out
+    code, out, _ = call("evaluate", str(run), "--json", capsys=capsys)
+    assert json.loads(out) == json.loads((tmp_path / "evaluation.json").read_text())
+
+
+def test_predict_in_every_format(small_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = deepres.create("resnet8-cifar", in_channels=1, num_classes=3)
+    notes = {"classes": ["a", "b", "c"], "prepare": Prepare(16, 1, (0.2,), (0.3,)).to_notes()}
+    path = str(deepres.save(model, tmp_path / "net.safetensors", **notes))
+    good, bad = str(small_folder / "digit-0"), tmp_path / "bad.png"
+    bad.write_bytes(b"nothing")
+    code, out, err = call("predict", path, good, capsys=capsys)
+    assert (code, err) == (0, "") and len(out.splitlines()) == 24 and "%" in out
+    code, out, err = call("predict", path, good, str(bad), "--format", "csv", "--top", "2", capsys=capsys)
+    table = list(csv.DictReader(io.StringIO(out)))
+    assert code == 1 and len(table) == 48 and {row["class"] for row in table} <= set("abc")
+    assert "skipped" in err and "bad.png" in err and "1 image could not be read" in err
+    code, _, _ = call("predict", path, good, "--format", "json", "--out", str(tmp_path / "a.json"), capsys=capsys)
+    assert code == 0 and len(json.loads((tmp_path / "a.json").read_text())) == 24
+    code, _, err = call("predict", path, good, "--out", str(tmp_path / "no" / "a.json"), capsys=capsys)
+    assert code == 2 and "cannot be written" in err
+
+
+def test_a_run_can_be_run_again_from_its_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call("train", "--again", str(run / "run.json"), "--out", str(tmp_path / "again"), capsys=capsys)
+    assert code == 0 and "test error" in out
+    code, out, _ = call("train", "--resume", str(run), capsys=capsys)  # finished: only tested once more
+    assert code == 0 and "test error" in out
+
+
+def test_degrade_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ("degrade", "--depths", "8", "14", "--epochs", "1", "--out", str(tmp_path / "d"))
+    code, out, _ = call(*args, capsys=capsys)
+    assert code == 0 and "plain-14" in out and "report.html" in out
+    assert {"report.html", "findings.json", "runs"} <= {path.name for path in (tmp_path / "d").iterdir()}
+
+
+def test_ctrl_c_saves_and_exits_with_1(tmp_path: Path) -> None:
+    import os
+    import signal
+
+    out = tmp_path / "stopped"
+    command = [sys.executable, "-m", "deepres", "train", "--net", "resnet20-cifar", "--epochs", "500", "--recipe", "digits"]
+    process = subprocess.Popen([*command, "--speed", "float32", "--out", str(out)], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (out / "log.jsonl").exists():
+        time.sleep(0.05)
+    time.sleep(0.5)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and f"resume with --resume {out}" in err.replace("\n", " ") and "Traceback" not in err
+    assert list((out / "checkpoints").glob("*.pt"))
