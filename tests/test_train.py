@@ -226,6 +226,17 @@ def test_deep_networks_start_gently_by_the_papers_rule() -> None:
     assert not trainer.progress.gentle and trainer.rate() == pytest.approx(0.1)
 
 
+def test_the_papers_recipe_subtracts_the_mean_of_each_pixel(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run = Run("resnet8-cifar", "digits", recipe("paper-cifar", epochs=1), str(out), speed="exact", width=0.5)
+    deepres.train(run, show=False)
+    data = open_data("digits")
+    mean = torch.tensor(deepres.nn.notes(out)["prepare"]["mean"])
+    torch.testing.assert_close(mean, data.train.pixels.float().mean(0) / 255, rtol=0, atol=1e-5)
+    saved = json.loads((out / "result.json").read_text())["test"]["top1"]
+    assert deepres.evaluate(out, "digits").top1 == pytest.approx(saved)
+
+
 def test_averaged_weights_mixing_and_growing_images(large_folder: Path, tmp_path: Path) -> None:
     modern = dataclasses.replace(recipe("modern-imagenet"), epochs=2, batch=8, lr=0.01, ema=0.5)
     run = Run("resnet18", str(large_folder), modern, str(tmp_path / "run"), size=64, speed="exact", width=0.125, workers=1)

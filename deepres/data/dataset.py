@@ -67,6 +67,14 @@ class Data:
         """(C, H, W) of the network's input."""
         return self.prepare.channels, self.prepare.size, self.prepare.size
 
+    def centred_by_pixel(self) -> Data:
+        """Prepared by subtracting the training images' mean at each pixel (He et al. 2015, section 4.2)."""
+        if not isinstance(self.train, Resident):
+            return self
+        mean = self.train.pixels.double().mean(0).div(255)
+        rounded = tuple(tuple(tuple(round(v, 5) for v in row) for row in plane) for plane in mean.tolist())
+        return replace(self, prepare=replace(self.prepare, mean=rounded))
+
     def __str__(self) -> str:
         parts = f"{len(self.train)} train, {len(self.val)} validation, {len(self.test)} test"
         left = f", {len(self.unreadable)} unreadable left out" if self.unreadable else ""

@@ -120,6 +120,8 @@ class Trainer:
 
     def __init__(self, run: Run, data: Data, team: Team, model: nn.Module | None = None) -> None:
         assert isinstance(run.recipe, Recipe)
+        if run.recipe.pixel_mean:
+            data = data.centred_by_pixel()
         self.run, self.data, self.team, self.recipe = run, data, team, run.recipe
         self.out = Path(run.out) if run.out else None
         self.model = (model if model is not None else training_model(run, data, team.device)).to(team.device)

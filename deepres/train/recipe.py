@@ -38,6 +38,7 @@ class Recipe:
     ema: float = 0.0  # decay of the averaged weights per step, 0 for off
     augment: Augment = "pad-crop-flip"
     colour: bool = False  # AlexNet's colour augmentation
+    pixel_mean: bool = False  # subtract the mean of each pixel, not only of each channel; for images kept in memory
     sizes: tuple[tuple[float, float], ...] = ()  # (share of the run, share of the input's side): progressive resolution
 
     def __post_init__(self) -> None:
@@ -83,7 +84,7 @@ def paper_cifar() -> Recipe:
     Networks of 110 layers and more start at 0.01 until the training error is below 80 %. Given epochs instead of the
     64k steps, the milestones stay at half and three quarters.
     """
-    return Recipe("paper-cifar", iterations=64_000, gentle_depth=110)
+    return Recipe("paper-cifar", iterations=64_000, gentle_depth=110, pixel_mean=True)
 
 
 def paper_imagenet() -> Recipe:

@@ -1,0 +1,83 @@
+"""Side-by-side measurement: alternating, in one process tree, recorded with what it ran on."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+import deepres
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Hardware and versions."""
+    model = platform.processor()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return {
+        "cpu": model,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "bf16": torch.cpu._is_avx512_bf16_supported(),
+        "amx": torch.cpu._is_amx_tile_supported(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "deepres": deepres.__version__,
+        "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip(),
+    }
+
+
+def alternate(candidates: dict[str, Callable[[], object]], *, repeats: int = 7, warm: int = 2) -> dict[str, list[float]]:
+    """Seconds of each call. The candidates take turns, in reversed order every second round."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for call in candidates.values():
+        for _ in range(warm):
+            call()
+    for turn in range(repeats):
+        for name in list(candidates)[:: 1 if turn % 2 == 0 else -1]:
+            began = time.perf_counter()
+            candidates[name]()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - began)
+    return times
+
+
+def summary(times: dict[str, list[float]], images: int, against: str) -> dict[str, dict[str, Any]]:
+    """Images per second (median, lowest, highest), and the median over the turns of the ratio to ``against``."""
+    out = {}
+    for name, values in times.items():
+        ratios = [peer / mine for mine, peer in zip(values, times[against], strict=True)]
+        out[name] = {
+            "n": len(values),
+            "images_per_second": round(images / statistics.median(values), 1),
+            "lowest": round(images / max(values), 1),
+            "highest": round(images / min(values), 1),
+            "ratio": round(statistics.median(ratios), 3),
+            "ratio_lowest": round(min(ratios), 3),
+            "ratio_highest": round(max(ratios), 3),
+        }
+    return out
+
+
+def record(name: str, result: dict[str, Any]) -> None:
+    """Write ``benchmarks/results/NAME.json`` and print it."""
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps({"name": name, "date": time.strftime("%Y-%m-%d"), "machine": machine(), **result}, indent=1)
+    (RESULTS / f"{name}.json").write_text(text + "\n")
+    print(text, flush=True)

@@ -1,0 +1,64 @@
+"""Training steps side by side: CIFAR ResNet-20 at batch 128, ResNet-50 at 224 and batch 16.
+
+The peers' step is forward, backward and update; ours is ``Trainer.step``, which also seeds, checks that loss and gradient
+are finite and keeps the sums that are logged.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+import torchvision
+
+from benchmarks.common import alternate, record, summary
+from benchmarks.peers import CifarResNet, Step
+from deepres import Run
+from deepres.data import Data, Prepare, Resident
+from deepres.train import Trainer, recipe
+from deepres.train.distribute import Team
+from deepres.train.speed import SPEEDS, exactness
+
+
+def ours(net: str, images: torch.Tensor, labels: torch.Tensor, classes: int, speed: str) -> tuple[Callable[[], None], str]:
+    size = images.shape[-1]
+    split = Resident(torch.randint(0, 256, images.shape, dtype=torch.uint8), labels)
+    names = tuple(map(str, range(classes)))
+    data = Data("random", names, split, split, split, Prepare(size, 3, (0.5,) * 3, (0.25,) * 3))
+    run = Run(net, "random", recipe("paper-cifar", batch=len(labels)), speed=speed, memory="all")
+    trainer = Trainer(run, data, Team(images.device))
+    trainer.model.train()
+    batch = next(trainer.loader.epoch(0))
+    return lambda: trainer.step(batch), trainer.speed.name
+
+
+def compare(
+    net: str, build: Callable[[], torch.nn.Module], batch: int, size: int, classes: int, repeats: int
+) -> dict[str, object]:
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    images, labels = torch.randn(batch, 3, size, size, device=device), torch.randint(0, classes, (batch,), device=device)
+    auto, name = ours(net, images, labels, classes, "auto")
+    exact, _ = ours(net, images, labels, classes, "exact")
+    calls: dict[str, Callable[[], object]] = {
+        "peer as it is": Step(build(), images, labels, bf16=False, last=False, compile=False),
+        "peer channels-last bf16": Step(build(), images, labels, bf16=True, last=True, compile=False),
+        "peer channels-last bf16 compiled": Step(build(), images, labels, bf16=True, last=True, compile=True),
+        "peer bf16 compiled": Step(build(), images, labels, bf16=True, last=False, compile=True),
+        f"deepres --speed auto ({name})": auto,
+        "deepres --speed exact": exact,
+    }
+    with exactness(SPEEDS[name]):
+        times = alternate(calls, repeats=repeats)
+    peers = {key: values for key, values in times.items() if key.startswith("peer")}
+    best = min(peers, key=lambda key: sorted(peers[key])[len(peers[key]) // 2])
+    return {"what": f"{net}, {size}x{size}, batch {batch}", "best_peer": best, **summary(times, batch, best)}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=7)
+    repeats = parser.parse_args().repeats
+    record("training-resnet20-cifar", compare("resnet20-cifar", lambda: CifarResNet(20), 128, 32, 10, 2 * repeats + 1))
+    record("training-resnet50", compare("resnet50", torchvision.models.resnet50, 16, 224, 1000, repeats))
