@@ -9,8 +9,10 @@ from collections.abc import Iterable
 class DeepresError(Exception):
     """Bad input or a machine that lacks something: one sentence that says what, where and what to do.
 
-    The command line prints the sentence and exits with code 2, without a traceback.
+    The command line prints the sentence and exits with ``exit_code``, without a traceback.
     """
+
+    exit_code = 2
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -48,6 +48,17 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
+def resumable(command: str) -> Iterator[None]:
+    """When a run inside is interrupted, say how to go on with the whole."""
+    from deepres.train import Interrupted
+
+    try:
+        yield
+    except Interrupted as error:
+        raise Interrupted(f"interrupted, and what is done is kept; `{command}` with the same options goes on") from error
+
+
+@contextlib.contextmanager
 def output(path: Path | None) -> Iterator[IO[str]]:
     """The file to write to, or standard output."""
     if path is None:
@@ -82,7 +93,7 @@ class Degrade:
         out = self.out or default_out("degrade")
         console = Console()
         board = Board(console, self.depths, self.seeds, self.epochs)
-        with board:
+        with board, resumable(f"deepres degrade --out {out}"):
             findings = degrade(
                 self.data,
                 depths=self.depths,

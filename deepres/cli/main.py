@@ -37,10 +37,13 @@ def main(argv: list[str] | None = None) -> int:
         return int(code)
     except DeepresError as error:
         print(f"deepres: {error}", file=sys.stderr)
-        return 1 if type(error).__name__ == "Interrupted" else 2
+        return error.exit_code
     except KeyboardInterrupt:
         print("deepres: interrupted", file=sys.stderr)
         return 1
     except BrokenPipeError:  # `deepres ... | head` closed the pipe; keep Python from complaining at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"deepres: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return 2

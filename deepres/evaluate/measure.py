@@ -128,10 +128,8 @@ def evaluate(
         prepare = Prepare.from_notes(noted["prepare"]) if "prepare" in noted else None
         trained, model = noted.get("classes"), load(model)
     if isinstance(data, (str, Path)):
-        size, channels = (prepare.size, prepare.channels) if prepare else (None, getattr(model, "config", None))
-        if not isinstance(channels, (int, type(None))):
-            channels = channels.in_channels
-        data = open_data(data, size=size, channels=channels)
+        wanted = prepare.channels if prepare else getattr(getattr(model, "config", None), "in_channels", None)
+        data = open_data(data, size=prepare.size if prepare else None, channels=wanted)
     if trained is not None and list(data.classes) != list(trained):
         only = sorted(set(data.classes) ^ set(trained))[:3]
         raise DeepresError(

@@ -6,7 +6,7 @@ import copy
 import statistics
 import time
 import warnings
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -46,18 +46,35 @@ def fold_norms(model: nn.Module) -> nn.Module:
 
 
 class Optimized(nn.Module):
-    """A frozen network for inference. Called like the original; takes and gives float32."""
+    """A frozen network for inference. Called like the original; takes and gives float32.
 
-    def __init__(self, call: Any, net: nn.Module, dtype: torch.dtype, classes_dtype: torch.dtype) -> None:
+    The first call with images of a new shape compiles for it, which takes a minute for ResNet-50.
+    """
+
+    def __init__(self, net: nn.Module, dtype: torch.dtype, compile: bool) -> None:
         super().__init__()
         self.net = net
-        self._call = call
         self.dtype = dtype
-        self.out_dtype = classes_dtype
+        self._call: Callable[[Tensor], Tensor] = torch.compile(net, dynamic=False) if compile else net
+        self._compiles = compile
+        self._shapes: set[torch.Size] = set()
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.dtype, memory_format=torch.channels_last)
         with torch.no_grad():
-            return self._call(x.to(self.dtype, memory_format=torch.channels_last)).to(self.out_dtype)
+            if self._compiles and x.shape not in self._shapes:
+                return self._first(x).float()
+            return self._call(x).float()
+
+    def _first(self, x: Tensor) -> Tensor:
+        """Compile with the weights as constants, so that they are laid out for the processor beforehand."""
+        from torch._inductor import config
+
+        with config.patch(freezing=True), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            out = self._call(x)
+        self._shapes.add(x.shape)
+        return out
 
     def train(self, mode: bool = True) -> Optimized:
         """Stays in eval mode: folded norms and frozen weights cannot be trained."""
@@ -66,10 +83,12 @@ class Optimized(nn.Module):
         return super().train(False)
 
 
-def optimize(model: nn.Module, example: Tensor, *, dtype: torch.dtype | None = None, compile: bool = True) -> Optimized:
+def optimize(
+    model: nn.Module, example: Tensor | None = None, *, dtype: torch.dtype | None = None, compile: bool = True
+) -> Optimized:
     """The same network for inference only: norms folded in float32, low-precision weights, channels-last, compiled.
 
-    ``example``: images as the network will get them, (N, C, H, W); compiled for this shape, others compile once more.
+    ``example``: images as the network will get them, (N, C, H, W), to compile at once; else the first call compiles.
     ``dtype``: default bfloat16 where the processor computes it, else float32. ``model`` is left as it was.
     """
     device = next(model.parameters()).device
@@ -79,16 +98,11 @@ def optimize(model: nn.Module, example: Tensor, *, dtype: torch.dtype | None = N
     net = fold_norms(model).to(device, dtype).to(memory_format=torch.channels_last)
     for parameter in net.parameters():
         parameter.requires_grad_(False)
-    call: Any = net
-    if compile:
-        from torch._inductor import config
-
-        call = torch.compile(net, dynamic=False)
-        with config.patch(freezing=True), warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            for _ in range(2):
-                call(example.to(device, dtype, memory_format=torch.channels_last))
-    return Optimized(call, net, dtype, torch.float32).eval()
+    optimized = Optimized(net, dtype, compile).eval()
+    if example is not None:
+        for _ in range(2):
+            optimized(example.to(device))
+    return optimized
 
 
 @torch.no_grad()

@@ -40,6 +40,20 @@ class Team:
             dist.all_reduce(tensor)
         return tensor
 
+    def same(self, value: str | None) -> str | None:
+        """The first process's value, in all of them."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+    def spread(self, model: nn.Module) -> None:
+        """Give the first process's weights and statistics to all."""
+        if self.world > 1:
+            for tensor in model.state_dict().values():
+                dist.broadcast(tensor, 0)
+
     def wait(self) -> None:
         if self.world > 1:
             dist.barrier()

@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from deepres.data import Augment, Batch, Data, Loader, Resident, mix, open_data, seeded
 from deepres.errors import DeepresError
 from deepres.evaluate import Evaluation, measure
-from deepres.nn import ResNet, create, load_weights, read, save
+from deepres.nn import ResNet, config, create, from_others, load_weights, read, save
 from deepres.nn.store import locate
 from deepres.train import checkpoint, memory
 from deepres.train.distribute import Team, synchronise_norms, team
@@ -36,6 +36,8 @@ from deepres.train.speed import SPEEDS, Speed, choose, exactness
 
 class Interrupted(DeepresError):
     """Ctrl-C or SIGTERM: the run has been saved and can be resumed."""
+
+    exit_code = 1
 
 
 @dataclass(frozen=True)
@@ -377,10 +379,13 @@ def train(
     with team(run.device) as mates:
         if mates.world > 1 and mates.device.type == "cpu":
             torch.set_num_threads(max(1, torch.get_num_threads() // mates.world))
+        run = dataclasses.replace(run, out=mates.same(run.out))  # a default name may hold a time of day
+        if model is None:
+            config(run.net, width=run.width, **run.options)  # a wrong name is told before any data is read
         if data is None:
             if not mates.writes:
                 mates.wait()  # the first process decodes and fills the cache
-            data = open_data(run.data, size=run.size, channels=run.options.get("in_channels"))
+            data = open_data(run.data, size=run.size, channels=run.options.get("in_channels") or _channels(run.init))
             if mates.writes:
                 mates.wait()
         out = Path(run.out) if run.out else None
@@ -390,11 +395,19 @@ def train(
         with exactness(SPEEDS.get(run.speed, SPEEDS["float32"])):
             try:
                 return _train(run, data, mates, model, resume, show and mates.writes, watch)
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                    raise
                 raise DeepresError(
                     f"out of memory on {mates.device} ({str(error).splitlines()[0]}); lower --batch, --size or --width, "
                     "or set --memory to what may be used"
                 ) from error
+
+
+def _channels(init: str | None) -> int | None:
+    """How many channels the weights to start from want, so that grey images are given to them as they expect."""
+    stem = from_others(read(locate(init))[0]).get("stem.conv.weight") if init else None
+    return stem.shape[1] if stem is not None else None
 
 
 def _claim(out: Path, run: Run, resume: bool) -> None:
@@ -450,10 +463,11 @@ def _train(
 def _conclude(trainer: Trainer, history: list[Record], out: Path | None) -> Result:
     """Load the best weights and test them: the only look at the test set that counts."""
     trainer.keep_weights("last.safetensors")
-    trainer.team.wait()
     final = trainer.deploy()
-    if out is not None and (out / "best.safetensors").exists() and isinstance(final, ResNet):
-        load_weights(final, read(out / "best.safetensors")[0])
+    best = out / "best.safetensors" if out is not None else None
+    if best is not None and trainer.team.writes and best.exists() and isinstance(final, ResNet):
+        load_weights(final, read(best)[0])
+    trainer.team.spread(final)  # the folder may be on one machine only
     data, run = trainer.data, trainer.run
     test = measure(
         final,
