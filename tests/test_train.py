@@ -19,8 +19,8 @@ from deepres.data import open_data
 from deepres.nn import read
 from deepres.train import Interrupted, NonFinite, Recipe, Trainer, checkpoint, read_log, recipe
 from deepres.train.distribute import Team, pick_device
-from deepres.train.loop import optimizer_for
 from deepres.train.speed import SPEEDS, choose
+from deepres.train.trainer import optimizer_for
 
 TINY = Recipe("tiny", epochs=2, batch=64, lr=0.05, schedule="one-cycle", warmup=0.3, augment="pad-crop")
 NET = {"net": "resnet8-cifar", "data": "digits", "recipe": TINY, "speed": "exact", "width": 0.5}

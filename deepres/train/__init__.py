@@ -1,11 +1,12 @@
-"""Training. Read: recipe -> run -> loop; speed, memory, checkpoint, guard, distribute and progress serve it."""
+"""Training. Read: recipe -> run -> trainer -> loop; speed, memory, checkpoint, guard, distribute and progress serve it."""
 
 from deepres._room import callable_room
 from deepres.train.guard import NonFinite
-from deepres.train.loop import Interrupted, Result, Trainer, resume, train
+from deepres.train.loop import Result, resume, train
 from deepres.train.progress import Record, read_log
 from deepres.train.recipe import RECIPES, Recipe, recipe
 from deepres.train.run import Run
+from deepres.train.trainer import Interrupted, Trainer
 
 __all__ = [
     "RECIPES",

@@ -1,0 +1,320 @@
+"""A run under way: the network, its optimizer, and where it is in its epochs; one step, one epoch, one checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from deepres.data import Augment, Batch, Data, Loader, Resident, mix, seeded
+from deepres.errors import DeepresError
+from deepres.evaluate import Evaluation, measure
+from deepres.nn import ResNet, create, load_weights, read, save
+from deepres.nn.store import locate
+from deepres.train import checkpoint, memory
+from deepres.train.distribute import Team, synchronise_norms
+from deepres.train.guard import NonFinite, first_non_finite
+from deepres.train.progress import Record, Reporter, peak_memory
+from deepres.train.recipe import Recipe
+from deepres.train.run import Run, parse_bytes
+from deepres.train.speed import SPEEDS, Speed, choose
+
+
+class Interrupted(DeepresError):
+    """Ctrl-C or SIGTERM: the run has been saved and can be resumed."""
+
+    exit_code = 1
+
+
+@dataclass
+class Progress:
+    """Where a run is; with the weights and the optimizer this is all that a checkpoint holds."""
+
+    epoch: int = 0
+    step: int = 0  # inside the epoch
+    done: int = 0  # in all
+    seconds: float = 0.0
+    best: float = math.inf
+    best_epoch: int = 0
+    since_best: int = 0  # epochs, for the plateau schedule
+    factor: float = 1.0  # of the rate, after plateaus
+    gentle: bool = False  # still warming up by the paper's rule
+    # sums over the epoch so far: loss, wrong, examples, gradient norm, steps
+    sums: list[float] = field(default_factory=lambda: [0.0] * 5)
+
+
+def training_model(run: Run, data: Data, device: torch.device) -> nn.Module:
+    """The network of a run, freshly initialised from its seed, or from ``run.init``."""
+    torch.manual_seed(run.seed)
+    options = {"in_channels": data.prepare.channels, "num_classes": len(data.classes), **run.options}
+    model = create(run.net, width=run.width, **options)
+    if run.init:
+        tensors, _ = read(locate(run.init))
+        report = load_weights(model, tensors, strict=False)
+        body = [name for name in (*report.missing, *(s.split(":")[0] for s in report.shapes)) if not name.startswith("head.")]
+        if body:
+            raise DeepresError(f"{run.init}: does not hold the weights of a {run.net}: {report}")
+    return model.to(device)
+
+
+def optimizer_for(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+    """SGD with momentum as PyTorch writes it, v = mu v + g; w -= lr v."""
+    norms = [p for p in model.parameters() if p.ndim < 2 and not recipe.decay_norms]
+    others = [p for p in model.parameters() if p.ndim >= 2 or recipe.decay_norms]
+    groups: list[dict[str, Any]] = [{"params": others, "weight_decay": recipe.weight_decay}]
+    if norms:
+        groups.append({"params": norms, "weight_decay": 0.0})
+    return torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=recipe.nesterov, fused=True)
+
+
+class Trainer:
+    """A run under way: the network, its optimizer, and where it is. ``train`` is the way in."""
+
+    def __init__(self, run: Run, data: Data, team: Team, model: nn.Module | None = None) -> None:
+        assert isinstance(run.recipe, Recipe)
+        if run.recipe.pixel_mean:
+            data = data.centred_by_pixel()
+        self.run, self.data, self.team, self.recipe = run, data, team, run.recipe
+        self.out = Path(run.out) if run.out else None
+        self.model = (model if model is not None else training_model(run, data, team.device)).to(team.device)
+        self.progress = Progress(gentle=self._starts_gently())
+        self.loader = Loader(
+            data.train,
+            data.prepare,
+            self.recipe.batch,
+            seed=run.seed,
+            augment=self._augment(),
+            colour=self.recipe.colour,
+            device=team.device,
+            share=team.share,
+            workers=run.workers,
+        )
+        self.total = self.recipe.steps(self.loader.steps)
+        limit = None if run.memory in ("auto", "all") else parse_bytes(run.memory)
+        self.segment = 0
+        if run.memory != "all":
+            rows = -(-self.loader.batch // team.world)
+            bf16 = run.speed not in ("exact", "auto") and SPEEDS[run.speed].bf16
+            self.segment = memory.fit(self.model, data.shape, rows, team.device, limit=limit, bf16=bf16)
+        self.speed = self._speed()
+        self.model.to(memory_format=self.speed.layout)
+        if run.sync_norm and team.world > 1:
+            self.model = synchronise_norms(self.model, team.device)
+        self.optimizer = optimizer_for(self.model, self.recipe)
+        if self.segment:
+            # gradients made anew in each backward pass would lie between the activations and keep the heap from shrinking
+            for parameter in self.model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+        self.averaged: AveragedModel | None = None
+        if self.recipe.ema:
+            self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.ema), use_buffers=True)
+        wrapped: nn.Module = self.model
+        if team.world > 1:
+            ids = [team.device.index] if team.device.type == "cuda" else None
+            wrapped = DistributedDataParallel(self.model, device_ids=ids)
+        self.eager = wrapped
+        self.forward = torch.compile(wrapped) if self.speed.compile else wrapped
+
+    def _starts_gently(self) -> bool:
+        config = getattr(self.model, "config", None)
+        return bool(self.recipe.gentle_depth) and config is not None and config.depth >= self.recipe.gentle_depth
+
+    def _augment(self) -> Augment:
+        """Crops of large views make no sense of small images kept at one size, nor the other way round."""
+        if isinstance(self.data.train, Resident):
+            return "pad-crop-flip" if self.recipe.augment in ("scale-crop", "random-resized-crop") else self.recipe.augment
+        return "random-resized-crop" if self.recipe.augment.startswith("pad-crop") else self.recipe.augment
+
+    def _speed(self) -> Speed:
+        if self.run.speed != "auto":
+            return SPEEDS[self.run.speed]
+        rows = -(-self.loader.batch // self.team.world)
+        images = torch.randn(rows, *self.data.shape, generator=seeded(0)).to(self.team.device)
+        labels = torch.arange(rows, device=self.team.device) % len(self.data.classes)
+        names = list(SPEEDS)
+        chosen = choose(self.model, images, labels, self.total)
+        index = torch.tensor(names.index(chosen.name) if self.team.rank == 0 else 0, device=self.team.device)
+        return SPEEDS[names[int(self.team.total(index))]]  # the first process chooses for all
+
+    # ---- one step
+
+    def loss(self, batch: Batch, forward: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """(mean loss over the local part, logits)."""
+        images, targets = batch.images, batch.labels
+        if self.recipe.mixup or self.recipe.cutmix:
+            generator = seeded(self.run.seed, 4, self.progress.done, self.team.rank)
+            hot = F.one_hot(targets, len(self.data.classes)).float()
+            images, targets = mix(images, hot, generator, mixup=self.recipe.mixup, cutmix=self.recipe.cutmix)
+        with self.speed.autocast(self.team.device):
+            logits = forward(images.to(memory_format=self.speed.layout)).float()
+        return F.cross_entropy(logits, targets, label_smoothing=self.recipe.label_smoothing), logits
+
+    def rate(self) -> float:
+        rate = self.recipe.rate(self.progress.done / self.total) * self.progress.factor
+        return min(rate, self.recipe.lr / 10) if self.progress.gentle else rate
+
+    def step(self, batch: Batch) -> None:
+        """Forward, backward, check, update."""
+        # what a network draws itself (dropout, ...) depends on the seed and the step alone
+        torch.manual_seed(int(torch.randint(2**62, (), generator=seeded(self.run.seed, 5, self.progress.done, self.team.rank))))
+        lr, momentum = self.rate(), self.recipe.momentum_at(self.progress.done / self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"], group["momentum"] = lr, momentum
+        loss, logits = self.loss(batch, self.forward if batch.full else self.eager)
+        # DDP averages over processes; the parts of a batch may differ by an example
+        weight = len(batch.labels) * self.team.world / batch.total
+        self.optimizer.zero_grad(set_to_none=not self.segment)
+        (loss * weight if weight != 1 else loss).backward()
+        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        wrong = (logits.detach().argmax(1) != batch.labels).sum()
+        numbers = torch.stack((loss.detach() * len(batch.labels), wrong.to(loss.dtype), norm.to(loss.dtype))).double()
+        self.team.total(numbers)
+        total_loss, total_wrong, total_norm = numbers.tolist()  # the one wait for the device
+        if not math.isfinite(total_loss + total_norm):
+            self._explain(batch)
+        self.optimizer.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
+        added = (total_loss, total_wrong, batch.total, total_norm / self.team.world, 1)
+        self.progress.sums = [a + b for a, b in zip(self.progress.sums, added, strict=True)]
+        self.progress.step += 1
+        self.progress.done += 1
+        if self.progress.gentle and self.progress.step % 20 == 0:
+            self.progress.gentle = self.progress.sums[1] / self.progress.sums[2] > 0.8
+
+    def _explain(self, batch: Batch) -> None:
+        self.optimizer.zero_grad()
+        where = first_non_finite(self.model, lambda: self.loss(batch, self.model)[0])
+        raise NonFinite(
+            f"training stopped before step {self.progress.done + 1}: the loss or its gradient is not finite; {where}; "
+            f"lower --lr (now {self.rate():g}), or look at the data"
+        )
+
+    # ---- checkpoints
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "averaged": self.averaged.state_dict() if self.averaged is not None else None,
+            "progress": dataclasses.asdict(self.progress),
+            "speed": self.speed.name,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.averaged is not None:
+                self.averaged.load_state_dict(state["averaged"])
+            self.progress = Progress(**state["progress"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise DeepresError(f"{self.out}: the checkpoint there is of another run ({str(error).splitlines()[0]})") from error
+
+    def checkpoint(self) -> None:
+        if self.out is not None and self.team.writes:
+            checkpoint.write(self.out / checkpoint.FOLDER, self.progress.done, self.state(), self.run.keep)
+
+    def deploy(self) -> nn.Module:
+        """The weights to test and to keep: the averaged ones where there are some."""
+        return self.averaged.module if self.averaged is not None else self.model
+
+    def keep_weights(self, name: str) -> None:
+        if self.out is None or not self.team.writes:
+            return
+        notes = {"classes": list(self.data.classes), "prepare": self.data.prepare.to_notes(), "data": self.run.data}
+        model = self.deploy()
+        if isinstance(model, ResNet):
+            save(model, self.out / name, **notes)
+
+    # ---- epochs
+
+    def measure(self, split: str) -> Evaluation:
+        """In the mode that the run trains in."""
+        return measure(
+            self.deploy(),
+            getattr(self.data, split),
+            self.data.prepare,
+            self.data.classes,
+            batch=max(self.recipe.batch, 250),
+            device=self.team.device,
+            layout=self.speed.layout,
+            autocast=self.speed.autocast(self.team.device),
+            share=self.team.share,
+            workers=self.run.workers,
+        )
+
+    def train_epoch(self, reporter: Reporter, stop: threading.Event) -> None:
+        """From where the run is to the end of the epoch, or of the run."""
+        progress = self.progress
+        saved = began = time.perf_counter()
+        waited, earlier, first = self.loader.waited, progress.seconds, progress.step
+        side = self.recipe.side(progress.done / self.total, self.data.prepare.size)
+        self.model.train()
+        for batch in self.loader.epoch(progress.epoch, progress.step, side):
+            self.step(batch)
+            now = time.perf_counter()
+            progress.seconds = earlier + now - began
+            steps = progress.step - first
+            rate = steps * self.recipe.batch / (now - began)
+            reporter.step(progress.done, rate, (self.loader.waited - waited) / (now - began), peak_memory(self.team.device))
+            asked = torch.tensor(int(stop.is_set()), device=self.team.device)
+            if self.team.total(asked):
+                self.checkpoint()
+                self.team.wait()
+                how = f"resume with --resume {self.out}" if self.out else "it had no folder, so nothing was saved"
+                raise Interrupted(f"interrupted after step {progress.done} of {self.total}; {how}")
+            if now - saved > 60 * self.run.checkpoint_minutes:
+                self.checkpoint()
+                saved = time.perf_counter()
+            if progress.done >= self.total:
+                break
+
+    def finish_epoch(self, reporter: Reporter, speed: float, waited: float) -> Record:
+        """Validate, log, keep the best weights, checkpoint."""
+        progress = self.progress
+        loss, wrong, count, norm, steps = progress.sums
+        began = time.perf_counter()
+        val = self.measure("val")
+        test = self.measure("test").top1 if self.run.watch_test else None
+        record = Record(
+            epoch=progress.epoch + 1,
+            step=progress.done,
+            lr=self.optimizer.param_groups[0]["lr"],
+            loss=loss / count,
+            train_error=100 * wrong / count,
+            val_error=val.top1,
+            grad_norm=norm / steps,
+            images_per_second=speed,
+            waited=waited,
+            memory=peak_memory(self.team.device),
+            seconds=progress.seconds + time.perf_counter() - began,
+            test_error=test,
+            unreadable=self.loader.unreadable,
+        )
+        if progress.gentle:
+            progress.gentle = record.train_error > 80
+        if val.top1 < progress.best:
+            progress.best, progress.best_epoch, progress.since_best = val.top1, record.epoch, 0
+            self.keep_weights("best.safetensors")
+        else:
+            progress.since_best += 1
+            if self.recipe.schedule == "plateau" and progress.since_best > self.recipe.patience:
+                progress.factor, progress.since_best = progress.factor / 10, 0
+        progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, [0.0] * 5
+        progress.seconds = record.seconds
+        if self.team.writes:
+            reporter.epoch(record)
+        self.checkpoint()
+        return record
