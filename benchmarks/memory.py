@@ -39,7 +39,7 @@ def child(memory: str, speed: str) -> None:
             began = time.perf_counter()
             trainer.step(batch)
             times.append(time.perf_counter() - began)
-    print(json.dumps({"seconds": times[1:], "peak_bytes": peak_memory(trainer.team.device), "segment": trainer.segment}))
+    print(json.dumps({"seconds": times[1:], "peak_bytes": peak_memory(trainer.team.device), "plan": str(trainer.plan)}))
 
 
 def main() -> None:
@@ -61,7 +61,7 @@ def main() -> None:
                 "fastest": round(min(seconds), 2),
                 "slowest": round(max(seconds), 2),
                 "peak_gib": round(max(one["peak_bytes"] for one in found) / 2**30, 2),  # type: ignore[type-var,operator]
-                "segment": found[0]["segment"],
+                "plan": found[0]["plan"],
             }
         ratio = rows["bounded"]["seconds"] / rows["unbounded"]["seconds"]  # type: ignore[operator]
         result[speed] = {**rows, "time_ratio": round(ratio, 3)}

@@ -46,7 +46,7 @@ class saved_bytes:
             self._seen.add(storage.data_ptr())
             self._kept.append(storage)
             self.total += storage.nbytes()
-        return tensor
+        return tensor.detach()  # a node that held its own output whole would hold itself, and never be freed
 
     def __enter__(self) -> saved_bytes:
         self._hooks.__enter__()

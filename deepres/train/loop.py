@@ -152,9 +152,9 @@ def _train(
     title = f"{run.net} on {data.name}"
     sink = out if mates.writes else None
     with _stoppable() as stop, Reporter(sink, title=title, total=trainer.total, show=show, done=done) as reporter:
-        segment = f", segments of {trainer.segment} blocks recomputed" if trainer.segment else ""
+        plan = f", {trainer.plan}" if trainer.plan.length else ""
         where = f"{mates.device}" + (f" x {mates.world} processes" if mates.world > 1 else "")
-        reporter.say(f"{data}\n{run.net}, {trainer.recipe.name}, {trainer.total} steps, {trainer.speed.name}{segment}, {where}")
+        reporter.say(f"{data}\n{run.net}, {trainer.recipe.name}, {trainer.total} steps, {trainer.speed.name}{plan}, {where}")
         if done:
             reporter.say(f"resumed after step {done}")
         while trainer.progress.done < trainer.total:
@@ -199,7 +199,7 @@ def _conclude(trainer: Trainer, history: list[Record], out: Path | None) -> Resu
             "test": test.to_dict(),
         }
         (out / "result.json").write_text(json.dumps(summary, indent=1))
-    memory.recompute(final, 0)
+    memory.recompute(final, memory.Plan())
     return Result(
         run, final.eval(), history, progress.best_epoch, progress.best, test, progress.seconds, trainer.speed.name, out
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -15,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from deepres.errors import DeepresError
 from deepres.nn.count import saved_bytes
 
-_UNLIMITED = 1 << 60
+SLACK = 1.25  # of activations: what the allocator loses between them
 
 
 @contextlib.contextmanager
@@ -34,21 +35,36 @@ def _norms_at_rest(norms: list[nn.modules.batchnorm._BatchNorm]) -> Iterator[Non
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Which blocks are recomputed. The default recomputes none."""
+
+    length: int = 0  # blocks per segment; 0: nothing is recomputed
+    kept: int = 0  # blocks at the output end that are kept whole: the backward pass frees them before it recomputes
+
+    def __str__(self) -> str:
+        rest = f", the last {self.kept} kept" if self.kept else ""
+        return f"blocks recomputed in segments of {self.length}{rest}" if self.length else "nothing recomputed"
+
+
 class Recompute(nn.Sequential):
     """Blocks that run in segments of ``length``; only what goes into a segment is kept for the backward pass.
 
-    Outputs, gradients and running statistics are those of the plain sequence, to the bit.
+    The last ``kept`` blocks run as usual. Outputs, gradients and running statistics are those of the plain sequence, to the
+    bit.
     """
 
     length: int = 1
+    kept: int = 0
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and torch.is_grad_enabled()):
             return super().forward(x)
         blocks = list(self)
-        for start in range(0, len(blocks), self.length):
-            segment = nn.Sequential(*blocks[start : start + self.length])
-            norms = [m for m in segment.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+        head = len(blocks) - self.kept
+        for start in range(0, head, self.length):
+            segment = nn.Sequential(*blocks[start : min(start + self.length, head)])
+            norms = _running_norms(segment)
 
             def contexts(
                 norms: list[nn.modules.batchnorm._BatchNorm] = norms,
@@ -56,7 +72,13 @@ class Recompute(nn.Sequential):
                 return contextlib.nullcontext(), _norms_at_rest(norms)
 
             x = checkpoint(segment, x, use_reentrant=False, context_fn=contexts, determinism_check="none")
+        for block in blocks[head:]:
+            x = block(x)
         return x
+
+
+def _running_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
 
 
 def _sequences(model: nn.Module) -> list[nn.Sequential]:
@@ -72,27 +94,78 @@ def _sequences(model: nn.Module) -> list[nn.Sequential]:
     return found
 
 
-def recompute(model: nn.Module, length: int) -> None:
-    """Make the model's stages run in recomputed segments of ``length`` blocks; 0 undoes it. Names and weights stay."""
-    for sequence in _sequences(model):
-        sequence.__class__ = Recompute if length else nn.Sequential
-        if length:
-            sequence.length = length  # type: ignore[assignment]
+def recompute(model: nn.Module, plan: Plan) -> None:
+    """Make the model's stages run as ``plan`` says; ``Plan()`` undoes it. Names and weights stay."""
+    kept = plan.kept
+    for sequence in reversed(_sequences(model)):
+        here = min(kept, len(sequence))
+        kept -= here
+        sequence.__class__ = Recompute if plan.length and here < len(sequence) else nn.Sequential
+        if isinstance(sequence, Recompute):
+            sequence.length, sequence.kept = plan.length, here
 
 
-def activation_bytes(model: nn.Module, shape: tuple[int, int, int], device: torch.device, *, bf16: bool = False) -> int:
-    """What a training step keeps for the backward pass, per example, measured with two examples on the model itself."""
-    x = torch.zeros(2, *shape, device=device)
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that one example leaves behind for the backward pass of a training step."""
+
+    total: int
+    saved: tuple[int, ...]  # by each block
+    entered: tuple[int, ...]  # what goes into each block
+    sequences: tuple[int, ...]  # blocks in each sequence
+    fixed: int = 0  # kept too, but the same for any batch
+
+    def need(self, plan: Plan) -> int:
+        """Bytes at the worst moment: at the end of the forward pass, or while the widest segment is recomputed."""
+        head = len(self.saved) - plan.kept
+        outside = self.total - sum(self.saved)
+        inputs, worst, first = 0, 0, 0
+        for count in self.sequences:
+            end = min(first + count, head)
+            for start in range(first, end, plan.length):
+                inputs += self.entered[start]
+                segment = self.saved[start : min(start + plan.length, end)]
+                # gradients flow through a block while its activations are there
+                worst = max(worst, inputs + sum(segment) + 2 * max(segment))
+            first += count
+        return outside + max(worst, inputs + sum(self.saved[head:]))
+
+
+def footprint(model: nn.Module, shape: tuple[int, int, int], device: torch.device, *, bf16: bool = False) -> Footprint:
+    """Measured on the model itself, which is left as it was: with four examples, less what two leave.
+
+    So what does not grow with the batch, such as weights cast to bfloat16, is not taken for activations.
+    """
+    few, more = (_left_behind(model, torch.zeros(n, *shape, device=device), bf16) for n in (2, 4))
+    saved, entered = (tuple((b - a) // 2 for a, b in zip(x, y, strict=True)) for x, y in zip(few[1:], more[1:], strict=True))
+    total = (more[0] - few[0]) // 2
+    return Footprint(total, saved, entered, tuple(map(len, _sequences(model))), fixed=few[0] - 2 * total)
+
+
+def _left_behind(model: nn.Module, x: Tensor, bf16: bool) -> tuple[int, list[int], list[int]]:
+    """Bytes kept for the backward pass: in all, by each block, and what went into each block."""
+    entered, marks, handles = [], [], []
     was = model.training
     model.train()
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    low = torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
+    low = torch.autocast(x.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
     try:
-        with torch.enable_grad(), _norms_at_rest(norms), low, saved_bytes(model) as saved:
+        with torch.enable_grad(), _norms_at_rest(_running_norms(model)), low, saved_bytes(model) as saved:
+
+            def enter(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                entered.append(inputs[0].nbytes)
+                marks.append(saved.total)
+
+            def leave(*_: object) -> None:
+                marks.append(saved.total)
+
+            for block in (block for sequence in _sequences(model) for block in sequence):
+                handles += [block.register_forward_pre_hook(enter), block.register_forward_hook(leave)]
             model(x)
     finally:
         model.train(was)
-    return saved.total // 2
+        for handle in handles:
+            handle.remove()
+    return saved.total, [after - before for before, after in zip(marks[::2], marks[1::2], strict=True)], entered
 
 
 def available_bytes(device: torch.device) -> int:
@@ -115,59 +188,44 @@ def fit(
     *,
     limit: int | None = None,
     bf16: bool = False,
-) -> int:
-    """Choose the segment length so that a training step fits, and set it. Returns it; 0 means that all is kept.
+) -> Plan:
+    """Choose as little recomputation as makes a training step fit, and set it.
 
     ``limit``: the most memory that the whole process may use, in bytes; default: four fifths of what is free.
 
-    Raises ``DeepresError`` when not even the tightest choice fits.
+    Raises ``DeepresError`` when not even the tightest plan fits.
     """
-    recompute(model, 0)
+    recompute(model, Plan())
+    measured = footprint(model, shape, device, bf16=bf16)  # first: it leaves something behind in the allocator
     rss = psutil.Process().memory_info().rss if device.type == "cpu" else torch.cuda.memory_allocated(device)
     budget = (limit - rss) if limit is not None else int(available_bytes(device) * 0.8)
-    weights = sum(p.nbytes for p in model.parameters())
-    work = batch * math.prod(shape) * 4 * 16  # the batch itself, and the convolutions' own scratch
-    whole = activation_bytes(model, shape, device, bf16=bf16) * batch
-    fixed = 2 * weights + work
-    if whole + fixed <= budget:
-        return 0
-    blocks = sum(len(s) for s in _sequences(model))
+    # gradients, momentum, the batch itself and the convolutions' own scratch
+    fixed = measured.fixed + 2 * sum(p.nbytes for p in model.parameters()) + batch * math.prod(shape) * 4 * 16
+    whole = batch * measured.total + fixed
+    if whole <= budget:
+        return Plan()
+    blocks = len(measured.saved)
     if blocks == 0:
-        raise DeepresError(_no_room(whole + fixed, budget))
-    boundary = batch * _boundary_bytes(model, shape, device) / blocks * (0.5 if bf16 else 1)
-    per_block = whole / blocks
-    # what stays: one input per segment, and one segment whole; twice that of the widest, first stage
-    need = {length: blocks / length * boundary + 2 * length * per_block + fixed for length in range(1, blocks + 1)}
-    fits = [length for length, total in need.items() if total <= budget]
-    best = math.isqrt(round(blocks * boundary / (2 * per_block))) or 1
-    tightest = min(need, key=need.__getitem__)
-    if not fits:
-        raise DeepresError(_no_room(need[tightest], budget))
-    length = min(fits, key=lambda n: abs(n - best))
-    recompute(model, length)
-    return length
+        raise DeepresError(_no_room(whole, budget))
 
+    def need(plan: Plan) -> float:
+        return SLACK * batch * measured.need(plan) + fixed
 
-def _boundary_bytes(model: nn.Module, shape: tuple[int, int, int], device: torch.device) -> float:
-    """Bytes of the inputs of all blocks together, per example."""
-    total = 0
-    handles = []
-
-    def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        nonlocal total
-        total += inputs[0].numel() * 4
-
-    for sequence in _sequences(model):
-        handles += [block.register_forward_pre_hook(count) for block in sequence]
-    was = model.training
-    try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, *shape, device=device))
-    finally:
-        model.train(was)
-        for handle in handles:
-            handle.remove()
-    return float(total)
+    plans = [Plan(length) for length in range(1, 2 * math.isqrt(blocks) + 1)]
+    tightest = min(plans, key=need)
+    if need(tightest) > budget:
+        raise DeepresError(_no_room(need(tightest), budget))
+    # what is kept at the end adds to the end of the forward pass only, so a tighter segment leaves more room for it
+    low, high = 0, blocks - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if need(Plan(tightest.length, middle)) <= budget:
+            low = middle
+        else:
+            high = middle - 1
+    plan = Plan(tightest.length, low)
+    recompute(model, plan)
+    return plan
 
 
 def _no_room(need: float, budget: float) -> str:

@@ -102,17 +102,17 @@ class Trainer:
         )
         self.total = self.recipe.steps(self.loader.steps)
         limit = None if run.memory in ("auto", "all") else parse_bytes(run.memory)
-        self.segment = 0
+        self.plan = memory.Plan()
         if run.memory != "all":
             rows = -(-self.loader.batch // team.world)
             bf16 = run.speed not in ("exact", "auto") and SPEEDS[run.speed].bf16
-            self.segment = memory.fit(self.model, data.shape, rows, team.device, limit=limit, bf16=bf16)
+            self.plan = memory.fit(self.model, data.shape, rows, team.device, limit=limit, bf16=bf16)
         self.speed = self._speed()
         self.model.to(memory_format=self.speed.layout)
         if run.sync_norm and team.world > 1:
             self.model = synchronise_norms(self.model, team.device)
         self.optimizer = optimizer_for(self.model, self.recipe)
-        if self.segment:
+        if self.plan.length:
             # gradients made anew in each backward pass would lie between the activations and keep the heap from shrinking
             for parameter in self.model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
@@ -174,7 +174,7 @@ class Trainer:
         loss, logits = self.loss(batch, self.forward if batch.full else self.eager)
         # DDP averages over processes; the parts of a batch may differ by an example
         weight = len(batch.labels) * self.team.world / batch.total
-        self.optimizer.zero_grad(set_to_none=not self.segment)
+        self.optimizer.zero_grad(set_to_none=not self.plan.length)
         (loss * weight if weight != 1 else loss).backward()
         norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         wrong = (logits.detach().argmax(1) != batch.labels).sum()
