@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
@@ -146,12 +147,18 @@ class Train:
     keep: int = 2  # checkpoints to keep
     checkpoint_minutes: float = 5.0  # between checkpoints inside an epoch
     watch_test: bool = False  # show the test error after each epoch; nothing is chosen by it
+    lens: str | None = None  # also glance at every site, every=1epoch or every=200steps; kept with the run for `deepres look`
 
     def run(self) -> int:
         from deepres.train import train
 
         run = self._run()
-        result = train(run, resume=self.resume is not None)
+        tap = None
+        if self.lens is not None:
+            from deepres.lens import Monitor
+
+            tap = Monitor(self.lens, run.out, say=lambda text: print(text, file=sys.stderr))
+        result = train(run, resume=self.resume is not None, tap=tap)
         if int(os.environ.get("RANK", "0")) == 0:
             say(
                 f"\n{run.net}: test error {result.test.top1:.2f} % (top-5 {result.test.top5:.2f} %) on {result.test.n} images, "
@@ -327,6 +334,85 @@ class Nets:
         if not found:
             raise DeepresError(f"no network's name matches {self.pattern!r}; `deepres nets` lists all {len(known())}")
         print("\n".join(found))
+        return 0
+
+
+def _show(bar: Any, task: Any, what: str, share: float) -> None:
+    bar.update(task, completed=share, description=what)
+
+
+@dataclass(frozen=True)
+class Look:
+    """Show what the depth of a network does: one interactive page for one network, or several side by side."""
+
+    models: Positional[tuple[str, ...]]  # runs, files, names of ours, torchvision.models:NAME, timm:NAME, hf:FOLDER
+    data: str = "digits"  # digits, cifar10, or a folder of images or tar shards
+    split: Literal["train", "val", "test"] = "val"
+    examples: int = 1000  # at most
+    weights: Path | None = None  # a state_dict for a network that is built by name
+    pairs: int = 60  # pairs of branches to leave out; 0: none, nor deletions and exchanges
+    lesions: bool = True  # leave each branch out in turn, a pass over the examples each
+    size: int | None = None  # side of the input in pixels [what the network was trained with]
+    batch: int = 100
+    device: str = "auto"  # auto, cpu, cuda
+    out: Path | None = None  # folder for report.html and findings.json [runs/look-DATE]
+
+    def run(self) -> int:
+        import json as js
+
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        from deepres.lens import look, words
+        from deepres.lens.monitor import read_glances
+        from deepres.lens.page import page
+        from deepres.lens.source import Source
+
+        if not self.models:
+            raise DeepresError("which network? Name a run, a file, or a reference such as torchvision.models:resnet50")
+        if self.examples < 2 or self.batch < 1 or self.pairs < 0:
+            raise DeepresError("--examples is at least 2, --batch at least 1, and --pairs at least 0")
+        out = self.out or default_out("look")
+        console = Console(stderr=True)
+        looks, source = [], None
+        began = time.perf_counter()
+        for reference in self.models:
+            source = Source.open(
+                reference, self.data, weights=self.weights, size=self.size, split=self.split, device=self.device
+            )
+            bar = Progress(
+                TextColumn("[bold]{task.description}"), BarColumn(), TimeRemainingColumn(compact=True), console=console,
+                disable=not console.is_terminal,
+            )  # fmt: skip
+            task = bar.add_task(source.name, total=1.0)
+            with bar:
+                looks.append(
+                    look(
+                        source.model,
+                        source.batches(self.examples, self.batch),
+                        name=source.name,
+                        lesions=self.lesions,
+                        pairs=self.pairs,
+                        device=source.device,
+                        watch=partial(_show, bar, task),
+                    )
+                )
+            say(f"{source.name}")
+            for line in words(looks[-1]):
+                say(f"  {line}")
+        assert source is not None
+        command = f"deepres look {' '.join(self.models)} --data {self.data}"
+        built = page(
+            looks,
+            data=f"{source.data.name}, {looks[0].examples:,} examples of the {self.split} split",
+            footer=f"Made by `{command}` in {time.perf_counter() - began:.0f} s.",
+            classes=source.data.classes,
+            pixels=source.pixels,
+            glances=read_glances(self.models[0]),
+        )
+        report = built.write(out / "report.html")
+        (out / "findings.json").write_text(js.dumps([found.to_dict() for found in looks], indent=1))
+        say(f"\nThe whole: {report}")
         return 0
 
 

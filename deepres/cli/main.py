@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from deepres import __version__
-from deepres.cli.commands import Degrade, Evaluate, Info, Nets, Optimize, Predict, Train
+from deepres.cli.commands import Degrade, Evaluate, Info, Look, Nets, Optimize, Predict, Train
 from deepres.errors import DeepresError
 
 Command = (
@@ -17,6 +17,7 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
+    | Annotated[Look, tyro.conf.subcommand("look")]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Nets, tyro.conf.subcommand("nets")]
     | Annotated[Optimize, tyro.conf.subcommand("optimize")]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from deepres.data import Data, Loader, Prepare, Share, Split, open_data
 from deepres.errors import DeepresError
-from deepres.nn import load, notes
+from deepres.nn import load, notes, output_classes
 
 BINS = 15  # of the calibration error (Guo et al. 2017)
 
@@ -137,13 +137,8 @@ def evaluate(
             + (f" (only one of them has {', '.join(map(repr, only))})" if only else " in that order")
         )
     prepare = prepare or data.prepare
-    outputs = _classes_of(model)
+    outputs = output_classes(model)
     if outputs is not None and outputs != len(data.classes):
         raise DeepresError(f"{data.name}: has {len(data.classes)} classes and the network {outputs}")
     model = model.to(device)
     return measure(model, getattr(data, split), prepare, data.classes, batch=batch, device=device, workers=workers)
-
-
-def _classes_of(model: nn.Module) -> int | None:
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    return linear[-1].out_features if linear else None

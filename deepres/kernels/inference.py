@@ -45,6 +45,26 @@ def fold_norms(model: nn.Module) -> nn.Module:
     return graph
 
 
+class _Exactly(nn.Module):
+    """A layer computed in float32 inside a low-precision network: logits rounded to 8 bits would tie where they do not."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.float())
+
+
+def _low_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """``model`` in ``dtype``, but for its last linear layer."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    model = model.to(dtype)
+    if linear and dtype != torch.float32:
+        model.set_submodule(linear[-1], _Exactly(copy.deepcopy(model.get_submodule(linear[-1])).float()))
+    return model
+
+
 class Optimized(nn.Module):
     """A frozen network for inference. Called like the original; takes and gives float32.
 
@@ -88,6 +108,8 @@ def optimize(
 ) -> Optimized:
     """The same network for inference only: norms folded in float32, low-precision weights, channels-last, compiled.
 
+    The classifier, its last linear layer, stays float32; it costs next to nothing and keeps close calls as they are.
+
     ``example``: images as the network will get them, (N, C, H, W), to compile at once; else the first call compiles.
     ``dtype``: default bfloat16 where the processor computes it, else float32. ``model`` is left as it was.
     """
@@ -95,7 +117,7 @@ def optimize(
     if dtype is None:
         fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
         dtype = torch.bfloat16 if fast else torch.float32
-    net = fold_norms(model).to(device, dtype).to(memory_format=torch.channels_last)
+    net = _low_precision(fold_norms(model).to(device), dtype).to(memory_format=torch.channels_last)
     for parameter in net.parameters():
         parameter.requires_grad_(False)
     optimized = Optimized(net, dtype, compile).eval()

@@ -3,6 +3,7 @@
 from deepres.nn.branch import Branch, basic, bottleneck
 from deepres.nn.count import Cost, cost, parameters
 from deepres.nn.init import initialise
+from deepres.nn.reference import input_channels, input_size, open_model, output_classes
 from deepres.nn.residual import Residual, plain
 from deepres.nn.resnet import ResNet, ResNetConfig, Stage
 from deepres.nn.shortcut import PadShortcut, shortcut
@@ -27,10 +28,14 @@ __all__ = [
     "from_others",
     "infer_config",
     "initialise",
+    "input_channels",
+    "input_size",
     "load",
     "load_weights",
     "names",
     "notes",
+    "open_model",
+    "output_classes",
     "parameters",
     "plain",
     "read",

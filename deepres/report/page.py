@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +41,41 @@ class Page:
 
     def figure(self, figure: Any, caption: str) -> None:
         """A ``plotly.graph_objects.Figure``. The caption is also what a screen reader says."""
-        # "</" would end the script that the figure stands in
-        spec = json.dumps(json.loads(figure.to_json(validate=False))).replace("</", "<\\/")
-        self.parts.append({"kind": "figure", "caption": caption, "json": spec})
+        self.parts.append({"kind": "figure", "caption": caption, "json": _script(json.loads(figure.to_json(validate=False)))})
+
+    def chain(
+        self, title: str, measures: Sequence[dict[str, Any]], sites: Sequence[dict[str, Any]], edges: Sequence[float]
+    ) -> None:
+        """A network as an interactive chain of blocks.
+
+        ``measures``: what the blocks can be coloured by, each with ``key``, ``label``, ``unit`` and ``log``. ``sites``: each
+        with ``index``, ``name``, ``kind``, ``stage``, ``opens``, ``values`` by key, ``details`` as pairs of text,
+        ``histogram`` (counts between ``edges``, or None) and ``lesion`` (``change``, ``low``, ``high``, or None).
+        """
+        spec = _script({"measures": list(measures), "sites": list(sites), "edges": list(edges)})
+        self.parts.append({"kind": "chain", "title": title, "measures": list(measures), "json": spec})
+
+    def gallery(self, images: Sequence[tuple[str, str]]) -> None:
+        """Images as (``data:`` address, caption)."""
+        self.parts.append({"kind": "gallery", "images": list(images)})
 
     def write(self, path: str | Path) -> Path:
         """Write the page, whole or not at all."""
         from jinja2 import Environment, PackageLoader, StrictUndefined
-        from plotly.offline import get_plotlyjs
 
         template = Environment(
             loader=PackageLoader("deepres.report", "."), autoescape=True, undefined=StrictUndefined
         ).get_template("page.html")
         path = Path(path)
         html = template.render(
-            title=self.title, lead=self.lead, footer=self.footer, parts=self.parts, plotly=get_plotlyjs(), height=430
+            title=self.title,
+            lead=self.lead,
+            footer=self.footer,
+            parts=self.parts,
+            plotly=_plotly() if any(part["kind"] == "figure" for part in self.parts) else "",
+            height=430,
+            style=_own("chain.css") if any(part["kind"] in ("chain", "gallery") for part in self.parts) else "",
+            script=_own("chain.js") if any(part["kind"] == "chain" for part in self.parts) else "",
         )
         part = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -61,3 +86,28 @@ class Page:
             part.unlink(missing_ok=True)
             raise DeepresError(f"{path}: the report cannot be written ({error.strerror})") from error
         return path
+
+
+def _script(value: Any) -> str:
+    """JSON that can stand inside a script element, which a "</" would end. NaN and infinities become null."""
+    return json.dumps(_finite(value)).replace("</", "<\\/")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _own(name: str) -> str:
+    return (files("deepres.report") / name).read_text(encoding="utf-8")
+
+
+@cache
+def _plotly() -> str:
+    """Plotly's own script, packed: a third of the size, and unpacked by the browser after the first paint."""
+    from plotly.offline import get_plotlyjs
+
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from deepres.errors import DeepresError
 from deepres.nn import ResNet
-from deepres.sites.adapters import Row, row_of
+from deepres.sites.adapters import Row, rows_of
 
 
 @dataclass(frozen=True)
@@ -25,22 +26,84 @@ class Observation:
     out: Tensor  # after(shortcut(x) + f(x))
 
 
+@dataclass(frozen=True)
+class Flow:
+    """What came back through a site in one backward pass: ``total = shortcut + branch``, all of the input's shape.
+
+    Where the shortcut is the identity, its part is the gradient at the sum itself: the +1 in ``dh/dx = 1 + df/dx``.
+    """
+
+    total: Tensor
+    shortcut: Tensor
+    branch: Tensor
+
+
+class Nothing(nn.Module):
+    """Stands where a removed branch did its work, and adds nothing."""
+
+    def __init__(self, pair: bool) -> None:
+        super().__init__()
+        self.pair = pair
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        zeros = torch.zeros_like(_first(args, kwargs))
+        return (zeros, None) if self.pair else zeros
+
+
+def _first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The signal among a block's arguments: the first of them."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def _exchange(
+    args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Tensor], Tensor]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if args:
+        return (change(args[0]), *args[1:]), kwargs
+    name = next(iter(kwargs))
+    return args, {**kwargs, name: change(kwargs[name])}
+
+
+def _signal(out: Any) -> Tensor:
+    """The signal in what a block gives: itself, or the first of a tuple."""
+    return out[0] if isinstance(out, tuple) else out
+
+
+@contextmanager
+def _patched(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """While open, calls of ``module`` go to ``forward``, over whatever stood there before."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
+
+
 @dataclass(frozen=True, eq=False)
 class Site:
-    """One residual block of ``model``. The verbs that change something return contexts that always restore it."""
+    """One residual site of ``model``. The verbs that change something return contexts that always restore it."""
 
-    name: str  # dotted path of the block in the model
+    name: str  # the block's path, and the part's name where the block holds several sites
+    path: str  # dotted path of the block in the model
     block: nn.Module
     model: nn.Module = dataclasses.field(repr=False)
     row: Row = dataclasses.field(repr=False)
 
+    def _need(self, part: str) -> nn.Module:
+        module = self.row.find(self.block, part)
+        if module is None:
+            names = " or ".join(map(repr, getattr(self.row, part)))
+            raise DeepresError(f"site {self.name!r}: {type(self.block).__name__} has no {names}")
+        return module
+
     @property
     def end(self) -> nn.Module:
         """The module whose output is the branch's."""
-        module = self.row.find(self.block, "end")
-        if module is None:
-            raise DeepresError(f"site {self.name!r}: {type(self.block).__name__} has no {' or '.join(self.row.end)!r}")
-        return module
+        return self._need("end")
 
     @property
     def reshapes(self) -> bool:
@@ -48,49 +111,148 @@ class Site:
         path = self.row.find(self.block, "shortcut")
         return path is not None and not isinstance(path, nn.Identity)
 
+    @property
+    def branch_modules(self) -> list[nn.Module]:
+        """The modules whose weights are the branch's."""
+        if self.row.part:
+            return [self._need(part) for part in ("start", "core")]
+        path = self.row.find(self.block, "shortcut")
+        return [child for child in self.block.children() if child is not path]
+
     def passed(self, x: Tensor) -> Tensor:
-        """What the block puts out when its branch is nothing: ``after(shortcut(x))``."""
+        """What the site puts out when its branch is nothing: ``after(shortcut(x))``."""
         path, after = self.row.find(self.block, "shortcut"), self.row.find(self.block, "after")
-        out = path(x) if path is not None else x
+        out = x
+        if path is not None and not isinstance(path, nn.Identity):
+            shared = self.row.find(self.block, "shared")
+            out = path(shared(x) if shared is not None else x)
         if after is None or isinstance(after, nn.Identity):
             return out
         return after(out.clone() if out is x else out)  # an in-place activation must not reach back into the input
+
+    # ---- seeing
 
     @contextmanager
     def observe(self, see: Callable[[Observation], None]) -> Iterator[None]:
         """Call ``see`` with each pass through the site. The outputs stay the same to the bit."""
         now: dict[str, Tensor] = {}
 
-        def enter(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            now["x"] = inputs[0]
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            now["x"] = _first(args, kwargs)
 
         def bend(_: nn.Module, __: Any, out: Tensor) -> None:
             now["shortcut"] = out
 
-        def branch(_: nn.Module, __: Any, out: Tensor) -> None:
-            now["branch"] = out.clone()  # many blocks add in place, onto this very tensor
+        def branch(_: nn.Module, __: Any, out: Any) -> None:
+            now.setdefault("branch", _signal(out).clone())  # many blocks add in place, onto this very tensor
 
-        def leave(_: nn.Module, __: Any, out: Tensor) -> None:
+        def leave(out: Tensor) -> None:
             see(Observation(now["x"], now.get("shortcut", now["x"]), now["branch"], out))
             now.clear()
 
-        path = self.row.find(self.block, "shortcut")
+        path, then = self.row.find(self.block, "shortcut"), self.row.find(self.block, "then")
+        entry = self._need("start") if self.row.part else self.block
         with ExitStack() as stack:
-            stack.callback(self.block.register_forward_pre_hook(enter).remove)
+            stack.callback(entry.register_forward_pre_hook(enter, with_kwargs=True).remove)
             if path is not None:
                 stack.callback(path.register_forward_hook(bend).remove)
             stack.callback(self.end.register_forward_hook(branch).remove)
-            stack.callback(self.block.register_forward_hook(leave).remove)
+            if then is not None:
+                hook = then.register_forward_pre_hook(lambda _, args, kwargs: leave(_first(args, kwargs)), with_kwargs=True)
+            else:
+                hook = self.block.register_forward_hook(lambda _, __, out: leave(_signal(out)))
+            stack.callback(hook.remove)
             yield
+
+    @property
+    def flows(self) -> bool:
+        """Whether ``gradients`` can tell the two ways apart here."""
+        return not (self.reshapes and self.row.shared)
+
+    @contextmanager
+    def gradients(
+        self,
+        see: Callable[[Flow], None] | None = None,
+        through: Literal["both", "shortcut", "branch"] | Callable[[], Literal["both", "shortcut", "branch"]] = "both",
+    ) -> Iterator[None]:
+        """For forward passes inside: call ``see`` when a backward pass comes through, with what came by either way.
+
+        ``through`` lets only one of the two ways carry the gradient on (the paths of Veit et al. 2016); as a function it is
+        asked in each backward pass. The forward pass is the same to the bit.
+        """
+        inner = bool(self.row.part)
+        now: dict[str, Tensor] = {}
+
+        def arrive(grad: Tensor) -> Tensor:
+            """At the input of the block, or of the branch of an inner site."""
+            way = through() if callable(through) else through
+            if inner:
+                now["branch"] = grad
+                if see is not None:
+                    see(Flow(now["sum"] + grad, now["sum"], grad))
+                return torch.zeros_like(grad) if way == "shortcut" else grad
+            shortcut = now["shortcut"] if self.reshapes else now["sum"]
+            branch = grad - shortcut
+            if see is not None:
+                see(Flow(grad, shortcut, branch))
+            return {"both": grad, "shortcut": shortcut, "branch": branch}[way]
+
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            x = _first(args, kwargs)
+            if not (torch.is_grad_enabled() and x.requires_grad):
+                return None
+            if inner:
+
+                def whole(grad: Tensor) -> Tensor:
+                    way = through() if callable(through) else through
+                    return now["branch"] if way == "branch" else grad
+
+                x.register_hook(whole)
+            own = x.view_as(x)  # so that only what comes through here is seen
+            own.register_hook(arrive)
+            return _exchange(args, kwargs, lambda _: own)
+
+        def keep(key: str) -> Callable[[Tensor], None]:
+            def hook(grad: Tensor) -> None:
+                now[key] = grad
+
+            return hook
+
+        def bend(_: nn.Module, args: tuple[Any, ...]) -> Any:
+            if not (torch.is_grad_enabled() and args[0].requires_grad):
+                return None
+            own = args[0].view_as(args[0])
+            own.register_hook(keep("shortcut"))
+            return (own, *args[1:])
+
+        def branch(_: nn.Module, __: Any, out: Any) -> None:
+            if torch.is_grad_enabled() and _signal(out).requires_grad:
+                _signal(out).register_hook(keep("sum"))
+
+        if not self.flows:
+            raise DeepresError(f"site {self.name!r}: its two ways begin with the same layer, so they cannot be told apart")
+        path = self.row.find(self.block, "shortcut")
+        entry = self._need("start") if inner else self.block
+        with ExitStack() as stack:
+            stack.callback(entry.register_forward_pre_hook(enter, with_kwargs=True).remove)
+            if self.reshapes and path is not None:
+                stack.callback(path.register_forward_pre_hook(bend).remove)
+            stack.callback(self.end.register_forward_hook(branch).remove)
+            yield
+
+    # ---- changing
 
     @contextmanager
     def scale(self, factor: float | Tensor) -> Iterator[None]:
         """Multiply the branch's output by ``factor``: a number, or one per sample, shape (N,)."""
 
-        def multiply(_: nn.Module, __: Any, out: Tensor) -> Tensor:
+        def multiply(_: nn.Module, __: Any, out: Any) -> Any:
+            signal = _signal(out)
             if isinstance(factor, Tensor) and factor.ndim == 1:
-                return out * factor.to(out).view(-1, *[1] * (out.ndim - 1))
-            return out * factor
+                scaled = signal * factor.to(signal).view(-1, *[1] * (signal.ndim - 1))
+            else:
+                scaled = signal * factor
+            return (scaled, *out[1:]) if isinstance(out, tuple) else scaled
 
         handle = self.end.register_forward_hook(multiply)
         try:
@@ -98,20 +260,21 @@ class Site:
         finally:
             handle.remove()
 
-    @contextmanager
-    def bypass(self, skip: Tensor | None = None) -> Iterator[None]:
+    def bypass(self, skip: Tensor | None = None) -> AbstractContextManager[None]:
         """Leave the branch out, for the whole batch or for the samples where ``skip`` (N,) is true.
 
         The branch is not computed for what skips it, so this saves its time.
         """
+        return self._bypass_part(skip) if self.row.part else self._bypass_block(skip)
+
+    @contextmanager
+    def _bypass_block(self, skip: Tensor | None) -> Iterator[None]:
         original = self.block.forward
 
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             if skip is None:
                 return self.passed(x)
-            if skip.shape != x.shape[:1]:
-                raise DeepresError(f"bypass needs one truth value per sample, {len(x)}, not shape {tuple(skip.shape)}")
-            keep = (~skip).nonzero().squeeze(1)
+            keep = _kept(skip, len(x))
             if len(keep) == len(x):
                 return original(x, *args, **kwargs)
             out = self.passed(x)
@@ -119,30 +282,70 @@ class Site:
                 return out
             return out.index_copy(0, keep, original(x.index_select(0, keep), *args, **kwargs).to(out.dtype))
 
-        self.block.forward = forward
-        try:
+        with _patched(self.block, forward):
             yield
-        finally:
-            del self.block.forward
+
+    @contextmanager
+    def _bypass_part(self, skip: Tensor | None) -> Iterator[None]:
+        """Samples are gathered before the branch's first module and scattered, among zeros, behind its core."""
+        start, core = self._need("start"), self._need("core")
+        first, work = start.forward, core.forward
+        nothing = Nothing(self.row.pair)
+        rows = 0
+
+        def enter(*args: Any, **kwargs: Any) -> Any:
+            nonlocal rows
+            x = _first(args, kwargs)
+            rows = len(x)
+            if skip is None:
+                return x
+            keep = _kept(skip, rows)
+            return first(*args, **kwargs) if len(keep) == rows else first(x.index_select(0, keep)) if len(keep) else x[:0]
+
+        def compute(*args: Any, **kwargs: Any) -> Any:
+            if skip is None:
+                return nothing(*args, **kwargs)
+            keep = _kept(skip, rows)
+            if len(keep) == rows:
+                return work(*args, **kwargs)
+            x = _first(args, kwargs)
+            zeros = x.new_zeros(rows, *x.shape[1:])
+            if len(keep) == 0:
+                return (zeros, None) if self.row.pair else zeros
+
+            def gather(value: Any) -> Any:  # masks and the like come for the whole batch
+                own = isinstance(value, Tensor) and value.ndim > 0 and len(value) == rows
+                return value.index_select(0, keep) if own else value
+
+            out = work(*map(gather, args), **{key: gather(value) for key, value in kwargs.items()})
+            filled = zeros.to(_signal(out).dtype).index_copy(0, keep, _signal(out))
+            return (filled, *out[1:]) if isinstance(out, tuple) else filled
+
+        with _patched(start, enter), _patched(core, compute):
+            yield
 
     def remove(self) -> None:
         """Take the branch out of the network for good: afterwards the model computes what ``bypass()`` made it compute.
 
         In a network of ours the block goes and the configuration follows. Elsewhere a block whose predecessor ends in the
-        same ReLU goes, and another is replaced by what comes after its sum. Sites found before are stale afterwards where
-        blocks moved up: call ``sites`` again.
+        same ReLU goes, and another is replaced by what comes after its sum. One of several sites in a block leaves a module
+        that adds nothing. Sites found before are stale afterwards where blocks moved up: call ``sites`` again.
 
         Raises ``DeepresError`` where the shortcut is not the identity: without the block the shapes no longer fit.
         """
         if self.reshapes:
             raise DeepresError(f"site {self.name!r} changes the signal's shape, so it cannot be removed")
-        parent_name, _, index = self.name.rpartition(".")
+        parent_name, _, index = self.path.rpartition(".")
         parent = self.model.get_submodule(parent_name)
         if getattr(parent, index, None) is not self.block:
             raise DeepresError(f"site {self.name!r} is stale: the model changed since; call sites(model) again")
         after = self.row.find(self.block, "after")
-        if isinstance(self.model, ResNet):
-            stage = int(self.name.split(".")[1])
+        if self.row.part:
+            for part, module in (("start", nn.Identity()), ("core", Nothing(self.row.pair))):
+                name = next(name for name in getattr(self.row, part) if self.row.find(self.block, part) is not None)
+                self.block.set_submodule(name, module)
+        elif isinstance(self.model, ResNet):
+            stage = int(self.path.split(".")[1])
             blocks = list(self.model.config.blocks)
             if blocks[stage] == 1:
                 raise DeepresError(f"site {self.name!r} is the last block of its stage, which needs one")
@@ -159,17 +362,27 @@ class Site:
         after = self.row.find(self.block, "after")
         if after is None or isinstance(after, nn.Identity):
             return True
-        before = row_of(parent[index - 1]) if index else None
-        return (
-            isinstance(after, nn.ReLU) and before is not None and isinstance(before.find(parent[index - 1], "after"), nn.ReLU)
-        )
+        rows = rows_of(parent[index - 1]) if index else []
+        return isinstance(after, nn.ReLU) and any(isinstance(row.find(parent[index - 1], "after"), nn.ReLU) for row in rows)
+
+
+def _kept(skip: Tensor, rows: int) -> Tensor:
+    if skip.shape != (rows,):
+        raise DeepresError(f"bypass needs one truth value per sample, {rows}, not shape {tuple(skip.shape)}")
+    return (~skip).nonzero().squeeze(1)
 
 
 def sites(model: nn.Module) -> list[Site]:
     """All residual sites of ``model``, in the order of its modules; an empty list where it has none.
 
-    Knows our own networks, torchvision's and timm's ResNets, and what ``register_site`` was told of.
+    Knows our own networks; torchvision's ResNet family, ConvNeXt and ViT; timm's ResNet family, ConvNeXt and ViT; Hugging
+    Face's ViT, DeiT, DINOv2, GPT-2, Llama, Mistral and Qwen2; and what ``register_site`` was told of.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile wraps
-    found = ((name, module, row_of(module)) for name, module in model.named_modules())
-    return [Site(name, module, model, row) for name, module, row in found if row is not None]
+    found = []
+    for path, block in model.named_modules():
+        for row in rows_of(block):
+            if not isinstance(row.find(block, "core"), Nothing):
+                name = f"{path}.{row.part}" if row.part else path
+                found.append(Site(name, path, block, model, row))
+    return found

@@ -25,7 +25,7 @@ from deepres.train.distribute import Team, team
 from deepres.train.progress import Record, Reporter, read_log
 from deepres.train.run import FILE, Run
 from deepres.train.speed import SPEEDS, exactness
-from deepres.train.trainer import Trainer
+from deepres.train.trainer import Tap, Trainer
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def train(
     data: Data | None = None,
     model: nn.Module | None = None,
     watch: Callable[[nn.Module, Record], None] | None = None,
+    tap: Tap | None = None,
 ) -> Result:
     """Train a network as ``run`` says.
 
@@ -79,7 +80,8 @@ def train(
     >>> result.test.top1
 
     ``resume`` continues from the newest checkpoint in ``run.out``, in mid-epoch if need be; without one it starts anew.
-    ``data`` and ``model`` stand in for those that ``run`` names. ``watch`` is called after each epoch. Under ``torchrun``
+    ``data`` and ``model`` stand in for those that ``run`` names. ``watch`` is called after each epoch, and ``tap``
+    before each step, on the first process only: it may look at the network but must leave it as it is. Under ``torchrun``
     all processes call this alike.
 
     Raises ``DeepresError`` for what cannot be trained, ``NonFinite`` before a step that would ruin the weights, and
@@ -103,7 +105,7 @@ def train(
         mates.wait()
         with exactness(SPEEDS.get(run.speed, SPEEDS["float32"])):
             try:
-                return _train(run, data, mates, model, resume, show and mates.writes, watch)
+                return _train(run, data, mates, model, resume, show and mates.writes, watch, tap)
             except RuntimeError as error:
                 if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                     raise
@@ -139,12 +141,14 @@ def _train(
     resume: bool,
     show: bool,
     watch: Callable[[nn.Module, Record], None] | None,
+    tap: Tap | None,
 ) -> Result:
     out = Path(run.out) if run.out else None
     state = checkpoint.read_newest(out / checkpoint.FOLDER, mates.device) if resume and out else None
     if state is not None and run.speed == "auto":
         run = dataclasses.replace(run, speed=state["speed"])
     trainer = Trainer(run, data, mates, model)
+    trainer.tap = tap if mates.writes else None
     if state is not None:
         trainer.restore(state)
     done = trainer.progress.done

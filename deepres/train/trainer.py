@@ -30,6 +30,9 @@ from deepres.train.recipe import Recipe
 from deepres.train.run import Run, parse_bytes
 from deepres.train.speed import SPEEDS, Speed, choose
 
+# called before a step with (network, images, labels, optimizer, steps behind, steps an epoch)
+Tap = Callable[[nn.Module, Tensor, Tensor, torch.optim.Optimizer, int, int], None]
+
 
 class Interrupted(DeepresError):
     """Ctrl-C or SIGTERM: the run has been saved and can be resumed."""
@@ -87,6 +90,7 @@ class Trainer:
             data = data.centred_by_pixel()
         self.run, self.data, self.team, self.recipe = run, data, team, run.recipe
         self.out = Path(run.out) if run.out else None
+        self.tap: Tap | None = None
         self.model = (model if model is not None else training_model(run, data, team.device)).to(team.device)
         self.progress = Progress(gentle=self._starts_gently())
         self.loader = Loader(
@@ -171,6 +175,9 @@ class Trainer:
         lr, momentum = self.rate(), self.recipe.momentum_at(self.progress.done / self.total)
         for group in self.optimizer.param_groups:
             group["lr"], group["momentum"] = lr, momentum
+        if self.tap is not None:
+            images = batch.images.to(memory_format=self.speed.layout)
+            self.tap(self.model, images, batch.labels, self.optimizer, self.progress.done, self.loader.steps)
         loss, logits = self.loss(batch, self.forward if batch.full else self.eager)
         # DDP averages over processes; the parts of a batch may differ by an example
         weight = len(batch.labels) * self.team.world / batch.total

@@ -1,0 +1,192 @@
+"""A glance at every site while a network trains: cheap enough to take at each epoch, kept with the run."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deepres.errors import DeepresError
+from deepres.sites import Flow, Observation, Site, sites
+
+FILE = "lens.jsonl"
+FAR = 1000.0  # a gradient this many times weaker or stronger than the median of all sites is out of the usual range
+
+
+@dataclass(frozen=True)
+class SiteGlance:
+    """One site at one moment of training, on a few examples, with the batch's statistics as training sees them."""
+
+    name: str
+    ratio: float  # |f(x)| / |shortcut(x)|
+    dead: float | None  # share of channels that are zero for all of the examples; None without a ReLU
+    gradient: float  # norm of the loss's gradient at the site's input
+    by_shortcut: float  # share of it that came by the shortcut, of the two parts' sizes
+    update: float | None  # |last step| / |weights| of the branch; None before the first step
+
+
+@dataclass(frozen=True)
+class Glance:
+    """All sites at one step."""
+
+    step: int
+    epoch: float
+    sites: tuple[SiteGlance, ...]
+
+    def warnings(self) -> list[str]:
+        """What a person who trains should know now."""
+        said = [
+            f"{site.name}: every channel is zero for every example, so the block is dead"
+            for site in self.sites
+            if site.dead is not None and site.dead >= 1
+        ]
+        sizes = sorted(site.gradient for site in self.sites)
+        middle = sizes[len(sizes) // 2]
+        for site in self.sites:
+            if site.gradient * FAR < middle or site.gradient > FAR * middle:
+                factor = site.gradient / max(middle, 1e-30)
+                said.append(f"{site.name}: its gradient is {factor:.1g} times the median of all sites")
+        return said
+
+
+def read_glances(folder: str | Path) -> list[Glance]:
+    """The glances kept with a run, oldest first; an empty list where none were taken."""
+    found = []
+    path = Path(folder) / FILE
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            try:
+                raw = json.loads(line)
+                found.append(Glance(raw["step"], raw["epoch"], tuple(SiteGlance(**site) for site in raw["sites"])))
+            except (ValueError, KeyError, TypeError):
+                continue  # cut short by a crash
+    return found
+
+
+def parse_every(text: str) -> tuple[float, str]:
+    """``"1epoch"``, ``"every=0.5epochs"`` or ``"200steps"`` -> (1.0, "epoch").
+
+    Raises ``DeepresError`` for anything else.
+    """
+    match = re.fullmatch(r"(?:every=)?(\d+(?:\.\d+)?)\s*(epoch|step)s?", text.strip())
+    if match is None or float(match[1]) <= 0 or (match[2] == "step" and float(match[1]) < 1):
+        raise DeepresError(f"--lens takes how often to look, such as every=1epoch or every=200steps, not {text!r}")
+    return float(match[1]), match[2]
+
+
+@dataclass
+class Monitor:
+    """Takes a glance every so often; give it to ``train`` as ``tap``.
+
+    >>> deepres.train(run, tap=Monitor(every="1epoch", out="runs/digits"))
+    """
+
+    every: str = "1epoch"
+    out: str | Path | None = None  # the run's folder; the glances go into its lens.jsonl
+    examples: int = 16
+    say: Callable[[str], None] = print
+    glances: list[Glance] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._count, self._unit = parse_every(self.every)
+        self._said: set[str] = set()
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer, step: int, steps: int
+    ) -> None:
+        """Before step ``step`` (counted from 0) of a run with ``steps`` steps an epoch."""
+        gap = max(1, round(self._count * (steps if self._unit == "epoch" else 1)))
+        if step % gap:
+            return
+        seen = glance(model, images[: self.examples], labels[: self.examples], optimizer, step, step / steps)
+        if seen is None:
+            return
+        self.glances.append(seen)
+        if self.out is not None:
+            with open(Path(self.out) / FILE, "a") as file:
+                file.write(json.dumps(asdict(seen)) + "\n")
+        for text in seen.warnings():
+            if text.split(":")[0] not in self._said:  # once a site is enough
+                self._said.add(text.split(":")[0])
+                self.say(f"lens, epoch {seen.epoch:.1f}: {text}")
+
+
+def glance(
+    model: nn.Module, images: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer | None, step: int, epoch: float
+) -> Glance | None:
+    """Look at all sites in one forward and backward pass; None where the model has no sites.
+
+    The model is left as it was: running statistics, gradients and random state included.
+    """
+    found = [site for site in sites(model) if site.flows]
+    if not found:
+        return None
+    ratio: dict[str, Tensor] = {}
+    dead: dict[str, Tensor] = {}
+    back: dict[str, list[Tensor]] = {}
+
+    def see(site: Site, seen: Observation) -> None:
+        with torch.no_grad():
+            n = len(seen.branch)
+            sizes = [t.detach().float().reshape(n, -1).norm(dim=1) for t in (seen.branch, seen.shortcut)]
+            ratio[site.name] = (sizes[0] / sizes[1].clamp(min=1e-12)).mean()
+            if isinstance(site.row.find(site.block, "after"), nn.ReLU):
+                dead[site.name] = 1 - (seen.out.detach() > 0).transpose(0, 1).flatten(1).any(1).float().mean()
+
+    def flow(site: Site, came: Flow) -> None:
+        back[site.name] = [t.detach().float().norm() for t in (came.total, came.shortcut, came.branch)]
+
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    devices = [images.device] if images.is_cuda else []
+    try:
+        for norm in norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+        with ExitStack() as stack:
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(torch.random.fork_rng(devices))
+            for site in found:
+                stack.enter_context(site.observe(partial(see, site)))
+                stack.enter_context(site.gradients(partial(flow, site)))
+            inputs = images.detach().clone().requires_grad_()
+            loss = F.cross_entropy(model(inputs).float(), labels)
+            torch.autograd.grad(loss, inputs)
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
+    return Glance(
+        step,
+        epoch,
+        tuple(
+            SiteGlance(
+                site.name,
+                float(ratio[site.name]),
+                float(dead[site.name]) if site.name in dead else None,
+                float(back[site.name][0]),
+                float(back[site.name][1] / (back[site.name][1] + back[site.name][2]).clamp(min=1e-30)),
+                _update(site, optimizer) if optimizer is not None else None,
+            )
+            for site in found
+        ),
+    )
+
+
+def _update(site: Site, optimizer: torch.optim.Optimizer) -> float | None:
+    """The size of the last step against the size of the weights, from SGD's momentum: the step was lr times that."""
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    steps, sizes = [], []
+    for parameter in (p for module in site.branch_modules for p in module.parameters()):
+        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
+        if momentum is None:
+            return None
+        steps.append(rates[id(parameter)] * momentum.norm())
+        sizes.append(parameter.detach().norm())
+    return float(torch.stack(steps).norm() / torch.stack(sizes).norm().clamp(min=1e-12)) if sizes else None

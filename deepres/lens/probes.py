@@ -1,0 +1,138 @@
+"""Where depth is spent: at which site a linear probe first gets an example right (Alain and Bengio 2016).
+
+A probe is a ridge regression of the one-hot classes on the pooled output of a site. Its normal equations are summed while the
+signal passes, so no features are kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from deepres.lens.sample import Sample, logits_of
+from deepres.sites import Observation, Site
+
+FEATURES = 256  # wider outputs are projected at random to this many, which bounds the memory and the time
+RIDGE = 1e-3  # of the mean variance of a feature
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Sites are counted from 1; an example that no probe gets right has 0."""
+
+    error: tuple[float, ...]  # of each site's probe on the examples that it was not fitted to, %
+    first: tuple[int, ...]  # for each of those examples, the earliest site whose probe is right
+    settled: tuple[int, ...]  # the earliest site from which on all probes are right
+    labels: tuple[int, ...]
+    examples: tuple[int, ...]  # their positions in the sample
+    fitted: int  # examples that the probes were fitted to
+
+    def by_class(self) -> dict[int, float]:
+        """Mean of ``first`` over the examples of a class that some probe gets right."""
+        sums: dict[int, list[int]] = {}
+        for label, site in zip(self.labels, self.first, strict=True):
+            if site:
+                sums.setdefault(label, []).append(site)
+        return {label: sum(values) / len(values) for label, values in sorted(sums.items())}
+
+    def extremes(self, count: int) -> tuple[list[int], list[int]]:
+        """Positions in the sample of the examples that settle earliest and latest; the latest may never do."""
+        late = [s or len(self.error) + 1 for s in self.settled]
+        order = sorted(range(len(late)), key=lambda i: (late[i], self.first[i]))
+        return [self.examples[i] for i in order[:count]], [self.examples[i] for i in reversed(order[-count:])]
+
+
+def _pooled(out: Tensor, project: Tensor | None) -> Tensor:
+    """(N, C, H, W) and (N, L, C) to (N, C): the mean over places. Then (N, features)."""
+    features = out.detach().float()
+    features = features.mean((2, 3)) if features.ndim == 4 else features.mean(1) if features.ndim == 3 else features.flatten(1)
+    return features if project is None else features @ project
+
+
+class _Probe:
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+        self.project: Tensor | None = None
+        self.gram: Tensor | None = None
+        self.weights: Tensor | None = None
+
+    def fit(self, out: Tensor, labels: Tensor) -> None:
+        if self.gram is None:
+            width = _pooled(out[:1], None).shape[1]
+            if width > FEATURES:
+                generator = torch.Generator().manual_seed(0)
+                self.project = (torch.randn(width, FEATURES, generator=generator) / math.sqrt(width)).to(out.device)
+            size = min(width, FEATURES) + 1
+            self.gram = torch.zeros(size, size, dtype=torch.float64, device=out.device)
+            self.target = torch.zeros(size, self.classes, dtype=torch.float64, device=out.device)
+        x = _pooled(out, self.project).double()
+        x = torch.cat([x, x.new_ones(len(x), 1)], 1)
+        self.gram += x.T @ x
+        self.target.index_add_(1, labels, x.T)
+
+    def solve(self) -> None:
+        assert self.gram is not None
+        gram, n = self.gram.clone(), self.gram[-1, -1]
+        features = gram.diagonal()[:-1]
+        features += RIDGE * features.mean().clamp(min=1e-12) + 1e-9 * n
+        self.weights = torch.linalg.solve(gram, self.target)
+
+    def answer(self, out: Tensor) -> Tensor:
+        assert self.weights is not None
+        x = _pooled(out, self.project).double()
+        return (x @ self.weights[:-1] + self.weights[-1]).argmax(1)
+
+
+@torch.no_grad()
+def probes(model: nn.Module, sites: Sequence[Site], sample: Sample, classes: int) -> Probes | None:
+    """Fit a probe behind each site on every other example, and ask it about the rest. Two passes over the sample.
+
+    None for language models and where there are fewer than two examples a class to fit to.
+    """
+    fitted = (len(sample) + 1) // 2
+    if not sites or any(y.ndim != 1 for y in sample.labels) or fitted < 2 * classes:
+        return None
+    ready = [_Probe(classes) for _ in sites]
+    now: list[Tensor] = []  # labels, or which examples count, of the pass under way
+    right: list[list[Tensor]] = [[] for _ in sites]
+
+    def fit(i: int, seen: Observation) -> None:
+        ready[i].fit(seen.out[::2], now[0][::2])
+
+    def ask(i: int, seen: Observation) -> None:
+        right[i].append((ready[i].answer(seen.out[1::2]) == now[0][1::2]).cpu())
+
+    for see in (fit, ask):
+        with ExitStack() as stack:
+            for i, site in enumerate(sites):
+                stack.enter_context(site.observe(lambda seen, i=i, see=see: see(i, seen)))  # type: ignore[misc]
+            for x, y in sample.pairs():
+                now[:] = [y]
+                logits_of(model, x)
+        if see is fit:
+            for probe in ready:
+                probe.solve()
+    table = torch.stack([torch.cat(rows) for rows in right])  # (sites, examples)
+    wrong_after = (~table).flip(0).cumsum(0).flip(0)  # wrong answers from a site on
+    first = torch.where(table.any(0), table.int().argmax(0) + 1, 0)
+    settled = torch.where(table[-1], (wrong_after == 0).int().argmax(0) + 1, 0)
+    labels: list[Tensor] = []
+    positions: list[int] = []
+    start = 0
+    for y in sample.labels:
+        labels.append(y[1::2].cpu())
+        positions += range(start + 1, start + len(y), 2)
+        start += len(y)
+    return Probes(
+        tuple((100 * (1 - table.float().mean(1))).tolist()),
+        tuple(first.tolist()),
+        tuple(settled.tolist()),
+        tuple(torch.cat(labels).tolist()),
+        tuple(positions),
+        fitted=len(sample) - len(positions),
+    )

@@ -1,0 +1,115 @@
+"""The examples that a network is measured on, and what counts as a wrong answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deepres.errors import DeepresError
+
+
+def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    """(N, K), or (N, L, K) of a language model. Hugging Face's models wrap them."""
+    out: Any = model(inputs)
+    out = getattr(out, "logits", out)
+    if not isinstance(out, Tensor) or out.ndim not in (2, 3):
+        what = f"a tensor of shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
+        raise DeepresError(f"the network gives {what}, not logits (N, classes); wrap it so that it does")
+    return out
+
+
+def flat(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(M, K) in float32 and (M,): every token of a language model is an answer of its own."""
+    return logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Batches of inputs and right answers, small enough to be gone through many times.
+
+    ``against`` says what the answers are held to: ``"labels"``, or ``"itself"``, the network's own undisturbed answers, where
+    its classes are not the data's. An error against itself is the share of answers that change.
+    """
+
+    inputs: tuple[Tensor, ...]
+    labels: tuple[Tensor, ...]
+    against: str
+
+    @classmethod
+    def take(cls, model: nn.Module, batches: Iterable[Any]) -> Sample:
+        """Keep the batches: pairs of inputs and labels, or objects with ``images`` and ``labels``, or inputs alone.
+
+        Raises ``DeepresError`` where there are none.
+        """
+        inputs: list[Tensor] = []
+        labels: list[Tensor] = []
+        for batch in batches:
+            if isinstance(batch, Tensor):
+                x, y = batch, None
+            elif hasattr(batch, "images"):
+                x, y = batch.images, batch.labels
+            else:
+                x, y = batch
+            if len(x):
+                inputs.append(x)
+                if y is not None:
+                    labels.append(y)
+        if not inputs:
+            raise DeepresError("there are no examples to look with; give at least one batch")
+        if len(labels) < len(inputs):
+            own = [logits.argmax(-1) for logits in _run(model, inputs)]
+            return cls(tuple(inputs), tuple(own), "itself")
+        with torch.no_grad():
+            classes = logits_of(model, inputs[0][:2]).shape[-1]
+        top = max(int(y.max()) for y in labels)
+        if top >= classes:
+            raise DeepresError(
+                f"a label is {top}, and the network has {classes} classes; leave the labels out to hold its answers to its own"
+            )
+        return cls(tuple(inputs), tuple(labels), "labels")
+
+    def __len__(self) -> int:
+        """Examples."""
+        return sum(map(len, self.inputs))
+
+    @property
+    def answers(self) -> int:
+        """What is counted: examples, or tokens."""
+        return sum(y.numel() for y in self.labels)
+
+    def first(self, count: int) -> Sample:
+        """The first ``count`` examples."""
+        inputs, labels = [], []
+        for x, y in zip(self.inputs, self.labels, strict=True):
+            if count > 0:
+                inputs.append(x[:count])
+                labels.append(y[:count])
+                count -= len(x)
+        return Sample(tuple(inputs), tuple(labels), self.against)
+
+    def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from zip(self.inputs, self.labels, strict=True)
+
+    @torch.no_grad()
+    def right(self, model: nn.Module) -> Tensor:
+        """Which answers are right, (answers,) of truth values."""
+        return torch.cat(
+            [(logits.argmax(-1) == y).reshape(-1) for logits, y in zip(_run(model, self.inputs), self.labels, strict=True)]
+        ).cpu()
+
+
+def _run(model: nn.Module, inputs: Iterable[Tensor]) -> Iterator[Tensor]:
+    with torch.no_grad():
+        for x in inputs:
+            yield logits_of(model, x)
+
+
+def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy, nats."""
+    rows, answers = flat(logits, labels)
+    return F.cross_entropy(rows, answers)

@@ -1,0 +1,131 @@
+"""The forward pass: how large the signal is at each site, and how far the site is from the identity.
+
+Statistics are summed while the signal passes; nothing of it is kept, so the memory does not grow with the depth.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from deepres.lens.sample import Sample, logits_of
+from deepres.sites import Observation, Site
+
+EDGES = tuple(10 ** (-3 + 0.2 * i) for i in range(26))  # of the histogram of |f(x)| / |x|, 0.001 to 100
+
+
+@dataclass(frozen=True)
+class Signal:
+    """The forward signal at one site, over a sample. Sizes are Euclidean norms of one example's tensor."""
+
+    mean: float  # of the output's values
+    variance: float
+    inactive: float | None  # share of the output's values that the ReLU made zero; None without a ReLU
+    dead: float | None  # share of channels that are zero for the whole sample
+    ratio: float  # |f(x)| / |shortcut(x)|, mean over examples
+    spread: tuple[float, float]  # its 10th and 90th percentile
+    cosine: float | None  # between input and output, mean; None where the shape changes
+    histogram: tuple[int, ...]  # examples by ratio, between EDGES; the outermost also count what lies beyond
+
+
+@dataclass
+class _Sums:
+    rectified: bool
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    zeros: int = 0
+    alive: Tensor | None = None
+    ratios: list[Tensor] = field(default_factory=list)  # one number an example
+    cosine: float = 0.0
+    compared: int = 0
+
+    def add(self, seen: Observation) -> None:
+        out = seen.out.detach().float()
+        n = len(out)
+        # shifted sums would be safer, but float64 holds these
+        self.count += out.numel()
+        self.total += float(out.sum(dtype=torch.float64))
+        self.squares += float(out.square().sum(dtype=torch.float64))
+        if self.rectified:
+            positive = out > 0
+            self.zeros += out.numel() - int(positive.sum())
+            # (N, C, H, W) has its channels second, (N, L, C) last
+            channels = positive.transpose(0, 1) if out.ndim == 4 else positive.movedim(-1, 0)
+            alive = channels.flatten(1).any(1)
+            self.alive = alive if self.alive is None else self.alive | alive
+        flat = [t.detach().float().reshape(n, -1) for t in (seen.branch, seen.shortcut, seen.out, seen.x)]
+        sizes = [t.norm(dim=1) for t in flat]
+        self.ratios.append((sizes[0] / sizes[1].clamp(min=1e-12)).cpu())
+        if flat[2].shape == flat[3].shape:
+            self.cosine += float(((flat[2] * flat[3]).sum(1) / (sizes[2] * sizes[3]).clamp(min=1e-12)).sum())
+            self.compared += n
+
+    def result(self) -> Signal:
+        ratios = torch.cat(self.ratios)
+        mean = self.total / self.count
+        low, high = torch.quantile(ratios.double(), torch.tensor([0.1, 0.9], dtype=torch.float64)).tolist()
+        bins = torch.bucketize(ratios, torch.tensor(EDGES[1:-1]))
+        return Signal(
+            mean=mean,
+            variance=max(self.squares / self.count - mean**2, 0.0),
+            inactive=self.zeros / self.count if self.rectified else None,
+            dead=1 - float(self.alive.float().mean()) if self.alive is not None else None,
+            ratio=float(ratios.mean()),
+            spread=(low, high),
+            cosine=self.cosine / self.compared if self.compared else None,
+            histogram=tuple(torch.bincount(bins, minlength=len(EDGES) - 1).tolist()),
+        )
+
+
+@torch.no_grad()
+def signals(model: nn.Module, sites: Sequence[Site], sample: Sample) -> list[Signal]:
+    """One pass over the sample, in the mode that the model is in."""
+    sums = [_Sums(isinstance(site.row.find(site.block, "after"), nn.ReLU)) for site in sites]
+    with ExitStack() as stack:
+        for site, one in zip(sites, sums, strict=True):
+            stack.enter_context(site.observe(one.add))
+        for x in sample.inputs:
+            logits_of(model, x)
+    return [one.result() for one in sums]
+
+
+@torch.no_grad()
+def time_shares(model: nn.Module, sites: Sequence[Site], inputs: Tensor, *, repeats: int = 5) -> list[float]:
+    """The share of a forward pass's time that each branch takes, measured; the medians of ``repeats`` passes.
+
+    Clock readings stand at the site's input and behind its branch. On a GPU each waits for the device, so the shares are
+    right and the pass is slower than it would be.
+    """
+    wait = torch.cuda.synchronize if inputs.is_cuda else (lambda: None)
+    starts: dict[int, float] = {}
+    spent: list[list[float]] = [[] for _ in sites]
+    totals = []
+
+    def now() -> float:
+        wait()
+        return time.perf_counter()
+
+    with ExitStack() as stack:
+        for i, site in enumerate(sites):
+            entry = site.row.find(site.block, "start") or site.block
+
+            def enter(*_: object, i: int = i) -> None:
+                starts[i] = now()
+
+            def leave(*_: object, i: int = i) -> None:
+                spent[i].append(now() - starts[i])
+
+            stack.callback(entry.register_forward_pre_hook(enter).remove)
+            stack.callback(site.end.register_forward_hook(leave).remove)
+        for _ in range(repeats + 1):
+            began = now()
+            logits_of(model, inputs)
+            totals.append(now() - began)
+    shares = [sorted(t / total for t, total in zip(times[1:], totals[1:], strict=True)) for times in spent]
+    return [values[len(values) // 2] for values in shares]
