@@ -7,6 +7,7 @@ are finite and keeps the sums that are logged.
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Callable
 
 import torch
@@ -33,6 +34,29 @@ def ours(net: str, images: torch.Tensor, labels: torch.Tensor, classes: int, spe
     return lambda: trainer.step(batch), trainer.speed.name
 
 
+def floor(model: torch.nn.Module, images: torch.Tensor) -> Callable[[], None]:
+    """The network's convolutions alone, forward and backward, in bf16 and channels-last: no norm, sum, activation or update."""
+    calls: list[tuple[torch.nn.Conv2d, torch.Size]] = []
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+    handles = [m.register_forward_pre_hook(lambda m, args: calls.append((m, args[0].shape))) for m in layers]  # type: ignore[func-returns-value, arg-type]
+    with torch.no_grad():
+        model(images)
+    for handle in handles:
+        handle.remove()
+    ready = []
+    for i, (layer, shape) in enumerate(calls):
+        alone = copy.deepcopy(layer).bfloat16().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        x = torch.randn(shape, device=images.device).bfloat16().to(memory_format=torch.channels_last).requires_grad_(i > 0)
+        ready.append((alone, x, torch.randn_like(alone(x))))
+
+    def run() -> None:
+        for alone, x, grad in ready:
+            wanted = [alone.weight] + ([x] if x.requires_grad else [])
+            torch.autograd.grad(alone(x), wanted, grad)
+
+    return run
+
+
 def compare(
     net: str, build: Callable[[], torch.nn.Module], batch: int, size: int, classes: int, repeats: int
 ) -> dict[str, object]:
@@ -48,6 +72,7 @@ def compare(
         "peer bf16 compiled": Step(build(), images, labels, bf16=True, last=False, compile=True),
         f"deepres --speed auto ({name})": auto,
         "deepres --speed exact": exact,
+        "floor: its convolutions alone": floor(build(), images),
     }
     with exactness(SPEEDS[name]):
         times = alternate(calls, repeats=repeats)

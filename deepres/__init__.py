@@ -16,7 +16,7 @@ from deepres.errors import DeepresError
 if TYPE_CHECKING:
     from deepres.evaluate import evaluate, predict
     from deepres.kernels import optimize
-    from deepres.nn import create, load, names, save
+    from deepres.nn import create, deepen, load, names, save
     from deepres.sites import Site, register_site, sites
     from deepres.train import Run, resume, train
 
@@ -26,6 +26,7 @@ __all__ = [
     "Run",
     "Site",
     "create",
+    "deepen",
     "evaluate",
     "load",
     "names",
@@ -39,7 +40,7 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "deepres.nn": ("create", "load", "names", "save"),
+    "deepres.nn": ("create", "deepen", "load", "names", "save"),
     "deepres.sites": ("Site", "register_site", "sites"),
     "deepres.train": ("Run", "resume", "train"),
     "deepres.evaluate": ("evaluate", "predict"),

@@ -2,6 +2,7 @@
 
 from deepres.nn.branch import Branch, basic, bottleneck
 from deepres.nn.count import Cost, cost, parameters
+from deepres.nn.deepen import deepen
 from deepres.nn.init import initialise
 from deepres.nn.reference import input_channels, input_size, open_model, output_classes
 from deepres.nn.residual import Residual, plain
@@ -25,6 +26,7 @@ __all__ = [
     "config",
     "cost",
     "create",
+    "deepen",
     "from_others",
     "infer_config",
     "initialise",

@@ -27,7 +27,7 @@ class Branch(nn.Sequential):
         return next(reversed(self._modules.values()))
 
 
-def _branch(convs: list[nn.Conv2d], preact: bool, opening: bool) -> Branch:
+def _branch(convs: list[nn.Conv2d], preact: bool, opening: bool, norm: bool) -> Branch:
     """Put norms and activations around the convolutions: behind each of them, or (``preact``) before each.
 
     The opening block of a pre-activation stage receives an activated signal (see ``Stage``), so its first pair is left out.
@@ -36,24 +36,28 @@ def _branch(convs: list[nn.Conv2d], preact: bool, opening: bool) -> Branch:
     for i, conv in enumerate(convs, 1):
         if preact:
             if not (opening and i == 1):
-                layers[f"norm{i}"] = nn.BatchNorm2d(conv.in_channels)
+                if norm:
+                    layers[f"norm{i}"] = nn.BatchNorm2d(conv.in_channels)
                 layers[f"act{i}"] = nn.ReLU(inplace=True)
             layers[f"conv{i}"] = conv
         else:
             layers[f"conv{i}"] = conv
-            layers[f"norm{i}"] = nn.BatchNorm2d(conv.out_channels)
+            if norm:
+                layers[f"norm{i}"] = nn.BatchNorm2d(conv.out_channels)
             if i < len(convs):
                 layers[f"act{i}"] = nn.ReLU(inplace=True)
     return Branch(layers)
 
 
-def _conv(size: int, channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(channels_in, channels_out, size, stride, padding=size // 2, bias=False)
+def _conv(size: int, channels_in: int, channels_out: int, stride: int, norm: bool) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels_out, size, stride, padding=size // 2, bias=not norm)
 
 
-def basic(channels_in: int, width: int, stride: int = 1, *, preact: bool = False, opening: bool = False) -> Branch:
+def basic(
+    channels_in: int, width: int, stride: int = 1, *, preact: bool = False, opening: bool = False, norm: bool = True
+) -> Branch:
     """Two 3x3 convolutions (He et al. 2015, Fig. 5 left; He et al. 2016 with ``preact``)."""
-    return _branch([_conv(3, channels_in, width, stride), _conv(3, width, width)], preact, opening)
+    return _branch([_conv(3, channels_in, width, stride, norm), _conv(3, width, width, 1, norm)], preact, opening, norm)
 
 
 def bottleneck(
@@ -65,11 +69,16 @@ def bottleneck(
     opening: bool = False,
     stride_in: StrideIn = "3x3",
     expansion: int = 4,
+    norm: bool = True,
 ) -> Branch:
     """1x1 down to ``width``, 3x3, 1x1 up to ``expansion * width`` (He et al. 2015, Fig. 5 right).
 
     ``stride_in`` places the stride: the paper strides in the first ``"1x1"``, torchvision and most others in the ``"3x3"``.
     """
     first, second = (stride, 1) if stride_in == "1x1" else (1, stride)
-    convs = [_conv(1, channels_in, width, first), _conv(3, width, width, second), _conv(1, width, expansion * width)]
-    return _branch(convs, preact, opening)
+    convs = [
+        _conv(1, channels_in, width, first, norm),
+        _conv(3, width, width, second, norm),
+        _conv(1, width, expansion * width, 1, norm),
+    ]
+    return _branch(convs, preact, opening, norm)

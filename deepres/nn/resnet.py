@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deepres.errors import DeepresError
 from deepres.nn.branch import StrideIn, basic, bottleneck
-from deepres.nn.init import initialise
+from deepres.nn.init import Init, initialise
 from deepres.nn.residual import Residual, plain
 from deepres.nn.shortcut import Option, Padding, shortcut
 
@@ -32,6 +32,8 @@ class ResNetConfig:
     in_channels: int = 3
     num_classes: int = 1000
     zero_init: bool = False  # start each block as the identity (Goyal et al. 2017)
+    norm: bool = True  # batch norm behind each convolution; without it they have biases
+    init: Init = "he"  # "gaussian": a fixed deviation of 0.01, as was usual before
 
     def __post_init__(self) -> None:
         if len(self.blocks) != len(self.widths) or not self.blocks:
@@ -48,6 +50,8 @@ class ResNetConfig:
             raise DeepresError(f"unknown shortcut {self.shortcut!r}; there are 'A', 'B', 'C' and 'none' (a plain net)")
         if self.stride_in not in ("1x1", "3x3") or self.padding not in ("both", "end"):
             raise DeepresError("stride_in is '1x1' or '3x3', and padding is 'both' or 'end'")
+        if self.init not in ("he", "gaussian"):
+            raise DeepresError(f"unknown init {self.init!r}; there are 'he' and 'gaussian'")
 
     @property
     def is_plain(self) -> bool:
@@ -97,7 +101,7 @@ class ResNet(nn.Module):
         self.head = nn.Sequential(
             OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), fc=nn.Linear(config.channels[-1], config.num_classes))
         )
-        initialise(self, zero_last=config.zero_init)
+        initialise(self, zero_last=config.zero_init, how=config.init)
 
     def features(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, channels[-1], H', W')."""
@@ -111,11 +115,12 @@ class ResNet(nn.Module):
 
 
 def _stem(config: ResNetConfig, channels: int) -> nn.Sequential:
-    if config.stem == "cifar":
-        layers: list[tuple[str, nn.Module]] = [("conv", nn.Conv2d(config.in_channels, channels, 3, 1, 1, bias=False))]
-    else:
-        layers = [("conv", nn.Conv2d(config.in_channels, channels, 7, 2, 3, bias=False))]
-    layers += [("norm", nn.BatchNorm2d(channels)), ("act", nn.ReLU(inplace=True))]
+    size, stride = (3, 1) if config.stem == "cifar" else (7, 2)
+    conv = nn.Conv2d(config.in_channels, channels, size, stride, size // 2, bias=not config.norm)
+    layers: list[tuple[str, nn.Module]] = [("conv", conv)]
+    if config.norm:
+        layers.append(("norm", nn.BatchNorm2d(channels)))
+    layers.append(("act", nn.ReLU(inplace=True)))
     if config.stem == "imagenet":
         layers.append(("pool", nn.MaxPool2d(3, 2, 1)))
     return nn.Sequential(OrderedDict(layers))
@@ -128,13 +133,16 @@ def _stage(config: ResNetConfig, index: int, channels_in: int) -> Stage:
         _block(config, config.widths[index], (a, b), stride=2 if i == 0 and index > 0 else 1, opening=i == 0)
         for i, (a, b) in enumerate(pairwise((*ins, channels_out)))
     ]
-    close = nn.Sequential(OrderedDict(norm=nn.BatchNorm2d(channels_out), act=nn.ReLU(inplace=True))) if config.preact else None
+    close = None
+    if config.preact:
+        norm = nn.BatchNorm2d(channels_out) if config.norm else nn.Identity()
+        close = nn.Sequential(OrderedDict(norm=norm, act=nn.ReLU(inplace=True)))
     return Stage(blocks, close)
 
 
 def _block(config: ResNetConfig, width: int, channels: tuple[int, int], stride: int, opening: bool) -> nn.Module:
     if config.branch == "basic":
-        branch = basic(channels[0], width, stride, preact=config.preact, opening=opening)
+        branch = basic(channels[0], width, stride, preact=config.preact, opening=opening, norm=config.norm)
     else:
         branch = bottleneck(
             channels[0],
@@ -144,10 +152,11 @@ def _block(config: ResNetConfig, width: int, channels: tuple[int, int], stride: 
             opening=opening,
             stride_in=config.stride_in,
             expansion=config.expansion,
+            norm=config.norm,
         )
     after = nn.Identity() if config.preact else nn.ReLU(inplace=True)
     if config.shortcut == "none":
         return plain(branch, after)
     option: Option = config.shortcut
-    path = shortcut(option, *channels, stride, padding=config.padding, norm=not config.preact)
+    path = shortcut(option, *channels, stride, padding=config.padding, norm=config.norm and not config.preact)
     return Residual(branch, path, after)

@@ -1,0 +1,384 @@
+"""The claims of deep residual learning, each as one experiment: a few lines over training, evaluation and the lens."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from deepres.errors import DeepresError, nearest
+from deepres.lens import gradient_norms
+from deepres.lens.flows import gradients
+from deepres.lens.responses import responses
+from deepres.lens.sample import Sample
+from deepres.nn import cost, deepen, parameters
+from deepres.paper.lab import Curves, Lab, Outcome, Row, Trained, over
+from deepres.sites import Flow, sites
+
+MARGIN = 1.0  # points of error under which two networks count as equal
+VANISHED = 1e-3  # a layer's gradient or signal against the largest layer's; below it, it has vanished
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """``cost`` is in trainings of the deeper of the scale's two networks, per seed: for planning a budget."""
+
+    name: str
+    title: str
+    source: str
+    cost: float
+    run: Callable[[Lab, Experiment], Outcome]
+
+    def outcome(
+        self, lab: Lab, claim: str, holds: bool, why: str, rows: list[Row], figures: tuple[Curves, ...] = ()
+    ) -> Outcome:
+        return Outcome(
+            self.name, self.title, self.source, claim, holds, why, tuple(rows), figures, lab.scale.differs, lab.scale.seeds
+        )
+
+
+EXPERIMENTS: dict[str, Experiment] = {}
+
+
+def _experiment(name: str, title: str, source: str, cost: float) -> Callable[[Callable[[Lab, Experiment], Outcome]], None]:
+    def add(run: Callable[[Lab, Experiment], Outcome]) -> None:
+        EXPERIMENTS[name] = Experiment(name, title, source, cost, run)
+
+    return add
+
+
+def experiment(name: str) -> Experiment:
+    """An experiment by name."""
+    if name not in EXPERIMENTS:
+        hint = nearest(name, EXPERIMENTS) or f"; there are {', '.join(EXPERIMENTS)}"
+        raise DeepresError(f"unknown experiment {name!r}{hint}")
+    return EXPERIMENTS[name]
+
+
+def _all(lab: Lab, net: str, **options: object) -> list[Trained]:
+    return [lab.train(net, seed, **options) for seed in lab.seeds]  # type: ignore[arg-type]
+
+
+def _train_row(label: str, runs: list[Trained]) -> Row:
+    return Row(label, tuple(run.train_error for run in runs))
+
+
+def _test_row(label: str, runs: list[Trained], paper: float | str | None = None) -> Row:
+    return Row(label, tuple(run.test_error for run in runs), paper=paper)
+
+
+def _curve(name: str, runs: list[Trained], what: str) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
+    epochs = [record.epoch for record in runs[0].history]
+    values = [[getattr(run.history[i], what) for run in runs] for i in range(len(epochs))]
+    return name, tuple(map(float, epochs)), tuple(statistics.fmean(v) for v in values)
+
+
+@_experiment("degradation", "Deeper plain networks train worse", "He et al. 2015, Fig. 1, 4 and 6", 2.6)
+def degradation(lab: Lab, me: Experiment) -> Outcome:
+    shallow, deep = lab.scale.depths
+    runs = {f"{kind}-{d}": _all(lab, f"{kind}{d}-cifar") for kind in ("plain", "resnet") for d in (shallow, deep)}
+    mean = {name: statistics.fmean(run.train_error for run in found) for name, found in runs.items()}
+    worse, better = mean[f"plain-{deep}"] - mean[f"plain-{shallow}"], mean[f"resnet-{deep}"] - mean[f"resnet-{shallow}"]
+    figure = Curves("Training error by epoch, mean over the seeds.", "epoch", "training error, %",
+                    tuple(_curve(name, found, "train_error") for name, found in runs.items()))  # fmt: skip
+    return me.outcome(
+        lab,
+        "A deeper plain network has a higher training error than a shallower one; a deeper residual network has not.",
+        worse > MARGIN and better <= MARGIN,
+        f"From {shallow} to {deep} layers the training error changes by {worse:+.2f} points without shortcuts and by {better:+.2f} "
+        f"with them.",
+        [_train_row(f"{name}, training error", found) for name, found in runs.items()],
+        (figure,),
+    )
+
+
+@_experiment("overfitting", "Degradation is not overfitting", "He et al. 2015, section 1", 2.6)
+def overfitting(lab: Lab, me: Experiment) -> Outcome:
+    shallow, deep = lab.scale.depths
+    rows, gaps = [], {}
+    for d in (shallow, deep):
+        runs = _all(lab, f"plain{d}-cifar")
+        train, test = ([lab.error(run.model, split) for run in runs] for split in ("train", "test"))
+        rows += [
+            Row(f"plain-{d}, training error at the end", tuple(train)),
+            Row(f"plain-{d}, test error at the end", tuple(test)),
+        ]
+        gaps[d] = (statistics.fmean(train), statistics.fmean(test))
+    (low_train, low_test), (high_train, high_test) = gaps[shallow], gaps[deep]
+    return me.outcome(
+        lab,
+        "The deeper plain network is worse on the images it was trained on, not only on others: it underfits.",
+        high_train > low_train + MARGIN and (high_test - high_train) <= max(low_test - low_train, MARGIN) + MARGIN,
+        f"plain-{deep} has {high_train:.2f} % training and {high_test:.2f} % test error; plain-{shallow} has {low_train:.2f} % and "
+        f"{low_test:.2f} %. Overfitting would be a low first and a high second figure.",
+        rows,
+    )
+
+
+@_experiment("gradients", "It is not vanishing gradients", "He et al. 2015, section 4.1", 0.3)
+def vanishing(lab: Lab, me: Experiment) -> Outcome:
+    depth = lab.scale.depths[1]
+    images, labels = lab.batch()
+    rows, forward, backward, weakest = [], [], [], {}
+    for norm in (True, False):
+        for init in ("he", "gaussian"):
+            name = f"{'batch norm' if norm else 'no norm'}, {'He' if init == 'he' else 'fixed 0.01'} init"
+            signal, back = [], []
+            for seed in lab.seeds:
+                model = lab.build(f"plain{depth}-cifar", seed, norm=norm, init=init).train()
+                layers = gradient_norms(model, images, labels)[:-1]
+                voices = responses(_frozen(model, images), Sample((images,), (labels,), "labels"))[:-1]
+                ratio = [max(layer.ratio, 1e-45) for layer in layers]
+                spread = [max(voice.deviation, 1e-45) for voice in voices]
+                signal.append(min(spread) / max(spread))
+                back.append(min(ratio) / max(ratio))
+                if seed == 0:
+                    place = tuple(float(i + 1) for i in range(len(ratio)))
+                    forward.append((name, place, tuple(spread)))
+                    backward.append((name, place, tuple(layer.norm or 1e-45 for layer in layers)))
+            rows.append(Row(f"{name}: weakest / strongest signal", tuple(signal), ""))
+            rows.append(Row(f"{name}: weakest / strongest gradient", tuple(back), ""))
+            weakest[norm, init] = (min(signal), min(back))
+    healthy = min(weakest[True, "he"]) > VANISHED
+    lost = any(min(weakest[False, init]) < VANISHED for init in ("he", "gaussian"))
+    signal_, back_ = weakest[True, "he"]
+    return me.outcome(
+        lab,
+        "With batch norm and He initialisation the plain network's signals and gradients are healthy in every layer; without "
+        "both they vanish or explode.",
+        healthy and lost,
+        f"plain-{depth} at its start, by layer: with both, the weakest signal is {signal_:.2g} and the weakest gradient {back_:.2g} of "
+        f"the strongest; with neither, {weakest[False, 'gaussian'][0]:.2g} and {weakest[False, 'gaussian'][1]:.2g}. Below "
+        f"{VANISHED:g} counts as vanished. Gradients are taken against the size of their weights.",
+        rows,
+        (
+            Curves("Deviation of each layer's response at the start.", "layer", "deviation", tuple(forward), log=True),
+            Curves("Gradient norm of each layer's weights at the start.", "layer", "gradient norm", tuple(backward), log=True),
+        ),
+    )
+
+
+def _frozen(model: nn.Module, images: torch.Tensor) -> nn.Module:
+    """In eval mode with this batch's statistics, so that a measurement sees what training would."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(images)
+    for norm in norms:
+        norm.momentum = 0.1
+    return model.eval()
+
+
+@_experiment("constructed", "The constructed solution exists, and SGD does not find it", "He et al. 2015, section 1", 1.5)
+def constructed(lab: Lab, me: Experiment) -> Outcome:
+    shallow, deep = lab.scale.depths
+    images, _ = lab.batch(256)
+    blocks = lab.build(f"plain{deep}-cifar").config.blocks
+    rows: dict[str, list[float]] = {"difference": [], "shallow": [], "made": [], "scratch": []}
+    for seed in lab.seeds:
+        base = lab.train(f"plain{shallow}-cifar", seed)
+        made = deepen(base.model, blocks, images).eval()
+        with torch.no_grad():
+            expected = base.model.eval()(images)
+            rows["difference"].append(float((made(images) - expected).abs().max() / expected.abs().max()))
+        rows["shallow"].append(lab.error(base.model))
+        rows["made"].append(lab.error(made))
+        rows["scratch"].append(lab.error(lab.train(f"plain{deep}-cifar", seed).model))
+    gap = statistics.fmean(rows["scratch"]) - statistics.fmean(rows["made"])
+    return me.outcome(
+        lab,
+        "A deeper plain network that copies a shallower one and adds identities has its training error; gradient descent from "
+        "scratch does not reach it.",
+        max(rows["difference"]) < 1e-4 and gap > MARGIN,
+        f"plain-{deep} made from plain-{shallow} gives the same outputs to {max(rows['difference']):.1e} of the largest, so "
+        f"{over(rows['made'])} % training error; trained from scratch it ends at {over(rows['scratch'])} %.",
+        [
+            Row(f"plain-{shallow}, trained", tuple(rows["shallow"])),
+            Row(f"plain-{deep}, made from it", tuple(rows["made"])),
+            Row(f"plain-{deep}, from scratch", tuple(rows["scratch"])),
+            Row("largest difference of outputs", tuple(rows["difference"]), "of the largest"),
+        ],
+    )
+
+
+@_experiment("shortcuts", "Identity shortcuts are enough", "He et al. 2015, Table 3", 1.8)
+def shortcuts(lab: Lab, me: Experiment) -> Outcome:
+    depth = lab.scale.depths[0]
+    paper = {"plain": 28.54, "A": 25.03, "B": 24.52, "C": 24.19}
+    runs = {"plain": _all(lab, f"plain{depth}-cifar"), "A": _all(lab, f"resnet{depth}-cifar")}
+    runs |= {option: _all(lab, f"resnet{depth}-cifar-{option.lower()}") for option in "BC"}
+    size = {key: parameters(found[0].model) for key, found in runs.items()}
+    mean = {key: statistics.fmean(run.test_error for run in found) for key, found in runs.items()}
+    options = [mean[key] for key in "ABC"]
+    rows = [
+        _test_row(f"{'plain' if key == 'plain' else f'residual, option {key}'} ({size[key]:,} weights)", found,
+                  f"{paper[key]} (34 layers, ImageNet)")
+        for key, found in runs.items()
+    ]  # fmt: skip
+    return me.outcome(
+        lab,
+        "Residual networks beat the plain one of equal size by far; the options differ little, so projections are not essential.",
+        size["plain"] == size["A"]
+        and min(options) < mean["plain"]
+        and max(options) - min(options) < mean["plain"] - min(options),
+        f"At {size['A']:,} weights each, plain has {mean['plain']:.2f} % test error and option A {mean['A']:.2f} %; the three options "
+        f"lie within {max(options) - min(options):.2f} points.",
+        rows,
+    )
+
+
+@_experiment("bottleneck", "Bottlenecks at equal cost", "He et al. 2015, Fig. 5 and section 4.1", 1.6)
+def bottleneck(lab: Lab, me: Experiment) -> Outcome:
+    basic, slim = f"resnet{lab.scale.depths[0]}-cifar", "resnet29-cifar-bottleneck"
+    runs = {net: _all(lab, net) for net in (basic, slim)}
+    shape = lab.data.shape
+    macs = {net: cost(found[0].model, shape).macs for net, found in runs.items()}
+    mean = {net: statistics.fmean(run.test_error for run in found) for net, found in runs.items()}
+    return me.outcome(
+        lab,
+        "A deeper bottleneck network of about the same multiply-adds is as good or better.",
+        mean[slim] <= mean[basic] + MARGIN,
+        f"{slim} has {mean[slim]:.2f} % test error with {macs[slim] / 1e6:.1f} M multiply-adds, {basic} {mean[basic]:.2f} % with "
+        f"{macs[basic] / 1e6:.1f} M.",
+        [_test_row(f"{net} ({macs[net] / 1e6:.1f} M multiply-adds)", found) for net, found in runs.items()],
+    )
+
+
+@_experiment("superhighway", "The +1 carries the gradient", "He et al. 2016, equations 4 and 5", 1.0)
+def superhighway(lab: Lab, me: Experiment) -> Outcome:
+    net = f"resnet{lab.scale.depths[1]}-cifar-preact"
+    images, labels = lab.batch(64)
+    lines: list[tuple[str, tuple[float, ...], tuple[float, ...]]] = []
+    share, wrong = [], []
+    for seed in lab.seeds:
+        run = lab.train(net, seed)
+        model = run.model.eval()
+        found = sites(model)
+        back = gradients(model, found, Sample((images,), (labels,), "labels"))
+        parts = [(g.shortcut, g.branch) for g in back if g is not None]
+        share.append(100 * statistics.fmean(a / (a + b) for a, b in parts if a + b))
+        wrong.append(_finite_difference(model, images[:8], labels[:8]))
+        if seed == 0:
+            place = tuple(float(i + 1) for i in range(len(parts)))
+            lines += [("by the shortcut, the +1", place, tuple(a for a, _ in parts))]
+            lines += [("through the branch", place, tuple(b for _, b in parts))]
+    reach = [min(line[2]) for line in lines[:1]]
+    return me.outcome(
+        lab,
+        "The gradient at any block is what arrives at the last one, plus what the branches add: it cannot vanish by depth.",
+        statistics.fmean(share) > 50 and max(wrong) < 0.02,
+        f"On average {over(share)} % of the gradient's size comes by the shortcut at a site of the trained {net}; the weakest site still "
+        f"gets {reach[0]:.2g} that way. Autograd's split agrees with a finite difference within {max(wrong):.1e}.",
+        [Row("share by the shortcut", tuple(share)), Row("against a finite difference", tuple(wrong), "relative error")],
+        (Curves("Gradient at each site's input by way, first seed.", "site", "mean norm", tuple(lines), log=True),),
+    )
+
+
+def _finite_difference(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Relative error of the split at one inner site, along the gradient itself, in float64."""
+    model = copy.deepcopy(model).double().eval()
+    images = images.double()
+    site = [s for s in sites(model) if not s.reshapes][-2]
+    flows: list[Flow] = []
+    signal: list[torch.Tensor] = []
+    with site.gradients(flows.append), site.observe(lambda seen: signal.append(seen.x.detach())):
+        inputs = images.clone().requires_grad_()
+        torch.autograd.grad(F.cross_entropy(model(inputs), labels), inputs)
+    flow = flows[-1]
+    worst = 0.0
+    for way in ("shortcut", "branch"):
+        direction = getattr(flow, way) / getattr(flow, way).norm()
+        step = 1e-5 * float(signal[-1].norm())
+        losses = [_moved(model, site.block, images, labels, way, sign * step * direction) for sign in (1, -1)]
+        slope = (losses[0] - losses[1]) / (2 * step)
+        expected = float((getattr(flow, way) * direction).sum())
+        worst = max(worst, abs(slope - expected) / abs(expected))
+    return worst
+
+
+@torch.no_grad()
+def _moved(
+    model: nn.Module, block: nn.Module, images: torch.Tensor, labels: torch.Tensor, way: str, move: torch.Tensor
+) -> float:
+    """The loss with one of the two ways' input moved."""
+    module = block.shortcut if way == "shortcut" else block.branch
+    handle = module.register_forward_pre_hook(lambda _, args: (args[0] + move, *args[1:]))  # type: ignore[union-attr]
+    try:
+        return float(F.cross_entropy(model(images), labels))
+    finally:
+        handle.remove()
+
+
+@_experiment("responses", "Deeper residual networks respond less per layer", "He et al. 2015, Fig. 7", 2.6)
+def layer_responses(lab: Lab, me: Experiment) -> Outcome:
+    shallow, deep = lab.scale.depths
+    images, labels = lab.batch(256)
+    sample = Sample((images,), (labels,), "labels")
+    rows, lines, mean = [], [], {}
+    for kind in ("plain", "resnet"):
+        for d in (shallow, deep):
+            values = []
+            for run in _all(lab, f"{kind}{d}-cifar"):
+                found = [one.deviation for one in responses(run.model.eval(), sample)[1:-1]]
+                values.append(statistics.fmean(found))
+                if run.seed == 0:
+                    lines.append((f"{kind}-{d}", tuple(100 * i / (len(found) - 1) for i in range(len(found))), tuple(found)))
+            rows.append(Row(f"{kind}-{d}, mean deviation", tuple(values), ""))
+            mean[kind, d] = statistics.fmean(values)
+    return me.outcome(
+        lab,
+        "Residual networks' layer responses are smaller than plain ones', and smaller still in deeper ones.",
+        mean["resnet", deep] < mean["plain", deep] and mean["resnet", deep] < mean["resnet", shallow],
+        f"Mean deviation over the layers: plain-{shallow} {mean['plain', shallow]:.3f}, plain-{deep} {mean['plain', deep]:.3f}, "
+        f"resnet-{shallow} {mean['resnet', shallow]:.3f}, resnet-{deep} {mean['resnet', deep]:.3f}. Batch norm's scale starts at 1 "
+        "and needs training to move, so short runs show little of this.",
+        rows,
+        (Curves("Deviation of each layer's response, first seed.", "position in the network, %", "deviation", tuple(lines)),),
+    )
+
+
+@_experiment("table6", "Deeper residual networks are better", "He et al. 2015, Table 6", 4.5)
+def table6(lab: Lab, me: Experiment) -> Outcome:
+    published: dict[int, float | str] = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: "6.43 (6.61 ± 0.16)", 1202: 7.93}
+    rows, errors = [], {}
+    for depth in lab.scale.table:
+        runs = _all(lab, f"resnet{depth}-cifar")
+        errors[depth] = statistics.fmean(run.test_error for run in runs)
+        rows.append(_test_row(f"resnet-{depth}, test error", runs, published[depth]))
+    ordered = [errors[d] for d in lab.scale.table if d <= 110]
+    holds = ordered[-1] <= ordered[0] + 0.1
+    return me.outcome(
+        lab,
+        "Residual networks get better with depth, up to 110 layers.",
+        holds,
+        f"From {lab.scale.table[0]} to {max(d for d in lab.scale.table if d <= 110)} layers the test error goes from "
+        f"{ordered[0]:.2f} to {ordered[-1]:.2f} %."
+        + ("" if holds else " The shorter the schedule and the easier the data, the less depth has to give."),
+        rows,
+    )
+
+
+@_experiment("preactivation", "Pre-activation trains deep networks better", "He et al. 2016, Tables 2 and 3", 2.2)
+def preactivation(lab: Lab, me: Experiment) -> Outcome:
+    depth = max(lab.scale.depths[1], 110 if lab.scale.name != "quick" else 0)
+    runs = {key: _all(lab, f"resnet{depth}-cifar{key}") for key in ("", "-preact")}
+    paper = {"": 6.61, "-preact": 6.37}
+    loss = {key: statistics.fmean(run.history[-1].loss for run in found) for key, found in runs.items()}
+    name = {"": f"resnet-{depth}, post-activation", "-preact": f"resnet-{depth}, pre-activation"}
+    rows = [_test_row(f"{name[k]}, test error", found, paper[k] if depth == 110 else None) for k, found in runs.items()]
+    rows += [Row(f"{name[k]}, training loss", tuple(r.history[-1].loss for r in found), "nats") for k, found in runs.items()]
+    lines = tuple(_curve(name[k], found, "train_error") for k, found in runs.items())
+    return me.outcome(
+        lab,
+        "With norm and ReLU before the convolutions, the same network reaches a lower training loss.",
+        loss["-preact"] < loss[""],
+        f"Training loss at the end: {loss['']:.4f} post-activation, {loss['-preact']:.4f} pre-activation.",
+        rows,
+        (Curves("Training error by epoch, mean over the seeds.", "epoch", "training error, %", lines),),
+    )

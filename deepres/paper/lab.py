@@ -1,0 +1,223 @@
+"""What every experiment stands on: a scale to run at, trained networks that are kept, and an outcome to tell."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepres.data import Data, Loader, open_data
+from deepres.errors import DeepresError, nearest
+from deepres.evaluate import measure
+from deepres.nn import ResNet, config, load
+from deepres.train import Recipe, Record, Run, read_log, recipe, train
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large an experiment is run; the code is the same at every scale."""
+
+    name: str
+    data: str
+    depths: tuple[int, ...]  # of the networks that are compared, shallow to deep
+    table: tuple[int, ...]  # of Table 6
+    recipe: Recipe
+    seeds: int
+    differs: str  # from the paper, in words
+
+    def changed(self, *, data: str | None = None, epochs: float | None = None, seeds: int | None = None) -> Scale:
+        """The same with other data, epochs or seeds."""
+        for what, value in (("--epochs", epochs), ("--seeds", seeds)):
+            if value is not None and value <= 0:
+                raise DeepresError(f"{what} must be above 0, not {value}")
+        run = self.recipe if epochs is None else dataclasses.replace(self.recipe, epochs=epochs)
+        return dataclasses.replace(self, data=data or self.data, recipe=run, seeds=seeds or self.seeds)
+
+
+SCALES = {
+    scale.name: scale
+    for scale in (
+        Scale(
+            "quick",
+            "digits",
+            (20, 56),
+            (20, 32, 44, 56),
+            recipe("digits"),
+            3,
+            "handwritten digits of 8x8 pixels instead of CIFAR-10, 12 epochs of one cycle instead of 64,000 steps",
+        ),
+        Scale(
+            "cifar",
+            "cifar10",
+            (20, 56),
+            (20, 32, 44, 56, 110, 1202),
+            recipe("paper-cifar"),
+            5,
+            "nothing but the machine",
+        ),
+    )
+}
+
+
+def scale(name: str) -> Scale:
+    """A scale by name."""
+    if name not in SCALES:
+        raise DeepresError(f"unknown scale {name!r}{nearest(name, SCALES) or f'; there are {chr(44).join(SCALES)}'}")
+    return SCALES[name]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of an outcome: our figure beside the paper's."""
+
+    label: str
+    ours: tuple[float, ...]  # one value a seed
+    unit: str = "%"
+    paper: float | str | None = None  # as published; None where the paper has none
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.ours)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over the seeds, 0 for one."""
+        return statistics.stdev(self.ours) if len(self.ours) > 1 else 0.0
+
+    def text(self) -> str:
+        figure = f"{self.mean:.3g}" if 0 < abs(self.mean) < 0.01 or abs(self.mean) >= 1000 else f"{self.mean:.2f}"
+        return f"{figure} ± {self.spread:.2g} {self.unit}".strip() if len(self.ours) > 1 else f"{figure} {self.unit}".strip()
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A figure as data: lines of (x, y), drawn by the page."""
+
+    caption: str
+    x: str
+    y: str
+    lines: tuple[tuple[str, tuple[float, ...], tuple[float, ...]], ...]
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an experiment came to."""
+
+    name: str
+    title: str
+    source: str  # where in the paper
+    claim: str
+    holds: bool
+    why: str  # the figures that decide it, and the likely reason where it does not hold
+    rows: tuple[Row, ...]
+    figures: tuple[Curves, ...]
+    differs: str
+    seeds: int
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One network trained from one seed."""
+
+    net: str
+    seed: int
+    history: tuple[Record, ...]
+    model: ResNet
+    test_error: float  # at the end, of the weights with the best validation error, %
+
+    @property
+    def train_error(self) -> float:
+        """Of the last epoch, while training, %."""
+        return self.history[-1].train_error
+
+
+Watch = Callable[[str, Record], None]
+
+
+@dataclass
+class Lab:
+    """Trains what an experiment asks for, once: networks are kept in ``out`` and shared between experiments."""
+
+    scale: Scale
+    out: Path
+    speed: str = "float32-channels-last"
+    watch: Watch | None = None
+    _data: Data | None = field(default=None, repr=False)
+
+    @property
+    def data(self) -> Data:
+        if self._data is None:
+            self._data = open_data(self.scale.data)
+            if self._data.prepare.size > 96:
+                self._data = open_data(self.scale.data, size=32)
+        return self._data
+
+    @property
+    def seeds(self) -> range:
+        return range(self.scale.seeds)
+
+    @property
+    def recipe(self) -> Recipe:
+        run = self.scale.recipe
+        return dataclasses.replace(run, augment="none" if self.data.name == "digits" else "pad-crop-flip")
+
+    def train(self, net: str, seed: int = 0, *, width: float = 1.0, label: str = "", start: ResNet | None = None,
+              changes: dict[str, Any] | None = None, **options: Any) -> Trained:  # fmt: skip
+        """Train, or take from ``out`` what was trained before. ``label`` names what the options make of the network.
+
+        ``start``: a network to go on from, instead of a fresh one. ``changes``: to the recipe.
+
+        Raises ``Interrupted`` after Ctrl-C; the run is kept and goes on at the next call.
+        """
+        name = f"{net}{f'-{label}' if label else ''}"
+        folder = self.out / "runs" / f"{name}-seed{seed}"
+        run = Run(net, self.data.name, dataclasses.replace(self.recipe, **(changes or {})), str(folder), seed, width=width,
+                  speed=self.speed, options=options, keep=1)  # fmt: skip
+        if (folder / "result.json").exists():
+            saved = Run.read(folder)
+            if (saved.recipe, saved.options, saved.width) != (run.recipe, run.options, run.width):
+                raise DeepresError(f"{folder}: was trained with other settings; choose another --out")
+        else:
+            tell = None if self.watch is None else lambda _, record: self.watch(f"{name}, seed {seed}", record)  # type: ignore[misc]
+            train(run, resume=True, show=False, data=self.data, model=start, watch=tell)
+        history = tuple(Record(**line) for line in read_log(folder))
+        test = json.loads((folder / "result.json").read_text())["test"]["top1"]
+        return Trained(net, seed, history, load(folder / "last.safetensors"), test)
+
+    def build(self, net: str, seed: int = 0, **options: Any) -> ResNet:
+        """A fresh network for this data."""
+        torch.manual_seed(seed)
+        shape = {"in_channels": self.data.prepare.channels, "num_classes": len(self.data.classes)}
+        return ResNet(config(net, **{**shape, **options}))
+
+    def batch(self, count: int = 128) -> tuple[Tensor, Tensor]:
+        """Always the same training images, normalised, and their labels."""
+        loader = Loader(self.data.train, self.data.prepare, min(count, len(self.data.train)), seed=0)
+        batch = next(loader.epoch(0))
+        return batch.images, batch.labels
+
+    def error(self, model: nn.Module, split: str = "train") -> float:
+        """In eval mode, over a whole split, %."""
+        return measure(model, getattr(self.data, split), self.data.prepare, self.data.classes).top1
+
+
+def timed(run: Callable[[Lab], Outcome], lab: Lab) -> Outcome:
+    began = time.perf_counter()
+    outcome = run(lab)
+    return dataclasses.replace(outcome, seconds=time.perf_counter() - began)
+
+
+def over(values: Sequence[float]) -> str:
+    """``"1.23 ± 0.4"``."""
+    mean = statistics.fmean(values)
+    return f"{mean:.2f} ± {statistics.stdev(values):.2g}" if len(values) > 1 else f"{mean:.2f}"

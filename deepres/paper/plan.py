@@ -1,0 +1,68 @@
+"""Which experiments fit a budget of time, cheapest first, and how much is left to wait."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from deepres.errors import DeepresError
+from deepres.paper.experiments import Experiment
+from deepres.paper.lab import Lab, Outcome, timed
+from deepres.train import Record
+
+
+def seconds_of(text: str) -> float:
+    """``"90s"``, ``"20m"`` or ``"1.5h"`` in seconds. Raises ``DeepresError`` for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text.strip().lower())
+    if match is None or float(match[1]) <= 0:
+        raise DeepresError(f"--budget is a time such as 90s, 20m or 1.5h, not {text!r}")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+class Planner:
+    """Runs experiments in the order of their cost, and leaves out what does not fit.
+
+    How long one takes is foretold from those before it: their seconds per unit of ``Experiment.cost``. The first always runs.
+    """
+
+    def __init__(self, experiments: list[Experiment], budget: float | None, console: Console) -> None:
+        self.experiments = sorted(experiments, key=lambda one: one.cost) if budget is not None else experiments
+        self.budget = budget
+        self.left_out: list[str] = []
+        self.bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[now]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("experiments", total=len(experiments), now="")
+
+    def __enter__(self) -> Planner:
+        self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.stop()
+
+    def watch(self, name: str, record: Record) -> None:
+        now = f"{name}, epoch {record.epoch}: training error {record.train_error:.1f} %"
+        self.bar.update(self.task, now=now)
+
+    def outcomes(self, lab: Lab) -> Iterator[Outcome]:
+        spent = cost = 0.0
+        for one in self.experiments:
+            began = time.perf_counter()
+            if self.budget is not None and cost and spent + one.cost * spent / cost > self.budget:
+                self.left_out.append(one.name)
+                continue
+            self.bar.update(self.task, description=one.name)
+            yield timed(lambda lab, one=one: one.run(lab, one), lab)  # type: ignore[misc]
+            spent, cost = spent + time.perf_counter() - began, cost + one.cost
+            self.bar.advance(self.task)
