@@ -19,8 +19,10 @@ from deepres.lens.sample import Sample
 from deepres.nn import cost, deepen, parameters
 from deepres.paper.lab import Curves, Lab, Outcome, Row, Trained, over
 from deepres.sites import Flow, sites
+from deepres.train import NonFinite
 
 MARGIN = 1.0  # points of error under which two networks count as equal
+FLOOR = 1e-20  # below this a signal or gradient is nothing
 VANISHED = 1e-3  # a layer's gradient or signal against the largest layer's; below it, it has vanished
 
 
@@ -120,7 +122,7 @@ def overfitting(lab: Lab, me: Experiment) -> Outcome:
     )
 
 
-@_experiment("gradients", "It is not vanishing gradients", "He et al. 2015, section 4.1", 0.3)
+@_experiment("gradients", "It is not vanishing gradients", "He et al. 2015, section 4.1", 1.0)
 def vanishing(lab: Lab, me: Experiment) -> Outcome:
     depth = lab.scale.depths[1]
     images, labels = lab.batch()
@@ -130,40 +132,55 @@ def vanishing(lab: Lab, me: Experiment) -> Outcome:
             name = f"{'batch norm' if norm else 'no norm'}, {'He' if init == 'he' else 'fixed 0.01'} init"
             signal, back = [], []
             for seed in lab.seeds:
-                model = lab.build(f"plain{depth}-cifar", seed, norm=norm, init=init).train()
-                layers = gradient_norms(model, images, labels)[:-1]
-                voices = responses(_frozen(model, images), Sample((images,), (labels,), "labels"))[:-1]
-                ratio = [max(layer.ratio, 1e-45) for layer in layers]
-                spread = [max(voice.deviation, 1e-45) for voice in voices]
-                signal.append(min(spread) / max(spread))
-                back.append(min(ratio) / max(ratio))
-                if seed == 0:
-                    place = tuple(float(i + 1) for i in range(len(ratio)))
-                    forward.append((name, place, tuple(spread)))
-                    backward.append((name, place, tuple(layer.norm or 1e-45 for layer in layers)))
+                model = _after_an_epoch(lab, f"plain{depth}-cifar", seed, norm=norm, init=init)
+                grads = [layer.norm for layer in gradient_norms(model, images, labels)[:-1]] if model is not None else []
+                voices = (
+                    [] if model is None else responses(_settled(model, images), Sample((images,), (labels,), "labels"))[:-1]
+                )
+                spread = [voice.deviation for voice in voices]
+                signal.append(_evenness(spread))
+                back.append(_evenness(grads))
+                if seed == 0 and model is not None:
+                    place = tuple(float(i + 1) for i in range(len(grads)))
+                    forward.append((name, place, tuple(max(v, FLOOR) for v in spread)))
+                    backward.append((name, place, tuple(max(v, FLOOR) for v in grads)))
             rows.append(Row(f"{name}: weakest / strongest signal", tuple(signal), ""))
             rows.append(Row(f"{name}: weakest / strongest gradient", tuple(back), ""))
             weakest[norm, init] = (min(signal), min(back))
     healthy = min(weakest[True, "he"]) > VANISHED
-    lost = any(min(weakest[False, init]) < VANISHED for init in ("he", "gaussian"))
-    signal_, back_ = weakest[True, "he"]
+    lost = min(weakest[False, "gaussian"]) < VANISHED
+    with_both, with_neither = weakest[True, "he"], weakest[False, "gaussian"]
     return me.outcome(
         lab,
         "With batch norm and He initialisation the plain network's signals and gradients are healthy in every layer; without "
         "both they vanish or explode.",
         healthy and lost,
-        f"plain-{depth} at its start, by layer: with both, the weakest signal is {signal_:.2g} and the weakest gradient {back_:.2g} of "
-        f"the strongest; with neither, {weakest[False, 'gaussian'][0]:.2g} and {weakest[False, 'gaussian'][1]:.2g}. Below "
-        f"{VANISHED:g} counts as vanished. Gradients are taken against the size of their weights.",
+        f"plain-{depth} after one epoch at a low rate, by layer: with both, the weakest signal is {with_both[0]:.2g} and the weakest "
+        f"gradient {with_both[1]:.2g} of the strongest; with neither, {with_neither[0]:.2g} and {with_neither[1]:.2g}. Below "
+        f"{VANISHED:g} counts as vanished; 0 stands for a network whose signal, or gradient, is nothing at all or not finite.",
         rows,
         (
-            Curves("Deviation of each layer's response at the start.", "layer", "deviation", tuple(forward), log=True),
-            Curves("Gradient norm of each layer's weights at the start.", "layer", "gradient norm", tuple(backward), log=True),
+            Curves("Deviation of each layer's response, first seed.", "layer", "deviation", tuple(forward), log=True),
+            Curves("Gradient norm of each layer's weights, first seed.", "layer", "gradient norm", tuple(backward), log=True),
         ),
     )
 
 
-def _frozen(model: nn.Module, images: torch.Tensor) -> nn.Module:
+def _after_an_epoch(lab: Lab, net: str, seed: int, *, norm: bool, init: str) -> nn.Module | None:
+    """A network as it is after one gentle epoch; None where training it gave numbers that are not finite."""
+    label = f"{'norm' if norm else 'bare'}-{init}"
+    try:
+        return lab.train(net, seed, label=label, changes={"epochs": 1.0, "lr": 0.01}, norm=norm, init=init).model
+    except NonFinite:
+        return None
+
+
+def _evenness(sizes: list[float]) -> float:
+    """The smallest against the largest; 0 where even the largest is nothing."""
+    return min(sizes) / max(sizes) if sizes and max(sizes) > FLOOR else 0.0
+
+
+def _settled(model: nn.Module, images: torch.Tensor) -> nn.Module:
     """In eval mode with this batch's statistics, so that a measurement sees what training would."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
@@ -350,7 +367,7 @@ def table6(lab: Lab, me: Experiment) -> Outcome:
     for depth in lab.scale.table:
         runs = _all(lab, f"resnet{depth}-cifar")
         errors[depth] = statistics.fmean(run.test_error for run in runs)
-        rows.append(_test_row(f"resnet-{depth}, test error", runs, published[depth]))
+        rows.append(_test_row(f"resnet-{depth}, test error", runs, published.get(depth)))
     ordered = [errors[d] for d in lab.scale.table if d <= 110]
     holds = ordered[-1] <= ordered[0] + 0.1
     return me.outcome(
