@@ -30,11 +30,13 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Side by side with torchvision and others; takes about half an hour and writes benchmarks/results/.
+# Side by side with torchvision and others; takes three quarters of an hour and writes benchmarks/results/.
 bench: $(READY)
 	$(BIN)/python -m benchmarks.inference
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.paper
+	$(BIN)/python -m benchmarks.tell
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,102 @@
+"""Write docs/results.md from benchmarks/results/*.json, so that the page says what was measured and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS
+
+PAGE = Path(__file__).parent.parent / "docs" / "results.md"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    line = "|".join(["---", *["--:"] * (len(head) - 1)])
+    return "\n".join([f"| {' | '.join(head)} |", f"|{line}|", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _on(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    bf16 = "AMX" if machine["amx"] else "AVX-512 bf16" if machine["bf16"] else "no bf16"
+    where = machine["gpu"] or f"{machine['threads']} cores of {machine['cpu']} ({bf16})"
+    return f"*{result['date']}, {where}, torch {machine['torch']}, torchvision {machine['torchvision']}.*"
+
+
+def _speed(result: dict[str, Any]) -> str:
+    rows = [
+        [
+            name,
+            f"{one['images_per_second']:,.1f}",
+            f"{one['lowest']:,.1f} to {one['highest']:,.1f}",
+            f"{one['ratio']:.2f} ({one['ratio_lowest']:.2f} to {one['ratio_highest']:.2f})",
+        ]
+        for name, one in result.items()
+        if isinstance(one, dict) and "images_per_second" in one
+    ]
+    n = next(one["n"] for one in result.values() if isinstance(one, dict) and "n" in one)
+    best = next(
+        name for name, one in result.items() if isinstance(one, dict) and one.get("ratio_lowest") == 1.0 == one["ratio"]
+    )
+    head = ["", "images/s, median", "range", f"against {best}"]
+    text = f"{result['what']}; {n} turns each, alternating.\n\n{_table(head, rows)}"
+    if "agreement" in result:
+        lines = []
+        for name, one in result["agreement"].items():
+            line = f"- {name}: {one['same_top1_percent']:.2f} % of top-1 answers are those of float32"
+            if "error_float32_percent" in one:
+                line += f" (error {one['error_float32_percent']:.2f} % and {one['error_optimized_percent']:.2f} %)"
+            lines.append(line)
+        text += "\n\nAnswers of the optimized network:\n\n" + "\n".join(lines)
+    return text
+
+
+def _memory(result: dict[str, Any]) -> str:
+    rows = []
+    for mode in ("bf16-channels-last", "float32-channels-last"):
+        for which in ("unbounded", "bounded"):
+            one = result[mode][which]
+            seconds = f"{one['seconds']:.1f} ({one['fastest']:.1f} to {one['slowest']:.1f})"
+            ratio = f"{result[mode]['time_ratio']:.2f} x" if which == "bounded" else ""
+            rows.append([f"{mode}, {which}", f"{one['peak_gib']:.2f} GiB", seconds, ratio, one["plan"]])
+    head = ["", "peak of the process", "seconds a step, median and range", "time", "plan"]
+    return f"{result['what']}, limit {result['limit']}.\n\n{_table(head, rows)}"
+
+
+def _paper(result: dict[str, Any]) -> str:
+    parts = [f"`deepres paper all --scale {result['scale']}`. Against the paper: {result['differs']}; {result['seeds']} seeds."]
+    for outcome in result["outcomes"]:
+        held = "holds" if outcome["holds"] else "**does not hold here**"
+        parts.append(f"### {outcome['title']}\n\n{outcome['source']}. {outcome['claim']} The claim {held}. {outcome['why']}")
+        rows = [[row["label"], row["text"], row["paper"]] for row in outcome["rows"]]
+        parts.append(_table(["", "ours", "the paper"], rows))
+    return "\n\n".join(parts)
+
+
+SECTIONS = (
+    ("inference-resnet50", "Inference: ResNet-50", _speed),
+    ("training-resnet20-cifar", "Training: CIFAR ResNet-20", _speed),
+    ("training-resnet50", "Training: ResNet-50", _speed),
+    ("memory-resnet1202", "Memory: ResNet-1202", _memory),
+    ("paper-quick", "The paper's claims, at the quick scale", _paper),
+)
+
+
+def main() -> None:
+    parts = [
+        "# What was measured",
+        "Written by `python -m benchmarks.tell` from the JSON files in [benchmarks/results](../benchmarks/results), which hold more. "
+        "Ratios are taken turn by turn, so that what else the machine does falls on both sides. [speed.md](speed.md) says what "
+        "the figures mean, [log.md](log.md) what did not work.",
+    ]
+    for name, title, tell in SECTIONS:
+        path = RESULTS / f"{name}.json"
+        if path.is_file():
+            result = json.loads(path.read_text())
+            parts += [f"## {title}", tell(result), _on(result)]
+    PAGE.write_text("\n\n".join(parts) + "\n")
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()
