@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +72,13 @@ def _train_row(label: str, runs: list[Trained]) -> Row:
 
 def _test_row(label: str, runs: list[Trained], paper: float | str | None = None) -> Row:
     return Row(label, tuple(run.test_error for run in runs), paper=paper)
+
+
+def _clearly_less(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether the means differ by more than the seeds do; with one seed, by more than 2 %."""
+    gap = statistics.fmean(other) - statistics.fmean(one)
+    noise = max(statistics.stdev(one), statistics.stdev(other)) if len(one) > 1 else 0.02 * abs(statistics.fmean(other))
+    return gap > noise
 
 
 def _curve(name: str, runs: list[Trained], what: str) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
@@ -337,7 +344,7 @@ def layer_responses(lab: Lab, me: Experiment) -> Outcome:
     shallow, deep = lab.scale.depths
     images, labels = lab.batch(256)
     sample = Sample((images,), (labels,), "labels")
-    rows, lines, mean = [], [], {}
+    rows, lines, mean, seen = [], [], {}, {}
     for kind in ("plain", "resnet"):
         for d in (shallow, deep):
             values = []
@@ -347,11 +354,12 @@ def layer_responses(lab: Lab, me: Experiment) -> Outcome:
                 if run.seed == 0:
                     lines.append((f"{kind}-{d}", tuple(100 * i / (len(found) - 1) for i in range(len(found))), tuple(found)))
             rows.append(Row(f"{kind}-{d}, mean deviation", tuple(values), ""))
-            mean[kind, d] = statistics.fmean(values)
+            seen[kind, d], mean[kind, d] = values, statistics.fmean(values)
     return me.outcome(
         lab,
         "Residual networks' layer responses are smaller than plain ones', and smaller still in deeper ones.",
-        mean["resnet", deep] < mean["plain", deep] and mean["resnet", deep] < mean["resnet", shallow],
+        _clearly_less(seen["resnet", deep], seen["plain", deep])
+        and _clearly_less(seen["resnet", deep], seen["resnet", shallow]),
         f"Mean deviation over the layers: plain-{shallow} {mean['plain', shallow]:.3f}, plain-{deep} {mean['plain', deep]:.3f}, "
         f"resnet-{shallow} {mean['resnet', shallow]:.3f}, resnet-{deep} {mean['resnet', deep]:.3f}. Batch norm's scale starts at 1 "
         "and needs training to move, so short runs show little of this.",
@@ -394,7 +402,7 @@ def preactivation(lab: Lab, me: Experiment) -> Outcome:
     return me.outcome(
         lab,
         "With norm and ReLU before the convolutions, the same network reaches a lower training loss.",
-        loss["-preact"] < loss[""],
+        _clearly_less(*([run.history[-1].loss for run in runs[key]] for key in ("-preact", ""))),
         f"Training loss at the end: {loss['']:.4f} post-activation, {loss['-preact']:.4f} pre-activation.",
         rows,
         (Curves("Training error by epoch, mean over the seeds.", "epoch", "training error, %", lines),),
