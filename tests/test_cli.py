@@ -37,7 +37,9 @@ def test_help_answers_at_once() -> None:
     assert time.monotonic() - began < 30
 
 
-@pytest.mark.parametrize("command", ["degrade", "train", "evaluate", "predict", "look", "paper", "info", "nets", "optimize"])
+@pytest.mark.parametrize(
+    "command", ["degrade", "train", "evaluate", "predict", "look", "pack", "paper", "info", "nets", "optimize"]
+)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -57,6 +57,19 @@ def resumable(command: str) -> Iterator[None]:
         yield
     except Interrupted as error:
         raise Interrupted(f"interrupted, and what is done is kept; `{command}` with the same options goes on") from error
+
+
+@contextlib.contextmanager
+def counted(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with the time left, on a terminal; gives what it is to be told: (done, total)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextlib.contextmanager
@@ -188,11 +201,13 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Test a trained network: errors, by class, confusion, calibration."""
+    """Test a trained network, or several as an ensemble: errors, by class, confusion, calibration."""
 
-    model: Positional[Path]  # a run's folder or a weights file
+    models: Positional[tuple[Path, ...]]  # runs' folders or weights files
     data: str = "digits"
     split: Literal["test", "val", "train"] = "test"
+    protocol: Literal["one-crop", "ten-crop", "multiscale"] = "one-crop"  # the papers' ways to test
+    scales: tuple[int, ...] = (224, 256, 384, 480, 640)  # of multiscale: short sides of the whole images, pixels
     batch: int = 250
     device: str = "cpu"
     json: bool = False  # print everything as JSON
@@ -206,7 +221,19 @@ class Evaluate:
         from deepres.evaluate import evaluate
         from deepres.train.distribute import pick_device
 
-        result = evaluate(self.model, self.data, split=self.split, batch=self.batch, device=pick_device(self.device))
+        if not self.models:
+            raise DeepresError("which network? Give a run's folder or a weights file")
+        with counted("testing") as watch:
+            result = evaluate(
+                self.models,
+                self.data,
+                split=self.split,
+                protocol=self.protocol,
+                scales=self.scales,
+                batch=self.batch,
+                device=pick_device(self.device),
+                watch=watch,
+            )
         text = js.dumps(result.to_dict(), indent=1)
         if self.out is not None:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -218,6 +245,7 @@ class Evaluate:
         say(
             f"{self.split}: {result.n} images, top-1 error {result.top1:.2f} %, top-5 {result.top5:.2f} %, "
             f"loss {result.loss:.4f}, calibration error {result.calibration:.2f} %"
+            + (f", {result.unreadable} images could not be read" if result.unreadable else "")
         )
         names = list(result.per_class)
         worst = sorted(names, key=lambda name: -result.per_class[name])[:20]
@@ -228,6 +256,38 @@ class Evaluate:
             rows.append([name, f"{result.per_class[name]:.2f} %", ", ".join(f"{n} {c}" for n, c in others)])
         console.print(table(["class", "error", "taken for"], rows))
         return 0
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Pack a folder of images into tar shards. Exit code 1 if some images could not be read; they are named and left out."""
+
+    folder: Positional[Path]  # CLASS/x.jpg or SPLIT/CLASS/x.jpg
+    out: Path | None = None  # folder for the shards [runs/pack-DATE]
+    shard: str = "512MiB"  # size of a shard
+    verify: bool = True  # decode each image first
+
+    def run(self) -> int:
+        from deepres.data import pack
+        from deepres.train.run import parse_bytes
+
+        if not self.folder.is_dir():
+            raise DeepresError(f"{self.folder}: no such folder")
+        with counted("packing") as watch:
+            packed = pack(
+                self.folder,
+                self.out or default_out("pack"),
+                shard_bytes=parse_bytes(self.shard),
+                verify=self.verify,
+                watch=watch,
+            )
+        for name in packed.unreadable:
+            print(f"left out, cannot be read: {name}", file=sys.stderr)
+        say(
+            f"{packed.images} images in {len(packed.shards)} shards in {packed.shards[0].parent}"
+            + (f", {len(packed.unreadable)} left out" if packed.unreadable else "")
+        )
+        return 1 if packed.unreadable else 0
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from typing import Annotated
 import tyro
 
 from deepres import __version__
-from deepres.cli.commands import Degrade, Evaluate, Info, Look, Nets, Optimize, Paper, Predict, Train
+from deepres.cli.commands import Degrade, Evaluate, Info, Look, Nets, Optimize, Pack, Paper, Predict, Train
 from deepres.errors import DeepresError
 
 Command = (
     Annotated[Degrade, tyro.conf.subcommand("degrade")]
+    | Annotated[Pack, tyro.conf.subcommand("pack")]
     | Annotated[Paper, tyro.conf.subcommand("paper")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]

@@ -4,6 +4,7 @@ from deepres.data.augment import Augment, mix, pad_crop_flip
 from deepres.data.dataset import Data, Resident, Split, Streamed, split_off
 from deepres.data.decode import SUFFIXES, UnreadableImage, open_image
 from deepres.data.loader import Batch, Loader, Share, seeded
+from deepres.data.pack import Packed, pack
 from deepres.data.prepare import Prepare
 from deepres.data.sources import cache_folder, open_data
 
@@ -13,6 +14,7 @@ __all__ = [
     "Batch",
     "Data",
     "Loader",
+    "Packed",
     "Prepare",
     "Resident",
     "Share",
@@ -23,6 +25,7 @@ __all__ = [
     "mix",
     "open_data",
     "open_image",
+    "pack",
     "pad_crop_flip",
     "seeded",
     "split_off",

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepres.data import Data, Loader, Prepare, Share, Split, open_data
-from deepres.errors import DeepresError
-from deepres.nn import load, notes, output_classes
+from deepres.data import Loader, Prepare, Share, Split
 
 BINS = 15  # of the calibration error (Guo et al. 2017)
 
@@ -30,6 +27,7 @@ class Evaluation:
     per_class: dict[str, float]  # top-1 error of each class, %; only classes that occur
     confusion: list[list[int]]  # [true][predicted]
     calibration: float  # expected calibration error, %: mean gap between confidence and accuracy over 15 bins
+    unreadable: int = 0  # images that could not be decoded; by one crop another stands in for each, else they are left out
 
     def to_dict(self) -> dict[str, Any]:
         return dict(self.__dict__)
@@ -60,7 +58,7 @@ class _Tally:
         for tensor in (self.confusion, self.top5, self.loss, self.bins):
             dist.all_reduce(tensor)
 
-    def result(self, names: tuple[str, ...]) -> Evaluation:
+    def result(self, names: tuple[str, ...], unreadable: int = 0) -> Evaluation:
         confusion = self.confusion.view(self.classes, self.classes).cpu()
         n, right = int(confusion.sum()), confusion.diagonal()
         count, confidence, hits = self.bins.cpu()
@@ -73,6 +71,7 @@ class _Tally:
             per_class=per_class,
             confusion=confusion.tolist(),
             calibration=100 * float((confidence - hits).abs().sum()) / float(count.sum()),
+            unreadable=unreadable,
         )
 
 
@@ -105,40 +104,4 @@ def measure(
         model.train(was_training)
     if share.world > 1:
         tally.reduce()
-    return tally.result(classes)
-
-
-def evaluate(
-    model: nn.Module | str | Path,
-    data: Data | str | Path,
-    *,
-    split: Literal["train", "val", "test"] = "test",
-    batch: int = 250,
-    device: torch.device | str = "cpu",
-    workers: int | None = None,
-) -> Evaluation:
-    """Test a network, or the one in a run's folder or file, on data; in float32.
-
-    Raises ``DeepresError`` where the network's classes or input do not fit the data's.
-    """
-    prepare: Prepare | None = None
-    trained: list[str] | None = None
-    if isinstance(model, (str, Path)):
-        noted = notes(model)
-        prepare = Prepare.from_notes(noted["prepare"]) if "prepare" in noted else None
-        trained, model = noted.get("classes"), load(model)
-    if isinstance(data, (str, Path)):
-        wanted = prepare.channels if prepare else getattr(getattr(model, "config", None), "in_channels", None)
-        data = open_data(data, size=prepare.size if prepare else None, channels=wanted)
-    if trained is not None and list(data.classes) != list(trained):
-        only = sorted(set(data.classes) ^ set(trained))[:3]
-        raise DeepresError(
-            f"{data.name}: its {len(data.classes)} classes are not the {len(trained)} that the network was trained on"
-            + (f" (only one of them has {', '.join(map(repr, only))})" if only else " in that order")
-        )
-    prepare = prepare or data.prepare
-    outputs = output_classes(model)
-    if outputs is not None and outputs != len(data.classes):
-        raise DeepresError(f"{data.name}: has {len(data.classes)} classes and the network {outputs}")
-    model = model.to(device)
-    return measure(model, getattr(data, split), prepare, data.classes, batch=batch, device=device, workers=workers)
+    return tally.result(classes, loader.unreadable)

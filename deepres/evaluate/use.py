@@ -1,17 +1,20 @@
-"""Use a trained network on image files."""
+"""Use trained networks: test them on data, by themselves or as an ensemble, and classify image files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from deepres.data import SUFFIXES, Prepare, UnreadableImage, open_image
+from deepres.data import SUFFIXES, Data, Prepare, Split, UnreadableImage, open_data, open_image
 from deepres.errors import DeepresError
-from deepres.nn import ResNet, load, notes
+from deepres.evaluate.measure import Evaluation, measure
+from deepres.evaluate.protocols import SCALES, Member, Protocol, measure_views
+from deepres.nn import ResNet, load, notes, output_classes
 
 
 @dataclass(frozen=True)
@@ -85,3 +88,60 @@ def _predict(
                 row = next(answers)
                 names = tuple(classes[i] if classes else str(i) for i in indices[row])
                 yield Prediction(str(file), names, tuple(values[row]))
+
+
+Model = nn.Module | str | Path
+
+
+def evaluate(
+    model: Model | Sequence[Model],
+    data: Data | str | Path,
+    *,
+    split: Literal["train", "val", "test"] = "test",
+    protocol: Protocol = "one-crop",
+    scales: Sequence[int] = SCALES,
+    batch: int = 250,
+    device: torch.device | str = "cpu",
+    workers: int | None = None,
+    watch: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Test a network, or the one in a run's folder or file, on data; in float32. Several are tested as an ensemble.
+
+    ``protocol``: ``"one-crop"`` of the centre, ``"ten-crop"``, or ``"multiscale"``, whole images at the short sides ``scales``
+    (see ``protocols``). Probabilities are averaged over views and networks.
+
+    Raises ``DeepresError`` where the networks' classes or input do not fit the data's.
+    """
+    given = list(model) if isinstance(model, Sequence) and not isinstance(model, str) else [model]
+    if not given:
+        raise DeepresError("no network was given to evaluate")
+    opened = [_open(one) for one in given]
+    first = opened[0]
+    if isinstance(data, (str, Path)):
+        wanted = first[1].channels if first[1] else getattr(getattr(first[0], "config", None), "in_channels", None)
+        data = open_data(data, size=first[1].size if first[1] else None, channels=wanted)
+    members = []
+    for net, prepare, trained in opened:
+        if trained is not None and list(data.classes) != list(trained):
+            only = sorted(set(data.classes) ^ set(trained))[:3]
+            raise DeepresError(
+                f"{data.name}: its {len(data.classes)} classes are not the {len(trained)} that the network was trained on"
+                + (f" (only one of them has {', '.join(map(repr, only))})" if only else " in that order")
+            )
+        outputs = output_classes(net)
+        if outputs is not None and outputs != len(data.classes):
+            raise DeepresError(f"{data.name}: has {len(data.classes)} classes and the network {outputs}")
+        members.append(Member(net.to(device), prepare or data.prepare))
+    part: Split = getattr(data, split)
+    if protocol == "one-crop" and len(members) == 1:
+        one = members[0]
+        return measure(one.model, part, one.prepare, data.classes, batch=batch, device=device, workers=workers)
+    return measure_views(members, part, data.classes, protocol, scales=scales, watch=watch)
+
+
+def _open(model: Model) -> tuple[nn.Module, Prepare | None, list[str] | None]:
+    """(network, how it wants its images, its classes), the latter two where they were noted with its weights."""
+    if isinstance(model, nn.Module):
+        return model, None, None
+    noted = notes(model)
+    return load(model), Prepare.from_notes(noted["prepare"]) if "prepare" in noted else None, noted.get("classes")

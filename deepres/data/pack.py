@@ -1,0 +1,117 @@
+"""Pack a folder of images into tar shards, which a cluster's file system serves far better than a million small files."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from deepres.data.decode import UnreadableImage, open_image
+from deepres.data.files import Item, listing
+from deepres.data.loader import seeded
+from deepres.errors import DeepresError
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What came of it."""
+
+    shards: tuple[Path, ...]
+    images: int
+    unreadable: tuple[str, ...]  # left out
+
+
+def pack(
+    root: str | Path,
+    out: str | Path,
+    *,
+    shard_bytes: int = 512 << 20,
+    verify: bool = True,
+    watch: Callable[[int, int], None] = lambda done, total: None,
+) -> Packed:
+    """Write ``OUT/SPLIT-00000.tar``, ... with members ``SPLIT/CLASS/NAME``, which ``open_data(OUT)`` reads.
+
+    Images go in as they are, in a shuffled order, so that each shard holds something of every class. With ``verify`` each is
+    decoded first; what cannot be is left out and named. A shard appears whole or not at all.
+
+    Raises ``DeepresError`` for a folder without images, and where ``out`` holds shards already.
+    """
+    root, out = Path(root), Path(out)
+    found = listing(root)
+    if shard_bytes < 1:
+        raise DeepresError(f"a shard's size is in bytes and above 0, not {shard_bytes}")
+    if any(out.glob("*.tar")):
+        raise DeepresError(f"{out}: holds tar files already; choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    total, done, images = sum(map(len, found.splits.values())), 0, 0
+    shards: list[Path] = []
+    bad: list[str] = []
+    for split, items in sorted(found.splits.items()):
+        writer = _Writer(out, split or "images", shard_bytes)
+        try:
+            for i in torch.randperm(len(items), generator=seeded(0)).tolist():
+                done += 1
+                watch(done, total)
+                try:
+                    data = items[i].read()
+                    if verify:
+                        open_image(data)
+                except (UnreadableImage, OSError):
+                    bad.append(items[i].name)
+                    continue
+                writer.add("/".join(filter(None, (split, found.classes[items[i].label], _file(items[i], i)))), data)
+                images += 1
+        except BaseException:
+            writer.abandon()
+            raise
+        shards += writer.close()
+    if not images:
+        raise DeepresError(f"{root}: none of its {total} images can be read")
+    return Packed(tuple(shards), images, tuple(bad))
+
+
+def _file(item: Item, index: int) -> str:
+    """A name of its own in the shard, whatever folders the file came from."""
+    path = Path(item.member or item.path)
+    return f"{index:08d}-{path.name}"
+
+
+class _Writer:
+    def __init__(self, out: Path, name: str, limit: int) -> None:
+        self.out, self.name, self.limit = out, name, limit
+        self.shards: list[Path] = []
+        self.tar: tarfile.TarFile | None = None
+        self.size = 0
+
+    def add(self, name: str, data: bytes) -> None:
+        if self.tar is None or self.size + len(data) > self.limit:
+            self._finish()
+            self.path = self.out / f"{self.name}-{len(self.shards):05d}.tar"
+            self.part = self.path.with_suffix(".tar.part")
+            self.tar = tarfile.open(self.part, "w")  # noqa: SIM115 (closed when the shard is full)
+            self.size = 0
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        self.tar.addfile(info, io.BytesIO(data))
+        self.size += len(data)
+
+    def _finish(self) -> None:
+        if self.tar is not None:
+            self.tar.close()
+            os.replace(self.part, self.path)
+            self.shards.append(self.path)
+            self.tar = None
+
+    def close(self) -> list[Path]:
+        self._finish()
+        return self.shards
+
+    def abandon(self) -> None:
+        if self.tar is not None:
+            self.tar.close()
+            self.part.unlink(missing_ok=True)
