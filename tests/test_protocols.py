@@ -84,7 +84,7 @@ def test_an_ensemble_averages_its_members(nets: list[nn.Module]) -> None:
 
 
 def test_one_crop_by_views_is_one_crop_by_batches(large_folder: Path) -> None:
-    data = open_data(large_folder, size=112)
+    data = open_data(large_folder, size=112, channels=3)
     torch.manual_seed(0)
     net = deepres.create("resnet18", num_classes=2).eval()
     fast = deepres.evaluate(net, data)
@@ -96,6 +96,8 @@ def test_one_crop_by_views_is_one_crop_by_batches(large_folder: Path) -> None:
         deepres.evaluate(net, data, protocol="two-crop")  # type: ignore[arg-type]
     with pytest.raises(DeepresError, match="scales are short sides"):
         deepres.evaluate(net, data, protocol="multiscale", scales=())
+    with pytest.raises(DeepresError, match="opened with 1 channels and the network takes 3"):
+        deepres.evaluate(net, open_data(large_folder, size=112))
     with pytest.raises(DeepresError, match="no network"):
         deepres.evaluate([], data)
 

@@ -14,7 +14,7 @@ from deepres.data import SUFFIXES, Data, Prepare, Split, UnreadableImage, open_d
 from deepres.errors import DeepresError
 from deepres.evaluate.measure import Evaluation, measure
 from deepres.evaluate.protocols import SCALES, Member, Protocol, measure_views
-from deepres.nn import ResNet, load, notes, output_classes
+from deepres.nn import ResNet, input_channels, load, notes, output_classes
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,12 @@ def evaluate(
         outputs = output_classes(net)
         if outputs is not None and outputs != len(data.classes):
             raise DeepresError(f"{data.name}: has {len(data.classes)} classes and the network {outputs}")
+        wanted, given_channels = input_channels(net), (prepare or data.prepare).channels
+        if wanted is not None and wanted != given_channels:
+            raise DeepresError(
+                f"{data.name}: its images were opened with {given_channels} channels and the network takes {wanted}; "
+                f"open them with open_data(..., channels={wanted})"
+            )
         members.append(Member(net.to(device), prepare or data.prepare))
     part: Split = getattr(data, split)
     if protocol == "one-crop" and len(members) == 1:
