@@ -434,3 +434,9 @@ def test_the_page_answers_mouse_and_keyboard(trained: tuple[nn.Module, Sample], 
         assert tab.locator(".gallery img").count() == 20
         browser.close()
     assert problems == []
+
+
+def test_a_network_that_guesses_is_called_so() -> None:
+    model = deepres.create("resnet8-cifar")
+    found = lens.look(model, [(torch.randn(20, 3, 16, 16), torch.arange(20) % 10)], pairs=0)
+    assert any("hardly better than guessing among 10" in line for line in lens.words(found))

@@ -47,6 +47,7 @@ class Look:
     name: str
     examples: int
     answers: int  # examples, or tokens of a language model
+    classes: int  # that occur among the labels, or tokens
     against: str  # what the answers are held to: "labels", or "itself" (then an error is a share of changed answers)
     error: float  # of the whole network on the sample, %
     sites: tuple[SiteFinding, ...]
@@ -160,6 +161,7 @@ def look(
         name=name or type(model).__name__,
         examples=len(sample),
         answers=sample.answers,
+        classes=classes,
         against=sample.against,
         error=100 * (1 - float(whole.float().mean())),
         sites=tuple(

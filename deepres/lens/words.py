@@ -37,6 +37,11 @@ def words(found: Look) -> list[str]:
             "register_site); only its layers' responses are shown."
         )
         return said
+    if found.against == "labels" and found.error > 90 * (1 - 1 / max(found.classes, 2)):
+        said.append(
+            f"That is hardly better than guessing among {found.classes}, so what lesions change says nothing about what training "
+            "would make of these blocks."
+        )
     said += _lesions(found) + _identity(found) + _gradient(found) + _dead(found) + _depth(found)
     return said
 

@@ -51,7 +51,7 @@
     if (!cut.length) return;
     const top = Math.max(...cut.map((site) => site.lesion.high), 0.5), bottom = Math.min(...cut.map((site) => site.lesion.low), 0);
     const y = (value) => 4 + 80 * (top - value) / (top - bottom), step = 260 / cut.length;
-    chart(parent, `Change of error when left out, points, with 95 % intervals; this one is ${chosen.lesion ? "dark" : "not among them"}`,
+    chart(parent, `Change of error when left out, points, with 95 % intervals; this site is ${chosen.lesion ? "marked" : "not among them"}`,
       (svg) => {
         make("line", { x1: 0, x2: 260, y1: y(0), y2: y(0), stroke: "var(--line)" }, svg);
         cut.forEach((site, i) => {
