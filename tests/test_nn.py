@@ -234,3 +234,60 @@ def test_macs_agree_with_the_recorded_targets() -> None:
     if shared.exists():
         targets = json.loads(shared.read_text())["he2015"]["flops_billions"]
         assert {f"resnet{depth}": macs for depth, macs in MACS.items()}.items() <= targets.items()
+
+
+@pytest.mark.parametrize("name", ["resnet8-cifar", "resnet8-cifar-preact", "resnet11-cifar-bottleneck"])
+def test_stochastic_depth_drops_as_often_as_it_says(name: str) -> None:
+    model = deepres.create(name, survival=0.5)
+    branches = [m for m in model.modules() if isinstance(m, nn.Branch)]
+    assert [round(b.survival, 3) for b in branches] == [0.833, 0.667, 0.5]
+    x = torch.randn(2, 3, 15, 15)
+    counts = [0] * 3
+    for i, branch in enumerate(branches):
+        branch.last.register_forward_hook(lambda *_, i=i: counts.__setitem__(i, counts[i] + 1))
+    for _ in range(200):
+        model(x)
+    for count, branch in zip(counts, branches, strict=True):
+        assert abs(count / 200 - branch.survival) < 0.12
+    # in eval mode each branch is scaled, and folding the scale changes nothing
+    model.eval()
+    model(torch.randn(4, 3, 15, 15))
+    expected = model(x)
+    folded = deepres.nn.to_others(model) if "preact" not in name else None
+    if folded is not None:
+        again = deepres.create(name)
+        deepres.nn.load_weights(again, folded)
+        torch.testing.assert_close(again.eval()(x), expected)
+    model.fold_survival()
+    assert model.config.survival == 1
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_stochastic_depth_survives_removal_growth_and_the_file(tmp_path: Path) -> None:
+    model = deepres.create("resnet14-cifar", survival=0.6, dropout=0.3).eval()
+    x = torch.randn(2, 3, 16, 16)
+    expected = model(x)
+    torch.testing.assert_close(deepres.load(deepres.save(model, tmp_path / "a.safetensors"))(x), expected)
+    torch.testing.assert_close(deepres.deepen(model, (3, 2, 2)).eval()(x), expected)
+    site = deepres.sites(model)[-1]
+    with site.bypass():
+        expected = model(x)
+    site.remove()
+    torch.testing.assert_close(model(x), expected)
+    torch.testing.assert_close(deepres.load(deepres.save(model, tmp_path / "b.safetensors"))(x), expected)
+
+
+def test_dropout_leaves_out_features_only_in_training() -> None:
+    model = deepres.create("resnet8-cifar", dropout=0.5)
+    model.eval()
+    x = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(model(x), model(x), rtol=0, atol=0)
+    seen: list[torch.Tensor] = []
+    model.head.drop.register_forward_hook(lambda _, __, out: seen.append(out))
+    model.train()(x)
+    assert 0.2 < float((seen[0] == 0).float().mean()) < 0.8
+    for wrong in ({"dropout": 1.0}, {"survival": 0.0}):
+        with pytest.raises(DeepresError):
+            deepres.create("resnet8-cifar", **wrong)
+    with pytest.raises(DeepresError, match="plain network has no shortcut"):
+        deepres.create("plain8-cifar", survival=0.5)

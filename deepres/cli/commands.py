@@ -149,6 +149,8 @@ class Train:
     size: int | None = None  # side of the input in pixels [the images' own, or 224]
     init: str | None = None  # weights to start from: a run or a file; a head of another size is left out
     zero_init: bool = False  # start each block as the identity
+    dropout: float = 0.0  # share of features left out in front of the classifier
+    survival: float = 1.0  # stochastic depth: the share of steps in which the last branch is computed; 0.5 is usual
     shortcut: Literal["A", "B", "C", "none"] | None = None  # instead of the network's usual
     speed: str = (
         "auto"  # auto, exact, float32, float32-channels-last, bf16, bf16-channels-last, float32-compiled, bf16-compiled
@@ -193,7 +195,9 @@ class Train:
             raise DeepresError("which network? Give --net, such as --net resnet20-cifar (`deepres nets` lists them)")
         fields = {field.name for field in dataclasses.fields(Run)} & {field.name for field in dataclasses.fields(self)}
         values = {name: getattr(self, name) for name in fields}
-        options: dict[str, Any] = {"zero_init": True} if self.zero_init else {}
+        asked = {"zero_init": self.zero_init, "dropout": self.dropout, "survival": self.survival}
+        usual = {"zero_init": False, "dropout": 0.0, "survival": 1.0}
+        options: dict[str, Any] = {key: value for key, value in asked.items() if value != usual[key]}
         if self.shortcut:
             options["shortcut"] = self.shortcut
         return Run(**{**values, "out": str(self.out or default_out(self.net)), "options": options})

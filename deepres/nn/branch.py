@@ -6,20 +6,47 @@ the block start as the identity, in whatever kind of block it stands.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 StrideIn = Literal["1x1", "3x3"]
 
 
 class Branch(nn.Sequential):
-    """A residual branch ``f``: (N, C, H, W) -> (N, C', H / stride, W / stride)."""
+    """A residual branch ``f``: (N, C, H, W) -> (N, C', H / stride, W / stride).
+
+    With ``survival`` below 1 it has stochastic depth (Huang et al. 2016): in training it is computed with that probability, for
+    the whole batch, and is nothing otherwise; in eval mode it is scaled by it, which is its mean.
+    """
+
+    survival: float = 1.0
 
     def __init__(self, layers: OrderedDict[str, nn.Module]) -> None:
         super().__init__(layers)
         self.last.ends_branch = True  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.survival == 1:
+            return super().forward(x)
+        if not self.training:
+            return self.survival * super().forward(x)
+        return super().forward(x) if float(torch.rand(())) < self.survival else self._nothing(x)
+
+    @torch.no_grad()
+    def fold_survival(self) -> None:
+        """Put the scale of stochastic depth into the last layer: the same in eval mode, and always computed from now on."""
+        for parameter in self.last.parameters():
+            parameter.mul_(self.survival)
+        self.survival = 1.0
+
+    def _nothing(self, x: Tensor) -> Tensor:
+        convs = [layer for layer in self if isinstance(layer, nn.Conv2d)]
+        stride = math.prod(conv.stride[0] for conv in convs)
+        return x.new_zeros(len(x), convs[-1].out_channels, *(-(-side // stride) for side in x.shape[2:]))
 
     @property
     def last(self) -> nn.Module:

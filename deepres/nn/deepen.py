@@ -27,6 +27,9 @@ def deepen(model: ResNet, blocks: Sequence[int], images: Tensor | None = None) -
     Raises ``DeepresError`` for fewer blocks than there are, and where a plain network cannot compute the identity: through a
     bottleneck, and before the activation.
     """
+    if model.config.survival < 1:
+        model = copy.deepcopy(model)
+        model.fold_survival()
     config = model.config
     blocks = tuple(blocks)
     if len(blocks) != len(config.blocks) or any(new < old for new, old in zip(blocks, config.blocks, strict=True)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,7 +11,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from deepres.errors import DeepresError
-from deepres.nn.branch import StrideIn, basic, bottleneck
+from deepres.nn.branch import Branch, StrideIn, basic, bottleneck
 from deepres.nn.init import Init, initialise
 from deepres.nn.residual import Residual, plain
 from deepres.nn.shortcut import Option, Padding, shortcut
@@ -34,6 +35,8 @@ class ResNetConfig:
     zero_init: bool = False  # start each block as the identity (Goyal et al. 2017)
     norm: bool = True  # batch norm behind each convolution; without it they have biases
     init: Init = "he"  # "gaussian": a fixed deviation of 0.01, as was usual before
+    dropout: float = 0.0  # in front of the classifier: the share of features that a training step leaves out
+    survival: float = 1.0  # stochastic depth: of the last branch; the others' falls to it linearly from 1 (Huang et al. 2016)
 
     def __post_init__(self) -> None:
         if len(self.blocks) != len(self.widths) or not self.blocks:
@@ -50,6 +53,12 @@ class ResNetConfig:
             raise DeepresError(f"unknown shortcut {self.shortcut!r}; there are 'A', 'B', 'C' and 'none' (a plain net)")
         if self.stride_in not in ("1x1", "3x3") or self.padding not in ("both", "end"):
             raise DeepresError("stride_in is '1x1' or '3x3', and padding is 'both' or 'end'")
+        if not 0 <= self.dropout < 1:
+            raise DeepresError(f"dropout is the share of features left out, from 0 to below 1, not {self.dropout}")
+        if not 0 < self.survival <= 1:
+            raise DeepresError(f"survival is a probability above 0 and at most 1, not {self.survival}")
+        if self.survival < 1 and self.is_plain:
+            raise DeepresError("a plain network has no shortcut, so none of its layers can be left out: survival must be 1")
         if self.init not in ("he", "gaussian"):
             raise DeepresError(f"unknown init {self.init!r}; there are 'he' and 'gaussian'")
 
@@ -98,10 +107,22 @@ class ResNet(nn.Module):
         self.stages = nn.ModuleList(
             _stage(config, i, channels_in) for i, channels_in in enumerate((stem_out, *config.channels[:-1]))
         )
-        self.head = nn.Sequential(
-            OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), fc=nn.Linear(config.channels[-1], config.num_classes))
-        )
+        head: OrderedDict[str, nn.Module] = OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten())
+        if config.dropout:
+            head["drop"] = nn.Dropout(config.dropout)
+        head["fc"] = nn.Linear(config.channels[-1], config.num_classes)
+        self.head = nn.Sequential(head)
+        branches = [module for module in self.modules() if isinstance(module, Branch)]
+        for i, branch in enumerate(branches, 1):
+            branch.survival = 1 - i / len(branches) * (1 - config.survival)
         initialise(self, zero_last=config.zero_init, how=config.init)
+
+    def fold_survival(self) -> None:
+        """End stochastic depth: the outputs in eval mode stay, and training computes every branch from now on."""
+        for module in self.modules():
+            if isinstance(module, Branch):
+                module.fold_survival()
+        self.config = dataclasses.replace(self.config, survival=1.0)
 
     def features(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, channels[-1], H', W')."""

@@ -5,6 +5,7 @@ Their names differ from ours by rule, so one table of rules serves both directio
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -104,6 +105,9 @@ def to_others(model: ResNet, style: Format = "torchvision") -> dict[str, Tensor]
         raise DeepresError(f"unknown weight format {style!r}; there are 'deepres', 'torchvision', 'timm' and 'cifar'")
     if model.config.preact:
         raise DeepresError("pre-activation networks have no counterpart in torchvision; save them in our own format")
+    if model.config.survival < 1:  # no other format has a place for the branches' scale
+        model = copy.deepcopy(model)
+        model.fold_survival()
     words = {"@": "shortcut." if style == "cifar" else "downsample.", "!fc": "linear" if style == "cifar" else "fc"}
     out: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():

@@ -349,6 +349,8 @@ class Site:
             blocks = list(self.model.config.blocks)
             if blocks[stage] == 1:
                 raise DeepresError(f"site {self.name!r} is the last block of its stage, which needs one")
+            if self.model.config.survival < 1:  # which depends on how many blocks there are
+                self.model.fold_survival()
             blocks[stage] -= 1
             del parent[int(index)]  # type: ignore[operator]
             self.model.config = dataclasses.replace(self.model.config, blocks=tuple(blocks))

@@ -126,7 +126,8 @@ class Trainer:
         wrapped: nn.Module = self.model
         if team.world > 1:
             ids = [team.device.index] if team.device.type == "cuda" else None
-            wrapped = DistributedDataParallel(self.model, device_ids=ids)
+            drops = getattr(getattr(self.model, "config", None), "survival", 1.0) < 1  # then a step leaves weights unused
+            wrapped = DistributedDataParallel(self.model, device_ids=ids, find_unused_parameters=drops)
         self.eager = wrapped
         self.forward = torch.compile(wrapped) if self.speed.compile else wrapped
 
