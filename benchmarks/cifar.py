@@ -95,7 +95,7 @@ def main() -> None:
     outcomes = []
     for name in ("degradation", "table6"):
         one = experiment(name)
-        outcome = timed(lambda lab, one=one: one.run(lab, one), lab)  # type: ignore[misc]
+        outcome = timed(one.run, lab)
         plain = dataclasses.asdict(outcome)
         plain["curves"] = plain.pop("figures")
         for row, (_, ours, paper) in zip(plain["rows"], rows(outcome), strict=True):

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from benchmarks.common import record
-from deepres.paper.experiments import EXPERIMENTS
+from deepres.paper.experiments import served
 from deepres.paper.lab import Lab, scale, timed
 from deepres.paper.page import rows
 
@@ -19,8 +19,8 @@ if __name__ == "__main__":
     chosen = scale(options.scale)
     lab = Lab(chosen, options.out)
     outcomes = []
-    for one in EXPERIMENTS.values():
-        outcome = timed(lambda lab, one=one: one.run(lab, one), lab)  # type: ignore[misc]
+    for one in served(chosen):
+        outcome = timed(one.run, lab)
         print(one.name, outcome.holds, outcome.why, flush=True)
         plain = dataclasses.asdict(outcome)
         plain.pop("figures")

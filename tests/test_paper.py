@@ -17,7 +17,12 @@ from deepres.paper.page import page, rows
 from deepres.paper.plan import seconds_of
 from deepres.train import recipe
 
-TINY = Scale("tiny", "digits", (8, 14), (8, 14), recipe("digits", epochs=1), 2, "nearly everything")
+PHOTOGRAPHS = Scale(
+    "tiny", "digits", (18, 34), (50,), recipe("digits", epochs=1), 2, "nearly everything", kind="imagenet", width=0.05, scales=(32, 40)
+)  # fmt: skip
+TINY = Scale(
+    "tiny", "digits", (8, 14), (8, 14), recipe("digits", epochs=1), 2, "nearly everything", deepest=(8, 14), beside=PHOTOGRAPHS
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +33,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 @pytest.mark.parametrize("name", list(EXPERIMENTS))
 def test_each_experiment_runs(name: str, lab: Lab) -> None:
     one = experiment(name)
-    outcome = one.run(lab, one)
+    outcome = one.run(lab)
     assert outcome.name == name and outcome.claim and outcome.why and outcome.rows
     assert isinstance(outcome.holds, bool)
     assert all(len(row.ours) in (1, 2) for row in outcome.rows)
@@ -37,13 +42,13 @@ def test_each_experiment_runs(name: str, lab: Lab) -> None:
 
 
 def test_the_constructed_solution_is_exact(lab: Lab) -> None:
-    outcome = experiment("constructed").run(lab, experiment("constructed"))
+    outcome = experiment("constructed").run(lab)
     shallow, made, _, difference = outcome.rows
     assert max(difference.ours) < 1e-5 and shallow.ours == made.ours
 
 
 def test_the_gradient_agrees_with_a_finite_difference(lab: Lab) -> None:
-    outcome = experiment("superhighway").run(lab, experiment("superhighway"))
+    outcome = experiment("superhighway").run(lab)
     assert max(outcome.rows[1].ours) < 1e-6
 
 
@@ -139,3 +144,28 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
                         (["all", "--seeds", "0"], "--seeds must be above 0"), (["all", "--data", "x"], "unknown data")):  # fmt: skip
         assert main(["paper", *wrong]) == 2
         assert hint in capsys.readouterr().err
+
+
+def test_scales_serve_what_they_can(tmp_path: Path) -> None:
+    quick, cifar, imagenet = (scale(name) for name in ("quick", "cifar", "imagenet"))
+    assert quick.serving("imagenet") is not None and cifar.serving("imagenet") is None and imagenet.serving("cifar") is None
+    with pytest.raises(DeepresError, match="not for the scale 'cifar'; it runs at quick and imagenet"):
+        experiment("imagenet-depth").run(Lab(cifar, tmp_path))
+    with pytest.raises(DeepresError, match="needs --data FOLDER"):
+        experiment("imagenet-depth").run(Lab(imagenet, tmp_path))
+    changed = quick.changed(epochs=2, seeds=1)
+    assert changed.beside is not None and changed.beside.recipe.epochs == 2 and "2 epochs" in changed.differs
+
+
+def test_the_imagenet_path_on_photographs_in_folders(large_folder: Path, tmp_path: Path) -> None:
+    """The real scale's own lines, streamed from files, by every protocol: only smaller, and one epoch."""
+    small = dataclasses.replace(
+        scale("imagenet").changed(data=str(large_folder), epochs=1), depths=(18, 34), table=(50,), size=64, width=0.05, scales=(64, 80)
+    )  # fmt: skip
+    small = dataclasses.replace(small, recipe=dataclasses.replace(small.recipe, batch=8))
+    lab = Lab(small, tmp_path, "float32")
+    outcome = experiment("imagenet-ensemble").run(lab)
+    assert "3 networks together" in outcome.why
+    assert sorted(p.name.split("-")[0] for p in (tmp_path / "tests").iterdir()) == ["multiscale"] * 4
+    again = experiment("imagenet-ensemble").run(Lab(small, tmp_path, "float32"))  # nothing is trained or tested again
+    assert again.rows == outcome.rows

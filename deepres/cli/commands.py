@@ -406,7 +406,7 @@ class Paper:
     """The paper's claims as runs: list them, run one, or all that fit a budget, beside the paper's figures."""
 
     name: Positional[str] = "list"  # an experiment, `all`, or `list`
-    scale: str = "quick"  # quick (digits, minutes) or cifar (the paper's schedule)
+    scale: str = "quick"  # quick (digits, minutes), or the paper's own schedules: cifar, imagenet (with --data FOLDER)
     data: str | None = None  # instead of the scale's
     epochs: float | None = None  # instead of the scale's
     seeds: int | None = None  # instead of the scale's
@@ -421,7 +421,7 @@ class Paper:
 
         from rich.console import Console
 
-        from deepres.paper.experiments import EXPERIMENTS, experiment
+        from deepres.paper.experiments import EXPERIMENTS, experiment, served
         from deepres.paper.lab import Lab, scale
         from deepres.paper.page import HEAD, differs, page, rows, verdict
         from deepres.paper.plan import Planner, seconds_of
@@ -431,21 +431,28 @@ class Paper:
             rows_ = [[one.name, one.title, one.source] for one in EXPERIMENTS.values()]
             console.print(table(["name", "claim", "where"], rows_))
             return 0
-        chosen = list(EXPERIMENTS.values()) if self.name == "all" else [experiment(self.name)]
         chosen_scale = scale(self.scale).changed(data=self.data, epochs=self.epochs, seeds=self.seeds)
+        chosen = served(chosen_scale) if self.name == "all" else [experiment(self.name)]
+        if self.out is None and "RANK" in os.environ:
+            raise DeepresError("under torchrun all processes need the same folder: give --out")
+        first = int(os.environ.get("RANK", "0")) == 0
         out = self.out or default_out("paper")
         planner = Planner(chosen, seconds_of(self.budget) if self.budget else None, Console(stderr=True))
         lab = Lab(chosen_scale, out, self.speed, planner.watch)
         outcomes = []
-        lab.data  # noqa: B018 (unknown data is told before anything is trained)
+        lab.at(chosen[0].kind).data  # noqa: B018 (unknown data is told before anything is trained)
         with resumable(f"deepres paper {self.name} --out {out}"), planner:
             for outcome in planner.outcomes(lab):
                 outcomes.append(outcome)
+                if not first:
+                    continue
                 say(f"\n{outcome.title} ({outcome.source})\n{outcome.claim}")
                 console.print(table(HEAD, rows(outcome)))
                 say(f"{verdict(outcome)}\n{differs(outcome)}")
                 out.mkdir(parents=True, exist_ok=True)
                 (out / "outcomes.json").write_text(js.dumps([dataclasses.asdict(one) for one in outcomes], indent=1))
+        if not first:
+            return 0
         if planner.left_out:
             say(f"\nDid not fit the budget of {self.budget}: {', '.join(planner.left_out)}.")
         footer = f"Made by `deepres paper {self.name} --scale {self.scale}` in {sum(o.seconds for o in outcomes):.0f} s."

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from deepres.data import Data, Loader, open_data
 from deepres.errors import DeepresError, nearest
-from deepres.evaluate import measure
+from deepres.evaluate import evaluate, measure
+from deepres.evaluate.protocols import SCALES as SCALES_PX
+from deepres.evaluate.protocols import Protocol
 from deepres.nn import ResNet, config, load
 from deepres.train import Recipe, Record, Run, read_log, recipe, train
+from deepres.train.distribute import pick_device
+
+Kind = Literal["cifar", "imagenet"]
 
 
 @dataclass(frozen=True)
@@ -28,10 +36,16 @@ class Scale:
     name: str
     data: str
     depths: tuple[int, ...]  # of the networks that are compared, shallow to deep
-    table: tuple[int, ...]  # of Table 6
+    table: tuple[int, ...]  # the residual networks of Table 6; of Tables 3 to 5, the bottleneck ones
     recipe: Recipe
     seeds: int
     differs: str  # from the paper, in words
+    deepest: tuple[int, int] = (110, 1202)  # a deep network, and one that is deeper than its data needs
+    kind: Kind = "cifar"  # which family of networks
+    size: int = 32  # side of the input, pixels; smaller images of their own size stay as they are for CIFAR networks
+    width: float = 1.0
+    scales: tuple[int, ...] = SCALES_PX  # short sides for testing at several scales, pixels
+    beside: Scale | None = None  # what serves the other kind
 
     def changed(self, *, data: str | None = None, epochs: float | None = None, seeds: int | None = None) -> Scale:
         """The same with other data, epochs or seeds."""
@@ -39,8 +53,35 @@ class Scale:
             if value is not None and value <= 0:
                 raise DeepresError(f"{what} must be above 0, not {value}")
         run = self.recipe if epochs is None else dataclasses.replace(self.recipe, epochs=epochs)
-        return dataclasses.replace(self, data=data or self.data, recipe=run, seeds=seeds or self.seeds)
+        beside = self.beside.changed(data=data, epochs=epochs, seeds=seeds) if self.beside else None
+        asked = [f"{data} instead of {self.data}"] if data else []
+        asked += [f"{epochs:g} epochs"] if epochs else []
+        return dataclasses.replace(
+            self,
+            data=data or self.data,
+            recipe=run,
+            seeds=seeds or self.seeds,
+            differs="; ".join([self.differs, *asked]),
+            beside=beside,
+        )
 
+    def serving(self, kind: Kind) -> Scale | None:
+        """The scale for that family of networks, if there is one."""
+        return self if self.kind == kind else self.beside
+
+
+_QUICK_PHOTOGRAPHS = Scale(
+    "quick",
+    "digits",
+    (18, 34),
+    (50,),
+    recipe("digits"),
+    3,
+    "handwritten digits at 32x32 pixels instead of ImageNet, networks of a quarter of the width, 12 epochs of one cycle",
+    kind="imagenet",
+    width=0.25,
+    scales=(32, 40, 48),
+)
 
 SCALES = {
     scale.name: scale
@@ -53,6 +94,8 @@ SCALES = {
             recipe("digits"),
             3,
             "handwritten digits of 8x8 pixels instead of CIFAR-10, 12 epochs of one cycle instead of 64,000 steps",
+            deepest=(56, 110),
+            beside=_QUICK_PHOTOGRAPHS,
         ),
         Scale(
             "cifar",
@@ -62,6 +105,17 @@ SCALES = {
             recipe("paper-cifar"),
             5,
             "nothing but the machine",
+        ),
+        Scale(
+            "imagenet",
+            "imagenet",
+            (18, 34),
+            (50, 101, 152),
+            recipe("paper-imagenet"),
+            1,
+            "nothing but the machine",
+            kind="imagenet",
+            size=224,
         ),
     )
 }
@@ -134,6 +188,7 @@ class Trained:
     history: tuple[Record, ...]
     model: ResNet
     test_error: float  # at the end, of the weights with the best validation error, %
+    folder: Path
 
     @property
     def train_error(self) -> float:
@@ -153,14 +208,40 @@ class Lab:
     speed: str = "float32-channels-last"
     watch: Watch | None = None
     _data: Data | None = field(default=None, repr=False)
+    _beside: Lab | None = field(default=None, repr=False)
 
     @property
     def data(self) -> Data:
         if self._data is None:
-            self._data = open_data(self.scale.data)
-            if self._data.prepare.size > 96:
-                self._data = open_data(self.scale.data, size=32)
+            scale = self.scale
+            if scale.data == "imagenet":
+                raise DeepresError(
+                    "the scale 'imagenet' needs --data FOLDER: train and val with a folder per class, or tar shards"
+                )
+            own = scale.kind == "cifar"  # small images keep their size
+            self._data = open_data(scale.data, size=None if own else scale.size)
+            if own and self._data.prepare.size > 96:
+                self._data = open_data(scale.data, size=scale.size)
+            if scale.recipe.pixel_mean:
+                self._data = self._data.centred_by_pixel()
         return self._data
+
+    @cached_property
+    def device(self) -> torch.device:
+        return pick_device("auto", int(os.environ.get("LOCAL_RANK", "0")))
+
+    def at(self, kind: Kind) -> Lab:
+        """The lab for that family of networks; the same, or one beside it.
+
+        Raises ``DeepresError`` where the scale has no such networks.
+        """
+        serving = self.scale.serving(kind)
+        if serving is None:
+            fit = [one.name for one in SCALES.values() if one.serving(kind)]
+            raise DeepresError(f"this experiment is not for the scale {self.scale.name!r}; it runs at {' and '.join(fit)}")
+        if serving is not self.scale and self._beside is None:
+            self._beside = Lab(serving, self.out / kind, self.speed, self.watch)
+        return self if serving is self.scale or self._beside is None else self._beside
 
     @property
     def seeds(self) -> range:
@@ -169,9 +250,11 @@ class Lab:
     @property
     def recipe(self) -> Recipe:
         run = self.scale.recipe
-        return dataclasses.replace(run, augment="none" if self.data.name == "digits" else "pad-crop-flip")
+        if self.data.name == "digits":
+            return dataclasses.replace(run, augment="none")
+        return run if self.scale.kind == "imagenet" else dataclasses.replace(run, augment="pad-crop-flip")
 
-    def train(self, net: str, seed: int = 0, *, width: float = 1.0, label: str = "", start: ResNet | None = None,
+    def train(self, net: str, seed: int = 0, *, width: float | None = None, label: str = "", start: ResNet | None = None,
               changes: dict[str, Any] | None = None, **options: Any) -> Trained:  # fmt: skip
         """Train, or take from ``out`` what was trained before. ``label`` names what the options make of the network.
 
@@ -179,6 +262,7 @@ class Lab:
 
         Raises ``Interrupted`` after Ctrl-C; the run is kept and goes on at the next call.
         """
+        width = self.scale.width if width is None else width
         name = f"{net}{f'-{label}' if label else ''}"
         folder = self.out / "runs" / f"{name}-seed{seed}"
         run = Run(net, self.data.name, dataclasses.replace(self.recipe, **(changes or {})), str(folder), seed, width=width,
@@ -192,7 +276,24 @@ class Lab:
             train(run, resume=True, show=False, data=self.data, model=start, watch=tell)
         history = tuple(Record(**line) for line in read_log(folder))
         test = json.loads((folder / "result.json").read_text())["test"]["top1"]
-        return Trained(net, seed, history, load(folder / "last.safetensors"), test)
+        model = load(folder / "last.safetensors").to(self.device)
+        return Trained(net, seed, history, model, test, folder)
+
+    def tested(self, runs: Sequence[Trained], protocol: Protocol) -> dict[str, Any]:
+        """The ensemble of ``runs`` (of one or more) on the test split by a protocol; kept, as it takes long at the real scale."""
+        members = ",".join(run.folder.name for run in runs)
+        path = self.out / "tests" / f"{protocol}-{hashlib.sha256(members.encode()).hexdigest()[:16]}.json"
+        if path.exists():
+            return dict(json.loads(path.read_text()))
+        found = evaluate(
+            [run.model for run in runs], self.data, protocol=protocol, scales=self.scale.scales, device=self.device
+        )
+        result = {"members": members, "top1": found.top1, "top5": found.top5, "n": found.n}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps(result))
+        os.replace(part, path)
+        return result
 
     def build(self, net: str, seed: int = 0, **options: Any) -> ResNet:
         """A fresh network for this data."""
@@ -204,11 +305,11 @@ class Lab:
         """Always the same training images, normalised, and their labels."""
         loader = Loader(self.data.train, self.data.prepare, min(count, len(self.data.train)), seed=0)
         batch = next(loader.epoch(0))
-        return batch.images, batch.labels
+        return batch.images.to(self.device), batch.labels.to(self.device)
 
     def error(self, model: nn.Module, split: str = "train") -> float:
         """In eval mode, over a whole split, %."""
-        return measure(model, getattr(self.data, split), self.data.prepare, self.data.classes).top1
+        return measure(model, getattr(self.data, split), self.data.prepare, self.data.classes, device=self.device).top1
 
 
 def timed(run: Callable[[Lab], Outcome], lab: Lab) -> Outcome:

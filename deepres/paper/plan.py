@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from deepres.errors import DeepresError
-from deepres.paper.experiments import Experiment
+from deepres.paper.experiment import Experiment
 from deepres.paper.lab import Lab, Outcome, timed
 from deepres.train import Record
 
@@ -63,6 +63,6 @@ class Planner:
                 self.left_out.append(one.name)
                 continue
             self.bar.update(self.task, description=one.name)
-            yield timed(lambda lab, one=one: one.run(lab, one), lab)  # type: ignore[misc]
+            yield timed(one.run, lab)
             spent, cost = spent + time.perf_counter() - began, cost + one.cost
             self.bar.advance(self.task)

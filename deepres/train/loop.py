@@ -203,6 +203,7 @@ def _conclude(trainer: Trainer, history: list[Record], out: Path | None) -> Resu
             "test": test.to_dict(),
         }
         (out / "result.json").write_text(json.dumps(summary, indent=1))
+    trainer.team.wait()  # what the first process wrote is there for all, when they return
     memory.recompute(final, memory.Plan())
     return Result(
         run, final.eval(), history, progress.best_epoch, progress.best, test, progress.seconds, trainer.speed.name, out

@@ -116,8 +116,11 @@ class Trainer:
         if run.sync_norm and team.world > 1:
             self.model = synchronise_norms(self.model, team.device)
         self.optimizer = optimizer_for(self.model, self.recipe)
-        if self.plan.length:
-            # gradients made anew in each backward pass would lie between the activations and keep the heap from shrinking
+        drops = getattr(getattr(self.model, "config", None), "survival", 1.0) < 1
+        # gradients made anew in each backward pass would lie between the activations and keep the heap from shrinking; and a
+        # branch that a step leaves out has a gradient of zero, not none
+        self.keeps_gradients = drops or bool(self.plan.length)
+        if self.keeps_gradients:
             for parameter in self.model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
         self.averaged: AveragedModel | None = None
@@ -126,7 +129,6 @@ class Trainer:
         wrapped: nn.Module = self.model
         if team.world > 1:
             ids = [team.device.index] if team.device.type == "cuda" else None
-            drops = getattr(getattr(self.model, "config", None), "survival", 1.0) < 1  # then a step leaves weights unused
             wrapped = DistributedDataParallel(self.model, device_ids=ids, find_unused_parameters=drops)
         self.eager = wrapped
         self.forward = torch.compile(wrapped) if self.speed.compile else wrapped
@@ -182,7 +184,7 @@ class Trainer:
         loss, logits = self.loss(batch, self.forward if batch.full else self.eager)
         # DDP averages over processes; the parts of a batch may differ by an example
         weight = len(batch.labels) * self.team.world / batch.total
-        self.optimizer.zero_grad(set_to_none=not self.plan.length)
+        self.optimizer.zero_grad(set_to_none=not self.keeps_gradients)
         (loss * weight if weight != 1 else loss).backward()
         norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         wrong = (logits.detach().argmax(1) != batch.labels).sum()
