@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepres.data import Loader, Prepare, Share, Split
+from deepres.nn import flat, logits_of
 
 BINS = 15  # of the calibration error (Guo et al. 2017)
 
@@ -44,7 +45,7 @@ class _Tally:
         self.classes = classes
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        logits = logits.float()
+        logits, labels = flat(logits, labels)
         self.loss += F.cross_entropy(logits, labels, reduction="sum")
         best = logits.topk(min(5, logits.shape[1])).indices
         self.top5 += (best == labels[:, None]).sum()
@@ -99,7 +100,8 @@ def measure(
         with autocast or nullcontext():
             for step in loader.epoch(0):
                 if len(step.labels):
-                    tally.add(model(step.images.to(memory_format=layout)), step.labels)
+                    images = step.images.to(memory_format=layout) if step.images.ndim == 4 else step.images
+                    tally.add(logits_of(model, images), step.labels)
     finally:
         model.train(was_training)
     if share.world > 1:

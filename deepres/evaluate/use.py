@@ -14,7 +14,7 @@ from deepres.data import SUFFIXES, Data, Prepare, Split, UnreadableImage, open_d
 from deepres.errors import DeepresError
 from deepres.evaluate.measure import Evaluation, measure
 from deepres.evaluate.protocols import SCALES, Member, Protocol, measure_views
-from deepres.nn import ResNet, input_channels, load, notes, output_classes
+from deepres.nn import ResNet, input_channels, load, logits_of, notes, output_classes
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,19 @@ def predict(
     classes: list[str] | None = None,
 ) -> Iterator[Prediction]:
     """Classify image files, in order. A file that cannot be read gives a ``Prediction`` with its error, not an exception."""
+    net: nn.Module
     if isinstance(model, (str, Path)):
         noted = notes(model)
         prepare = prepare or (Prepare.from_notes(noted["prepare"]) if "prepare" in noted else None)
-        classes, model = classes or noted.get("classes"), load(model)
+        classes, net = classes or noted.get("classes"), load(model)
+    else:
+        net = model
     if prepare is None:
-        config = model.config if isinstance(model, ResNet) else None
+        config = net.config if isinstance(net, ResNet) else None
         small = config is not None and config.stem == "cifar"
         prepare = Prepare.usual(32 if small else 224, config.in_channels if config else 3)
-    model.eval()
-    return _predict(model, expand(images), prepare, classes, top, batch)
+    net.eval()
+    return _predict(net, expand(images), prepare, classes, top, batch)
 
 
 def _predict(
@@ -78,7 +81,7 @@ def _predict(
         tensors = [image for image in ready if isinstance(image, Tensor)]
         if tensors:
             with torch.inference_mode():
-                probabilities = model(prepare.normalise(torch.stack(tensors))).softmax(1)
+                probabilities = logits_of(model, prepare.normalise(torch.stack(tensors))).softmax(1)
             values, indices = (t.tolist() for t in probabilities.topk(min(top, probabilities.shape[1])))
         answers = iter(range(len(tensors)))
         for file, image in zip(files[start : start + batch], ready, strict=True):

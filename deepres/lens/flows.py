@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from deepres.lens.sample import Sample, logits_of, loss_of
+from deepres.lens.sample import Sample, loss_of
+from deepres.nn import logits_of
 from deepres.sites import Flow, Site
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from deepres.lens.sample import Sample, logits_of
+from deepres.lens.sample import Sample
+from deepres.nn import logits_of
 from deepres.sites import Observation, Site
 
 FEATURES = 256  # wider outputs are projected at random to this many, which bounds the memory and the time

@@ -11,21 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepres.errors import DeepresError
-
-
-def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
-    """(N, K), or (N, L, K) of a language model. Hugging Face's models wrap them."""
-    out: Any = model(inputs)
-    out = getattr(out, "logits", out)
-    if not isinstance(out, Tensor) or out.ndim not in (2, 3):
-        what = f"a tensor of shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
-        raise DeepresError(f"the network gives {what}, not logits (N, classes); wrap it so that it does")
-    return out
-
-
-def flat(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """(M, K) in float32 and (M,): every token of a language model is an answer of its own."""
-    return logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1)
+from deepres.nn import flat, logits_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from deepres.lens.sample import Sample, logits_of
+from deepres.lens.sample import Sample
+from deepres.nn import logits_of
 from deepres.sites import Observation, Site
 
 EDGES = tuple(10 ** (-3 + 0.2 * i) for i in range(26))  # of the histogram of |f(x)| / |x|, 0.001 to 100

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ from torch import nn
 
 from deepres.errors import DeepresError
 from deepres.nn import zoo
+from deepres.nn.build import build
 from deepres.nn.store import load, notes, read
 
 
@@ -41,7 +39,7 @@ def open_model(
         if weights is not None:
             raise DeepresError(f"{text}: has weights of its own, so --weights makes no sense with it")
         return load(text), notes(text)
-    kind, colon, rest = text.partition(":")
+    colon = ":" in text
     state = read(weights)[0] if weights is not None else None
     if state is not None:
         state = {name.removeprefix("module."): tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
@@ -51,12 +49,8 @@ def open_model(
     if not colon:
         options = {key: value for key, value in (("num_classes", classes), ("in_channels", channels)) if value}
         model: nn.Module = zoo.create(text, **options)
-    elif kind == "hf":
-        model = _hugging_face(rest)
-    elif kind == "timm":
-        model = _timm(rest, classes, channels)
     else:
-        model = _called(kind, rest, classes)
+        model = build(text, classes, channels)
     if state is not None:
         try:
             model.load_state_dict(state)
@@ -85,49 +79,3 @@ def output_classes(model: nn.Module) -> int | None:
     """Classes that the network tells apart: the outputs of its last linear layer."""
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
     return linear[-1].out_features if linear else None
-
-
-def _need(name: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise DeepresError(f"{name} is not installed; install deepres[{extra}]") from error
-
-
-def _timm(name: str, classes: int | None, channels: int | None) -> nn.Module:
-    timm = _need("timm", "timm")
-    options = {key: value for key, value in (("num_classes", classes), ("in_chans", channels)) if value}
-    try:
-        return timm.create_model(name, **options)
-    except (RuntimeError, TypeError) as error:
-        raise DeepresError(f"timm:{name}: {str(error).splitlines()[0]}") from error
-
-
-def _hugging_face(path: str) -> nn.Module:
-    transformers = _need("transformers", "transformers")
-    if not (Path(path) / "config.json").is_file():
-        raise DeepresError(f"hf:{path}: no config.json there; give a folder that save_pretrained wrote")
-    try:
-        config = transformers.AutoConfig.from_pretrained(path)
-        kind = getattr(transformers, (config.architectures or ["AutoModelForImageClassification"])[0])
-        return kind.from_pretrained(path)
-    except (OSError, ValueError, AttributeError, RuntimeError) as error:
-        raise DeepresError(f"hf:{path}: {str(error).splitlines()[0]}") from error
-
-
-def _called(module: str, function: str, classes: int | None) -> nn.Module:
-    try:
-        build: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise DeepresError(
-            f"{module}:{function}: {error}; a reference is MODULE:FUNCTION, such as torchvision.models:resnet50"
-        ) from error
-    try:
-        known = inspect.signature(build).parameters
-        takes = "num_classes" in known or any(p.kind is p.VAR_KEYWORD for p in known.values())
-        model = build(num_classes=classes) if classes and takes else build()
-    except TypeError as error:
-        raise DeepresError(f"{module}:{function}: cannot be called without more arguments ({error})") from error
-    if not isinstance(model, nn.Module):
-        raise DeepresError(f"{module}:{function}: gives a {type(model).__name__}, not a torch.nn.Module")
-    return model

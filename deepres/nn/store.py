@@ -12,25 +12,37 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepres.errors import DeepresError
 from deepres.nn import zoo
+from deepres.nn.build import Origin, origin, to_json
 from deepres.nn.resnet import ResNet, ResNetConfig
 from deepres.nn.weights import infer_config, load_weights
 
 _KEY = "deepres"  # of the metadata entry
 
 
-def save(model: ResNet, path: str | Path, **notes: Any) -> Path:
+def save(model: nn.Module, path: str | Path, **notes: Any) -> Path:
     """Write weights, configuration and ``notes`` (plain values, such as the class names) as one safetensors file.
 
-    The file appears whole or not at all: it is written beside its place and moved there.
+    Of another library's network the file says how it was built, where that is known (see ``open_model``); else it holds the
+    tensors alone, under their own names. It appears whole or not at all: it is written beside its place and moved there.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    header = json.dumps({"config": dataclasses.asdict(model.config), "notes": notes})
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    built: dict[str, Any] = {}
+    if isinstance(model, ResNet):
+        built = {"config": dataclasses.asdict(model.config)}
+    elif (noted := origin(model)) is not None:
+        built = {"origin": to_json(noted)}
+    header = json.dumps({**built, "notes": notes})
+    tensors, seen = {}, set()
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() in seen and tensor.numel():  # tied weights are kept once
+            continue
+        seen.add(tensor.data_ptr())
+        tensors[name] = tensor.detach().cpu().contiguous()
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     try:
@@ -94,20 +106,27 @@ def notes(path: str | Path) -> dict[str, Any]:
     return read(locate(path))[1].get("notes", {})
 
 
-def load(path: str | Path, net: str | None = None, **options: Any) -> ResNet:
+def load(path: str | Path, net: str | None = None, **options: Any) -> Any:
     """A network from a run's folder, from a file of ours, or from another's checkpoint; in eval mode.
 
-    Ours carry their configuration. For others' it is read off the tensors, or comes from ``net`` and ``options`` as in
-    ``create``.
+    A ``ResNet``, or the ``torch.nn.Module`` of another library that ``save`` was given. Ours carry their configuration. For
+    others' it is read off the tensors, or comes from ``net`` and ``options`` as in ``create``.
 
     Raises ``DeepresError`` for a file that is missing, truncated, unsafe or of another network.
     """
     path = locate(path)
     tensors, header = read(path)
     try:
+        if "origin" in header:
+            other = Origin(**header["origin"]).build()
+            missing, unexpected = other.load_state_dict(tensors, strict=False)
+            tied = set(getattr(other, "_tied_weights_keys", None) or ())
+            if unexpected or set(missing) - tied:
+                raise DeepresError(f"the weights are of another network: {[*unexpected, *missing][:4]} do not fit")
+            return other.eval()
         if net is not None:
             model = zoo.create(net, **options)
-        elif header:
+        elif "config" in header:
             values = {k: tuple(v) if isinstance(v, list) else v for k, v in header["config"].items()}
             model = ResNet(ResNetConfig(**{**values, **options}))
         else:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deepres.errors import DeepresError
-from deepres.nn import ResNet
+from deepres.nn import ResNet, can_delete, delete_blocks
 from deepres.sites.adapters import Row, rows_of
 
 
@@ -345,17 +345,13 @@ class Site:
                 name = next(name for name in getattr(self.row, part) if self.row.find(self.block, part) is not None)
                 self.block.set_submodule(name, module)
         elif isinstance(self.model, ResNet):
-            stage = int(self.path.split(".")[1])
-            blocks = list(self.model.config.blocks)
-            if blocks[stage] == 1:
-                raise DeepresError(f"site {self.name!r} is the last block of its stage, which needs one")
-            if self.model.config.survival < 1:  # which depends on how many blocks there are
-                self.model.fold_survival()
-            blocks[stage] -= 1
-            del parent[int(index)]  # type: ignore[operator]
-            self.model.config = dataclasses.replace(self.model.config, blocks=tuple(blocks))
+            if not can_delete(self.model, self.path):
+                raise DeepresError(
+                    f"site {self.name!r} is the last block of its stage, which needs one, or opens a pre-activation one"
+                )
+            delete_blocks(self.model, [self.path])
         elif isinstance(parent, nn.Sequential) and self._follows_its_like(parent, int(index)):
-            del parent[int(index)]
+            delete_blocks(self.model, [self.path])
         else:
             setattr(parent, index, after if after is not None else nn.Identity())
 

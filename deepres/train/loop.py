@@ -18,14 +18,14 @@ from torch import nn
 from deepres.data import Data, open_data
 from deepres.errors import DeepresError
 from deepres.evaluate import Evaluation, measure
-from deepres.nn import ResNet, config, from_others, load_weights, read
+from deepres.nn import config, from_others, read
 from deepres.nn.store import locate
 from deepres.train import checkpoint, memory
 from deepres.train.distribute import Team, team
 from deepres.train.progress import Record, Reporter, read_log
 from deepres.train.run import FILE, Run
 from deepres.train.speed import SPEEDS, exactness
-from deepres.train.trainer import Tap, Trainer
+from deepres.train.trainer import Curriculum, Tap, Trainer
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ def train(
     model: nn.Module | None = None,
     watch: Callable[[nn.Module, Record], None] | None = None,
     tap: Tap | None = None,
+    curriculum: Curriculum | None = None,
 ) -> Result:
     """Train a network as ``run`` says.
 
@@ -81,8 +82,8 @@ def train(
 
     ``resume`` continues from the newest checkpoint in ``run.out``, in mid-epoch if need be; without one it starts anew.
     ``data`` and ``model`` stand in for those that ``run`` names. ``watch`` is called after each epoch, and ``tap``
-    before each step, on the first process only: it may look at the network but must leave it as it is. Under ``torchrun``
-    all processes call this alike.
+    before each step, on the first process only: it may look at the network but must leave it as it is. ``curriculum`` may add
+    to the loss and change the network (see ``Curriculum``). Under ``torchrun`` all processes call this alike.
 
     Raises ``DeepresError`` for what cannot be trained, ``NonFinite`` before a step that would ruin the weights, and
     ``Interrupted`` after Ctrl-C or SIGTERM, once the run is saved.
@@ -91,7 +92,7 @@ def train(
         if mates.world > 1 and mates.device.type == "cpu":
             torch.set_num_threads(max(1, torch.get_num_threads() // mates.world))
         run = dataclasses.replace(run, out=mates.same(run.out))  # a default name may hold a time of day
-        if model is None:
+        if model is None and not (":" in run.net or Path(run.net).exists()):
             config(run.net, width=run.width, **run.options)  # a wrong name is told before any data is read
         if data is None:
             if not mates.writes:
@@ -105,7 +106,7 @@ def train(
         mates.wait()
         with exactness(SPEEDS.get(run.speed, SPEEDS["float32"])):
             try:
-                return _train(run, data, mates, model, resume, show and mates.writes, watch, tap)
+                return _train(run, data, mates, model, resume, show and mates.writes, watch, tap, curriculum)
             except RuntimeError as error:
                 if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                     raise
@@ -142,6 +143,7 @@ def _train(
     show: bool,
     watch: Callable[[nn.Module, Record], None] | None,
     tap: Tap | None,
+    curriculum: Curriculum | None,
 ) -> Result:
     out = Path(run.out) if run.out else None
     state = checkpoint.read_newest(out / checkpoint.FOLDER, mates.device) if resume and out else None
@@ -149,6 +151,9 @@ def _train(
         run = dataclasses.replace(run, speed=state["speed"])
     trainer = Trainer(run, data, mates, model)
     trainer.tap = tap if mates.writes else None
+    trainer.curriculum = curriculum
+    if curriculum is not None:
+        curriculum.begin(trainer)
     if state is not None:
         trainer.restore(state)
     done = trainer.progress.done
@@ -178,8 +183,8 @@ def _conclude(trainer: Trainer, history: list[Record], out: Path | None) -> Resu
     trainer.keep_weights("last.safetensors")
     final = trainer.deploy()
     best = out / "best.safetensors" if out is not None else None
-    if best is not None and trainer.team.writes and best.exists() and isinstance(final, ResNet):
-        load_weights(final, read(best)[0])
+    if best is not None and trainer.team.writes and best.exists():
+        final.load_state_dict(read(best)[0], strict=False)  # tied weights are kept once
     trainer.team.spread(final)  # the folder may be on one machine only
     data, run = trainer.data, trainer.run
     test = measure(

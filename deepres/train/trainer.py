@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from deepres.data import Augment, Batch, Data, Loader, Resident, mix, seeded
 from deepres.errors import DeepresError
 from deepres.evaluate import Evaluation, measure
-from deepres.nn import ResNet, create, load_weights, read, save
+from deepres.nn import create, load_weights, logits_in, open_model, output_classes, read, save
 from deepres.nn.store import locate
 from deepres.train import checkpoint, memory
 from deepres.train.distribute import Team, synchronise_norms
@@ -32,6 +32,21 @@ from deepres.train.speed import SPEEDS, Speed, choose
 
 # called before a step with (network, images, labels, optimizer, steps behind, steps an epoch)
 Tap = Callable[[nn.Module, Tensor, Tensor, torch.optim.Optimizer, int, int], None]
+
+
+class Curriculum(Protocol):
+    """What a method asks of a run beyond its recipe: terms in the loss, and changes to the network while it trains.
+
+    ``state`` goes into the checkpoints; ``restore`` is called with it before the weights are loaded, and has to bring the network
+    to the shape that it had then (with ``Trainer.rebuild`` behind it).
+    """
+
+    def begin(self, trainer: Trainer) -> None: ...
+    def loss(self, task: Tensor, logits: Tensor, images: Tensor) -> Tensor: ...
+    def stepped(self) -> None: ...
+    def epoch(self, record: Record) -> None: ...
+    def state(self) -> dict[str, Any]: ...
+    def restore(self, state: dict[str, Any]) -> None: ...
 
 
 class Interrupted(DeepresError):
@@ -60,6 +75,13 @@ class Progress:
 def training_model(run: Run, data: Data, device: torch.device) -> nn.Module:
     """The network of a run, freshly initialised from its seed, or from ``run.init``."""
     torch.manual_seed(run.seed)
+    if ":" in run.net or Path(run.net).exists():
+        other, _ = open_model(run.net, weights=run.init, classes=len(data.classes), channels=data.prepare.channels)
+        if output_classes(other) not in (None, len(data.classes)):
+            raise DeepresError(
+                f"{run.net}: tells {output_classes(other)} classes apart and {data.name} has {len(data.classes)}"
+            )
+        return other.to(device)
     options = {"in_channels": data.prepare.channels, "num_classes": len(data.classes), **run.options}
     model = create(run.net, width=run.width, **options)
     if run.init:
@@ -91,6 +113,7 @@ class Trainer:
         self.run, self.data, self.team, self.recipe = run, data, team, run.recipe
         self.out = Path(run.out) if run.out else None
         self.tap: Tap | None = None
+        self.curriculum: Curriculum | None = None
         self.model = (model if model is not None else training_model(run, data, team.device)).to(team.device)
         self.progress = Progress(gentle=self._starts_gently())
         self.loader = Loader(
@@ -115,7 +138,21 @@ class Trainer:
         self.model.to(memory_format=self.speed.layout)
         if run.sync_norm and team.world > 1:
             self.model = synchronise_norms(self.model, team.device)
+        self.optimizer: torch.optim.SGD = None  # type: ignore[assignment]
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        """Make what is made of the network's weights: optimizer, averages, wrappers. Again after blocks were taken out.
+
+        Momentum goes on for the weights that stayed.
+        """
+        team = self.team
+        before = self.optimizer.state if self.optimizer is not None else {}
         self.optimizer = optimizer_for(self.model, self.recipe)
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter in before:
+                    self.optimizer.state[parameter] = before[parameter]
         drops = getattr(getattr(self.model, "config", None), "survival", 1.0) < 1
         # gradients made anew in each backward pass would lie between the activations and keep the heap from shrinking; and a
         # branch that a step leaves out has a gradient of zero, not none
@@ -156,16 +193,23 @@ class Trainer:
 
     # ---- one step
 
-    def loss(self, batch: Batch, forward: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """(mean loss over the local part, logits)."""
+    def loss(self, batch: Batch, forward: Callable[[Tensor], Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """(mean loss over the local part, logits, images as the network saw them)."""
         images, targets = batch.images, batch.labels
         if self.recipe.mixup or self.recipe.cutmix:
             generator = seeded(self.run.seed, 4, self.progress.done, self.team.rank)
             hot = F.one_hot(targets, len(self.data.classes)).float()
             images, targets = mix(images, hot, generator, mixup=self.recipe.mixup, cutmix=self.recipe.cutmix)
+        images = self.laid(images)
         with self.speed.autocast(self.team.device):
-            logits = forward(images.to(memory_format=self.speed.layout)).float()
-        return F.cross_entropy(logits, targets, label_smoothing=self.recipe.label_smoothing), logits
+            logits = logits_in(forward(images)).float()
+        rows = logits.flatten(0, -2)  # every token of a language model is an answer of its own
+        hard = targets.flatten() if not targets.is_floating_point() else targets
+        return F.cross_entropy(rows, hard, label_smoothing=self.recipe.label_smoothing), logits, images
+
+    def laid(self, images: Tensor) -> Tensor:
+        """In the memory layout that the network runs in; tokens have none."""
+        return images.to(memory_format=self.speed.layout) if images.ndim == 4 else images
 
     def rate(self) -> float:
         rate = self.recipe.rate(self.progress.done / self.total) * self.progress.factor
@@ -179,21 +223,24 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"], group["momentum"] = lr, momentum
         if self.tap is not None:
-            images = batch.images.to(memory_format=self.speed.layout)
-            self.tap(self.model, images, batch.labels, self.optimizer, self.progress.done, self.loader.steps)
-        loss, logits = self.loss(batch, self.forward if batch.full else self.eager)
+            self.tap(self.model, self.laid(batch.images), batch.labels, self.optimizer, self.progress.done, self.loader.steps)
+        task, logits, images = self.loss(batch, self.forward if batch.full else self.eager)
+        loss = task if self.curriculum is None else self.curriculum.loss(task, logits, images)
         # DDP averages over processes; the parts of a batch may differ by an example
         weight = len(batch.labels) * self.team.world / batch.total
         self.optimizer.zero_grad(set_to_none=not self.keeps_gradients)
         (loss * weight if weight != 1 else loss).backward()
         norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        wrong = (logits.detach().argmax(1) != batch.labels).sum()
-        numbers = torch.stack((loss.detach() * len(batch.labels), wrong.to(loss.dtype), norm.to(loss.dtype))).double()
+        answers = batch.labels.numel() / max(len(batch.labels), 1)  # tokens of an example
+        wrong = (logits.detach().argmax(-1) != batch.labels).sum() / answers
+        numbers = torch.stack((task.detach() * len(batch.labels), wrong.to(task.dtype), norm.to(task.dtype))).double()
         self.team.total(numbers)
         total_loss, total_wrong, total_norm = numbers.tolist()  # the one wait for the device
         if not math.isfinite(total_loss + total_norm):
             self._explain(batch)
         self.optimizer.step()
+        if self.curriculum is not None:
+            self.curriculum.stepped()
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
         added = (total_loss, total_wrong, batch.total, total_norm / self.team.world, 1)
@@ -220,10 +267,13 @@ class Trainer:
             "averaged": self.averaged.state_dict() if self.averaged is not None else None,
             "progress": dataclasses.asdict(self.progress),
             "speed": self.speed.name,
+            "curriculum": self.curriculum.state() if self.curriculum is not None else None,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         try:
+            if self.curriculum is not None:
+                self.curriculum.restore(state["curriculum"])
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             if self.averaged is not None:
@@ -244,9 +294,7 @@ class Trainer:
         if self.out is None or not self.team.writes:
             return
         notes = {"classes": list(self.data.classes), "prepare": self.data.prepare.to_notes(), "data": self.run.data}
-        model = self.deploy()
-        if isinstance(model, ResNet):
-            save(model, self.out / name, **notes)
+        save(self.deploy(), self.out / name, **notes)
 
     # ---- epochs
 
@@ -326,5 +374,7 @@ class Trainer:
         progress.seconds = record.seconds
         if self.team.writes:
             reporter.epoch(record)
+        if self.curriculum is not None:
+            self.curriculum.epoch(record)
         self.checkpoint()
         return record
