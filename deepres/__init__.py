@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from deepres.evaluate import evaluate, predict
     from deepres.kernels import optimize
     from deepres.nn import create, deepen, load, names, save
+    from deepres.shrink import shrink
     from deepres.sites import Site, register_site, sites
     from deepres.train import Run, resume, train
 
@@ -35,6 +36,7 @@ __all__ = [
     "register_site",
     "resume",
     "save",
+    "shrink",
     "sites",
     "train",
 ]
@@ -42,6 +44,7 @@ __all__ = [
 _ROOMS = {
     "deepres.nn": ("create", "deepen", "load", "names", "save"),
     "deepres.sites": ("Site", "register_site", "sites"),
+    "deepres.shrink": ("shrink",),
     "deepres.train": ("Run", "resume", "train"),
     "deepres.evaluate": ("evaluate", "predict"),
     "deepres.kernels": ("optimize",),

@@ -48,15 +48,36 @@ def say(text: str) -> None:
     Console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+COMMAND = "command.json"
+
+
+def _save_options(command: Any, out: Path) -> None:
+    """Note a command's options in its folder, to go on with it."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / COMMAND).write_text(json.dumps(dataclasses.asdict(command), default=str, indent=1))
+
+
+def _saved_options(out: Path, kind: type[Any]) -> Any:
+    """The command that wrote a folder."""
+    try:
+        values = json.loads((out / COMMAND).read_text())
+        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    except FileNotFoundError as error:
+        raise DeepresError(f"{out}: holds no {COMMAND}, so there is nothing to go on with") from error
+    except (ValueError, TypeError) as error:
+        raise DeepresError(f"{out / COMMAND}: not what deepres {kind.__name__.lower()} wrote ({error})") from error
+
+
 @contextlib.contextmanager
-def resumable(command: str) -> Iterator[None]:
+def resumable(command: str, *, same: bool = True) -> Iterator[None]:
     """When a run inside is interrupted, say how to go on with the whole."""
     from deepres.train import Interrupted
 
     try:
         yield
     except Interrupted as error:
-        raise Interrupted(f"interrupted, and what is done is kept; `{command}` with the same options goes on") from error
+        how = " with the same options" if same else ""
+        raise Interrupted(f"interrupted, and what is done is kept; `{command}`{how} goes on") from error
 
 
 @contextlib.contextmanager
@@ -536,6 +557,101 @@ class Look:
         report = built.write(out / "report.html")
         (out / "findings.json").write_text(js.dumps([found.to_dict() for found in looks], indent=1))
         say(f"\nThe whole: {report}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Shrink:
+    """Give back the depth that a network does not need: press on residuals until blocks are identities, and take these out."""
+
+    model: Positional[str | None] = (
+        None  # a name (trained from scratch), a run, a file, torchvision.models:NAME, timm:NAME, hf:FOLDER
+    )
+    data: str = "digits"  # digits, cifar10, or a folder of images or tar shards
+    target: tuple[str, ...] = (
+        "time=0.6",
+    )  # what shall be left: time=, macs=, params=, blocks=, or error=+0.3; several: a frontier
+    epochs: float | None = None  # of the whole run [10 for a trained network, else the recipe's]
+    recipe: str | None = None  # how to train [a cosine from 0.05 for a trained network, else fast-cifar]
+    weights: Path | None = None  # a state_dict for a network that is built by name
+    learn: float | None = None  # share of the run before the first block is pressed on [0.02 for a trained network, else 0.35]
+    press: float | None = (
+        None  # share of the run by which the last block is the identity [0.5 for a trained network, else 0.65]
+    )
+    distil: float | None = None  # weight of the given network's own answers in the loss [0.5 for a trained network, else 0]
+    batch: int | None = None
+    lr: float | None = None
+    seed: int = 0
+    size: int | None = None  # side of the input in pixels
+    speed: str = "auto"  # see `deepres train --help`; exact weighs blocks by multiply-adds instead of measured time
+    memory: str = "auto"
+    device: str = "auto"
+    workers: int | None = None
+    out: Path | None = None  # folder for the runs and report.html [runs/shrink-DATE]
+    resume: Path | None = None  # go on with the command that wrote this folder
+
+    def run(self) -> int:
+        if self.resume is not None:
+            saved = _saved_options(self.resume, Shrink)
+            return dataclasses.replace(saved, out=self.resume, resume=None)._shrink(resume=True)
+        return self._shrink(resume=False)
+
+    def _shrink(self, resume: bool) -> int:
+        from rich.console import Console
+
+        from deepres.shrink import Target, shrink
+        from deepres.shrink.page import HEAD, page, rows
+
+        if self.model is None:
+            raise DeepresError("which network? Name a run, a file, a network of ours or a reference such as timm:resnet26")
+        if not self.target:
+            raise DeepresError("what shall be left? Give --target, such as time=0.6")
+        for target in self.target:
+            Target.parse(target)
+        out = self.out or default_out("shrink")
+        if not resume and (out / COMMAND).exists():
+            raise DeepresError(f"{out}: holds a shrinking already; go on with --resume {out}, or choose another --out")
+        _save_options(self, out)
+        console = Console()
+        done = []
+        began = time.perf_counter()
+        with resumable(f"deepres shrink --resume {out}", same=False):
+            for target in self.target:
+                done.append(
+                    shrink(
+                        self.model,
+                        self.data,
+                        target,
+                        epochs=self.epochs,
+                        recipe=self.recipe,
+                        out=out / target.replace("=", "-"),
+                        learn=self.learn,
+                        press=self.press,
+                        distil=self.distil,
+                        weights=self.weights,
+                        resume=True,
+                        say=say,
+                        batch=self.batch,
+                        lr=self.lr,
+                        seed=self.seed,
+                        size=self.size,
+                        speed=self.speed,
+                        memory=self.memory,
+                        device=self.device,
+                        workers=self.workers,
+                    )
+                )
+        if int(os.environ.get("RANK", "0")) != 0:
+            return 0
+        console.print(table(HEAD, rows(done)))
+        for one in done:
+            say("")
+            for line in one.words():
+                say(line)
+        name = Path(self.model).name if Path(self.model).exists() else self.model
+        footer = f"Made by `deepres shrink {self.model} --data {self.data}` in {time.perf_counter() - began:.0f} s."
+        say(f"\nThe whole: {page(done, name=name, data=Path(self.data).name, footer=footer).write(out / 'report.html')}")
+        say(f"The network: {out / self.target[-1].replace('=', '-')}")
         return 0
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from deepres import __version__
-from deepres.cli.commands import Degrade, Evaluate, Info, Look, Nets, Optimize, Pack, Paper, Predict, Train
+from deepres.cli.commands import Degrade, Evaluate, Info, Look, Nets, Optimize, Pack, Paper, Predict, Shrink, Train
 from deepres.errors import DeepresError
 
 Command = (
@@ -20,6 +20,7 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Look, tyro.conf.subcommand("look")]
+    | Annotated[Shrink, tyro.conf.subcommand("shrink")]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Nets, tyro.conf.subcommand("nets")]
     | Annotated[Optimize, tyro.conf.subcommand("optimize")]

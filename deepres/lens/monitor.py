@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepres.errors import DeepresError
+from deepres.nn import logits_of
 from deepres.sites import Flow, Observation, Site, sites
+from deepres.train.memory import norms_at_rest
 
 FILE = "lens.jsonl"
 FAR = 1000.0  # a gradient this many times weaker or stronger than the median of all sites is out of the usual range
@@ -144,24 +146,17 @@ def glance(
     def flow(site: Site, came: Flow) -> None:
         back[site.name] = [t.detach().float().norm() for t in (came.total, came.shortcut, came.branch)]
 
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     devices = [images.device] if images.is_cuda else []
-    try:
-        for norm in norms:
-            norm.momentum, norm.num_batches_tracked = 0.0, None
-        with ExitStack() as stack:
-            stack.enter_context(torch.enable_grad())
-            stack.enter_context(torch.random.fork_rng(devices))
-            for site in found:
-                stack.enter_context(site.observe(partial(see, site)))
-                stack.enter_context(site.gradients(partial(flow, site)))
-            inputs = images.detach().clone().requires_grad_()
-            loss = F.cross_entropy(model(inputs).float(), labels)
-            torch.autograd.grad(loss, inputs)
-    finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count
+    with ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.random.fork_rng(devices))
+        stack.enter_context(norms_at_rest(model))
+        for site in found:
+            stack.enter_context(site.observe(partial(see, site)))
+            stack.enter_context(site.gradients(partial(flow, site)))
+        inputs = images.detach().clone().requires_grad_()
+        loss = F.cross_entropy(logits_of(model, inputs).float(), labels)
+        torch.autograd.grad(loss, inputs)
     return Glance(
         step,
         epoch,

@@ -33,15 +33,16 @@ class Source:
     def open(
         cls,
         reference: str,
-        data: str,
+        data: str | Path | Data,
         *,
-        weights: Path | None = None,
+        weights: str | Path | None = None,
         size: int | None = None,
         split: Literal["train", "val", "test"] = "val",
         device: str = "auto",
     ) -> Source:
         """Raises ``DeepresError`` for a reference or data that do not exist, and for images that the network cannot take."""
-        given = open_data(data, size=size) if not Path(reference).exists() else None
+        fixed = data if isinstance(data, Data) else None
+        given = fixed or (open_data(data, size=size) if not Path(reference).exists() else None)  # type: ignore[arg-type]
         classes = len(given.classes) if given is not None else None
         model, noted = open_model(
             reference, weights=weights, classes=classes, channels=given.prepare.channels if given is not None else None
@@ -53,10 +54,13 @@ class Source:
             raise DeepresError(
                 f"{reference}: has no convolution, so it takes no images; from Python, lens.look takes any input"
             )
-        if given is None or (wanted is not None and wanted != given.prepare.size) or channels != given.prepare.channels:
+        if fixed is None and (
+            given is None or (wanted is not None and wanted != given.prepare.size) or channels != given.prepare.channels
+        ):
             if wanted is None and isinstance(model, ResNet) and model.config.stem == "imagenet":
                 wanted = 224
-            given = open_data(data, size=wanted, channels=channels)
+            given = open_data(data, size=wanted, channels=channels)  # type: ignore[arg-type]
+        assert given is not None
         if prepare is None:  # weights that do not say are most likely used to ImageNet's mean and deviation
             elsewhere = weights is not None or reference.startswith("hf:") or Path(reference).exists()
             prepare = Prepare.usual(given.prepare.size, channels) if elsewhere else given.prepare

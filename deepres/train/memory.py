@@ -20,11 +20,12 @@ SLACK = 1.25  # of activations: what the allocator loses between them
 
 
 @contextlib.contextmanager
-def _norms_at_rest(norms: list[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
+def norms_at_rest(model: nn.Module) -> Iterator[None]:
     """Normalise by the batch as before, but leave the running statistics alone: they have seen this batch once already.
 
     A momentum of 0 adds nothing; to stop tracking instead would save other tensors than the first pass did.
     """
+    norms = _running_norms(model)
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None
@@ -64,12 +65,11 @@ class Recompute(nn.Sequential):
         head = len(blocks) - self.kept
         for start in range(0, head, self.length):
             segment = nn.Sequential(*blocks[start : min(start + self.length, head)])
-            norms = _running_norms(segment)
 
             def contexts(
-                norms: list[nn.modules.batchnorm._BatchNorm] = norms,
+                segment: nn.Module = segment,
             ) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-                return contextlib.nullcontext(), _norms_at_rest(norms)
+                return contextlib.nullcontext(), norms_at_rest(segment)
 
             x = checkpoint(segment, x, use_reentrant=False, context_fn=contexts, determinism_check="none")
         for block in blocks[head:]:
@@ -149,7 +149,7 @@ def _left_behind(model: nn.Module, x: Tensor, bf16: bool) -> tuple[int, list[int
     model.train()
     low = torch.autocast(x.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
     try:
-        with torch.enable_grad(), _norms_at_rest(_running_norms(model)), low, saved_bytes(model) as saved:
+        with torch.enable_grad(), norms_at_rest(model), low, saved_bytes(model) as saved:
 
             def enter(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
                 entered.append(inputs[0].nbytes)
