@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS
+from benchmarks.draw import Line, draw
 
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
+PICTURES = PAGE.parent / "pictures"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -73,16 +76,77 @@ def _paper(result: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def _cifar(result: dict[str, Any]) -> str:
+    parts = [
+        f"`python -m benchmarks.cifar`: {result['differs']}; {result['seeds']} seeds. The images are not the paper's, so neither are the "
+        "errors; the peer was trained on the same files."
+    ]
+    for outcome in result["outcomes"]:
+        held = "holds" if outcome["holds"] else "**does not hold here**"
+        parts.append(f"**{outcome['title']}** ({outcome['source']}). {outcome['claim']} The claim {held}. {outcome['why']}")
+        parts.append(_table(["", "ours"], [[row["label"], row["text"]] for row in outcome["rows"]]))
+        for i, curves in enumerate(outcome["curves"]):
+            lines = [Line(name, x, y) for name, x, y in curves["lines"]]
+            name = f"{result['name']}-{outcome['name']}{i or ''}.svg"
+            draw(PICTURES / name, lines, x=curves["x"], y=curves["y"], title=curves["caption"])
+            parts.append(f"![{curves['caption']}](pictures/{name})")
+    rows = [
+        [
+            net,
+            f"{statistics.fmean(one['ours']):.2f} ± {statistics.stdev(one['ours']):.2f} %",
+            f"{statistics.fmean(one['peer']):.2f} ± {statistics.stdev(one['peer']):.2f} %",
+            f"{one['difference']:+.2f}",
+        ]
+        for net, one in result["peer"].items()
+    ]
+    parts.append("Beside a widely used re-implementation's architecture and recipe, test error:")
+    parts.append(_table(["", "ours, `paper-cifar`", "the peer", "difference, points"], rows))
+    return "\n\n".join(parts)
+
+
+def _shrink(result: dict[str, Any]) -> str:
+    parts = [
+        f"`python -m benchmarks.shrink`: {result['what']}, {result['seeds']} seeds. The whole network has {_spread(result['whole'])} test "
+        "error. Time is a forward pass's against the whole network's, side by side. What starts from a trained network spends half of "
+        "the epochs on training it."
+    ]
+    lines: dict[str, list[tuple[float, float, float]]] = {}
+    for key, table in result.items():
+        if not key.endswith(" blocks"):
+            continue
+        rows = []
+        for name, one in sorted(table.items(), key=lambda pair: pair[1]["test_error"]):
+            rows.append(
+                [name, _spread(one), f"{one['above_whole']:+.2f}", f"{100 * one['time']:.0f} %", f"{one['training_seconds']} s"]
+            )
+            lines.setdefault(name, []).append((100 * one["time"], one["test_error"], one["spread"]))
+        parts.append(f"To {key} of {sum(result['whole']['blocks'][0])}:")
+        parts.append(_table(["", "test error", "above the whole, points", "time", "training"], rows))
+    lines["whole network"] = [(100.0, result["whole"]["test_error"], result["whole"]["spread"])]
+    drawn = [Line(name, *map(list, zip(*sorted(points), strict=True))) for name, points in lines.items()]  # type: ignore[arg-type]
+    title = "Test error against the time of a forward pass, mean and deviation over the seeds"
+    draw(PICTURES / f"{result['name']}.svg", drawn, x="time, % of the whole network's", y="test error, %", title=title)
+    parts.append(f"![{title}](pictures/{result['name']}.svg)")
+    return "\n\n".join(parts)
+
+
+def _spread(one: dict[str, Any]) -> str:
+    return f"{one['test_error']:.2f} ± {one['spread']:.2f} %"
+
+
 SECTIONS = (
     ("inference-resnet50", "Inference: ResNet-50", _speed),
     ("training-resnet20-cifar", "Training: CIFAR ResNet-20", _speed),
     ("training-resnet50", "Training: ResNet-50", _speed),
     ("memory-resnet1202", "Memory: ResNet-1202", _memory),
+    ("paper-cifar10-jpeg", "Table 6 and degradation on CIFAR-10 as JPEG", _cifar),
+    ("shrink-resnet56", "Inverse Curriculum Training", _shrink),
     ("paper-quick", "The paper's claims, at the quick scale", _paper),
 )
 
 
 def main() -> None:
+    PICTURES.mkdir(exist_ok=True)
     parts = [
         "# What was measured",
         "Written by `python -m benchmarks.tell` from the JSON files in [benchmarks/results](../benchmarks/results), which hold more. "

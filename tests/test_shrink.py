@@ -107,7 +107,7 @@ def test_the_penalty_and_its_gradient_agree_with_finite_differences(name: str) -
     weight = [p for module in site.branch_modules for p in module.parameters()][-1]
     logits_of(model, x)
     size = press.size(i)
-    assert size is not None and 0 < float(size.detach())
+    assert size is not None and float(size.detach()) > 0
     (grad,) = torch.autograd.grad(size, weight)
     direction = torch.randn_like(weight)
     values = []
@@ -126,7 +126,7 @@ def test_the_size_is_against_the_shortcut() -> None:
     branch, shortcut = torch.randn(4, 3, 5, 5, requires_grad=True), torch.randn(4, 3, 5, 5, requires_grad=True)
     expected = sum(float((branch[n].norm() / shortcut[n].norm()).detach()) for n in range(4)) / 4
     size = relative_size(branch, shortcut)
-    assert float(size) == pytest.approx(expected, rel=1e-6)
+    assert float(size.detach()) == pytest.approx(expected, rel=1e-6)
     size.backward()
     assert branch.grad is not None and shortcut.grad is None
     torch.testing.assert_close(relative_size(3 * branch, 3 * shortcut), size)  # a scale of the whole signal is no cost

@@ -363,7 +363,7 @@ class Predict:
 class Info:
     """Describe a network: stages, blocks, parameters, multiply-adds, memory."""
 
-    net: Positional[str]  # a name from `deepres nets`, a run's folder or a weights file
+    net: Positional[str]  # a name from `deepres nets`, a run, a file, torchvision.models:NAME, timm:NAME, hf:FOLDER
     size: int | None = None  # side of the input in pixels [32 for CIFAR networks, else 224]
     batch: int = 128  # for the memory of a training step
     width: float = 1.0
@@ -375,27 +375,38 @@ class Info:
         from rich.console import Console
 
         from deepres import nn
+        from deepres.sites import sites
 
         asked = {"num_classes": self.num_classes, "in_channels": self.in_channels, "stride_in": self.stride_in}
         options = {key: value for key, value in asked.items() if value is not None}
-        if Path(self.net).exists():
-            model = nn.load(self.net)
+        if ":" in self.net or Path(self.net).exists():
+            model, _ = nn.open_model(self.net, classes=self.num_classes, channels=self.in_channels)
         else:
             model = nn.create(self.net, width=self.width, **options)
-        config = model.config
-        size = self.size if self.size is not None else (32 if config.stem == "cifar" else 224)
+        config = model.config if isinstance(model, nn.ResNet) else None
+        size = (
+            self.size if self.size is not None else nn.input_size(model) or (32 if config and config.stem == "cifar" else 224)
+        )
         if size < 1:
             raise DeepresError(f"size is the side of the input in pixels and at least 1, not {size}")
-        cost = nn.cost(model, (config.in_channels, size, size))
-        kind = "plain" if config.is_plain else f"residual, shortcut option {config.shortcut}"
-        order = "pre-activation" if config.preact else "post-activation"
-        stride = f", stride in the {config.stride_in}" if config.branch == "bottleneck" else ""
+        cost = nn.cost(model, (nn.input_channels(model) or 3, size, size))
         console = Console()
-        say(f"{self.net}: {config.depth} layers, {kind}, {config.branch} blocks{stride}, {order}")
-        rows = []
-        for i, stage in enumerate(model.stages):
-            rows.append([str(i), str(config.blocks[i]), str(config.channels[i]), f"{nn.parameters(stage):,}"])
-        console.print(table(["stage", "blocks", "channels", "parameters"], rows))
+        if config is not None:
+            kind = "plain" if config.is_plain else f"residual, shortcut option {config.shortcut}"
+            order = "pre-activation" if config.preact else "post-activation"
+            stride = f", stride in the {config.stride_in}" if config.branch == "bottleneck" else ""
+            say(f"{self.net}: {config.depth} layers, {kind}, {config.branch} blocks{stride}, {order}")
+            rows = [
+                [str(i), str(config.blocks[i]), str(config.channels[i]), f"{nn.parameters(stage):,}"]
+                for i, stage in enumerate(model.stages.children())  # type: ignore[union-attr]
+            ]
+            console.print(table(["stage", "blocks", "channels", "parameters"], rows))
+        else:
+            found = sites(model)
+            fixed = sum(site.reshapes for site in found)
+            say(
+                f"{self.net}: {type(model).__name__} with {len(found)} residual sites, {fixed} of them changing the signal's shape"
+            )
         gib = cost.training_bytes(self.batch) / 2**30
         say(
             f"{cost.params:,} parameters ({cost.param_bytes / 2**20:.1f} MiB in float32)\n"
@@ -669,9 +680,10 @@ class Optimize:
         from deepres import nn
         from deepres.kernels import optimize, throughput
 
-        model = (nn.load(self.model) if Path(self.model).exists() else nn.create(self.model)).eval()
-        size = self.size or (32 if model.config.stem == "cifar" else 224)
-        images = torch.rand(self.batch, model.config.in_channels, size, size)
+        model, _ = nn.open_model(self.model)
+        small = isinstance(model, nn.ResNet) and model.config.stem == "cifar"
+        size = self.size or nn.input_size(model) or (32 if small else 224)
+        images = torch.rand(self.batch, nn.input_channels(model) or 3, size, size)
         before = throughput(model, images)
         fast = optimize(model, images)
         after = throughput(fast, images)

@@ -14,6 +14,7 @@ from deepres.data import Prepare, Resident, Split, UnreadableImage, open_image
 from deepres.data.decode import fit, pixels
 from deepres.errors import DeepresError
 from deepres.evaluate.measure import Evaluation, _Tally
+from deepres.nn import logits_of
 
 Protocol = Literal["one-crop", "ten-crop", "multiscale"]
 SCALES = (224, 256, 384, 480, 640)  # short sides, pixels
@@ -64,7 +65,9 @@ def probabilities(members: Sequence[Member], image: Image.Image, protocol: Proto
     for member in members:
         device = next(member.model.parameters()).device
         views = _views(image, member.prepare, protocol, scales)
-        scores = torch.cat([member.model(member.prepare.normalise(view.to(device))).float().softmax(1) for view in views])
+        scores = torch.cat(
+            [logits_of(member.model, member.prepare.normalise(view.to(device))).float().softmax(1) for view in views]
+        )
         answers.append(scores.mean(0))
     return torch.stack(answers).mean(0)
 

@@ -181,7 +181,8 @@ class Inverse:
         """Bound each closing unit's residual by its line, and let the penalty's weight follow the excess."""
         for i, closing in list(self.closing.items()):
             size = self._size(i)
-            line = max(0.0, 1 - (self.clock - closing.began) / WINDOW) if self.clock < 1 else 0.0
+            line = max(0.0, 1 - (self.clock - closing.began) / WINDOW)
+            line = 0.0 if line < 1e-6 else line  # the clock is a sum of many small parts
             openness = self.pressing.openness[i]
             if size is not None and openness > 0:
                 allowed = line * closing.size

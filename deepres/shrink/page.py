@@ -94,6 +94,7 @@ def _sizes(one: Shrunk) -> go.Figure:
         hovertemplate="%{customdata[0]}, epoch %{x}: %{customdata[1]:.3g}",
         colorscale="Viridis",
         reversescale=True,
+        zmin=-2,
         colorbar={"title": "log10"},
         name="",
     )
@@ -118,9 +119,8 @@ def _course(one: Shrunk) -> go.Figure:
         line={"color": "#6b7280", "shape": "hv"},
         yaxis="y2",
     )
-    figure.update_layout(
-        yaxis2={"overlaying": "y", "side": "right", "title": "blocks that are identities", "rangemode": "tozero"}
-    )
+    right = {"overlaying": "y", "side": "right", "title": "blocks that are identities", "range": [0, len(one.units)]}
+    figure.update_layout(yaxis2={**right, "dtick": max(1, len(one.units) // 8), "showgrid": False})
     figure.update_layout(margin={**_LAYOUT["margin"], "r": 70})  # type: ignore[dict-item]
     figure.update_xaxes(title_text="epoch")
     figure.update_yaxes(title_text="error, %", rangemode="tozero", selector={"overlaying": None})

@@ -1,0 +1,197 @@
+"""Inverse Curriculum Training beside what else gives a shallower network: same data, epochs, seeds and number of blocks.
+
+    python -m benchmarks.shrink --data ../shared/data/cifar10-jpeg                      # trains what is missing, then records
+    python -m benchmarks.shrink --data ... --part 0/2 & ... --part 1/2                  # two processes share the training
+
+Every way has the same total of epochs. Those that train in one go follow one one-cycle; those that start from a trained network
+spend half of the epochs on training it (one network, shared by them all) and half on what they do to it, with the whole
+network's answers to learn from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from benchmarks import rivals
+from benchmarks.common import record
+from deepres.data import Data, Resident, open_data, seeded
+from deepres.nn import ResNet, config, parameters
+from deepres.shrink import Inverse, Plan, Target, time_ratio
+from deepres.shrink.shrink import shrink_recipe
+from deepres.train import Run, recipe, train
+
+SPEED = "bf16-channels-last"
+
+
+@dataclass
+class Bench:
+    net: str
+    data: Data
+    epochs: float
+    out: Path
+    lr: float
+    fine_lr: float
+
+    def recipe(self, epochs: float):  # type: ignore[no-untyped-def]
+        return dataclasses.replace(recipe("fast-cifar"), lr=self.lr, epochs=epochs, gentle_depth=0)
+
+    def fresh(self, seed: int, blocks: tuple[int, ...] | None = None) -> ResNet:
+        torch.manual_seed(seed)
+        shape = {"in_channels": self.data.prepare.channels, "num_classes": len(self.data.classes)}
+        base = config(self.net, **shape)
+        return ResNet(dataclasses.replace(base, blocks=blocks or base.blocks))
+
+    def train(self, name: str, seed: int, model: nn.Module, how, curriculum: Inverse | None = None) -> dict[str, object]:  # type: ignore[no-untyped-def]
+        """Train, or take what was trained before."""
+        path = self.out / f"{name}-seed{seed}.json"
+        if path.exists():
+            return dict(json.loads(path.read_text()))
+        run = Run(self.net, self.data.name, how, None, seed, speed=SPEED, memory="all")
+        began = time.perf_counter()
+        result = train(run, data=self.data, model=model, curriculum=curriculum, show=False)
+        seconds = time.perf_counter() - began
+        last = result.model  # without a folder the last weights are kept, by every way alike
+        assert isinstance(last, ResNet)
+        found = {
+            "name": name,
+            "seed": seed,
+            "blocks": list(last.config.blocks),
+            "params": parameters(last),
+            "train_error": result.history[-1].train_error,
+            "val_error": result.history[-1].val_error,
+            "test_error": result.test.top1,
+            "seconds": seconds,
+        }
+        self.out.mkdir(parents=True, exist_ok=True)
+        torch.save(last.state_dict(), self.out / f"{name}-seed{seed}.pt")
+        path.write_text(json.dumps(found))
+        return found
+
+    def trained(self, seed: int) -> ResNet:
+        """The whole network after half of the epochs, for the ways that start from one."""
+        self.train("half", seed, self.fresh(seed), self.recipe(self.epochs / 2))
+        model = self.fresh(seed)
+        model.load_state_dict(torch.load(self.out / f"half-seed{seed}.pt", weights_only=True))
+        return model
+
+    def ways(self, blocks: int) -> dict[str, Callable[[int], dict[str, object]]]:
+        """Each way to a network of ``blocks`` blocks."""
+        goal = Target("blocks", blocks)
+        third = blocks // 3
+        scratch, fine = self.recipe(self.epochs), dataclasses.replace(shrink_recipe(), epochs=self.epochs / 2, lr=self.fine_lr)
+        pressed, at_once = Plan(goal, 0.35, 0.65), Plan(goal, 0.0, 0.01, distil=0.5)
+
+        def go(name: str, how, model: Callable[[int], ResNet], curriculum: Callable[[], Inverse | None]):  # type: ignore[no-untyped-def]
+            return lambda seed: self.train(f"{name}-{blocks}", seed, model(seed), how, curriculum())
+
+        return {
+            "inverse, from scratch": go("inverse", scratch, self.fresh, lambda: Inverse(pressed)),
+            "inverse, from trained": go(
+                "inverse-trained", fine, self.trained, lambda: Inverse(Plan(goal, 0.02, 0.5, distil=0.5))
+            ),
+            "shallow from scratch": go("shallow", scratch, lambda s: self.fresh(s, (third, third, third)), lambda: None),
+            "smallest responses, fine-tuned": go("responses", fine, self.trained, lambda: rivals.Responses(at_once)),
+            "lesion scores, fine-tuned": go("lesions", fine, self.trained, lambda: rivals.Lesions(at_once)),
+            "threshold": go("threshold", scratch, self.fresh, lambda: rivals.Threshold(pressed)),
+            "norm scale": go("norm-scale", scratch, self.fresh, lambda: rivals.NormScale(Plan(goal, 0.35, 0.5))),
+        }
+
+    def whole(self, seed: int) -> dict[str, object]:
+        return self.train("whole", seed, self.fresh(seed), self.recipe(self.epochs))
+
+    def model(self, name: str, seed: int) -> ResNet:
+        found = json.loads((self.out / f"{name}-seed{seed}.json").read_text())
+        model = self.fresh(0, tuple(found["blocks"]))
+        model.load_state_dict(torch.load(self.out / f"{name}-seed{seed}.pt", weights_only=True))
+        return model.eval()
+
+
+def subset(data: Data, images: int, size: int | None) -> Data:
+    """Some of the training images, always the same ones."""
+    assert isinstance(data.train, Resident)
+    index = torch.randperm(len(data.train), generator=seeded(0))[:images].sort().values
+    return dataclasses.replace(data, train=data.train.take(index))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--net", default="resnet56-cifar")
+    parser.add_argument("--size", type=int, default=16)
+    parser.add_argument("--images", type=int, default=30_000)
+    parser.add_argument("--epochs", type=float, default=8.0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--blocks", type=int, nargs="+", default=[15, 9])
+    parser.add_argument("--lr", type=float, default=0.2)
+    parser.add_argument("--fine-lr", type=float, default=0.1)
+    parser.add_argument("--part", default="0/1")
+    parser.add_argument("--out", type=Path, default=Path("runs/shrink-record"))
+    options = parser.parse_args()
+    part, parts = map(int, options.part.split("/"))
+    if parts > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // parts))
+    data = subset(open_data(options.data, size=options.size), options.images, options.size)
+    bench = Bench(options.net, data, options.epochs, options.out, options.lr, options.fine_lr)
+    for seed in range(options.seeds):
+        if seed % parts != part and parts > 1 and seed < options.seeds - options.seeds % parts:
+            continue
+        tasks = [bench.whole, *(way for blocks in options.blocks for way in bench.ways(blocks).values())]
+        for i, task in enumerate(tasks):
+            if seed >= options.seeds - options.seeds % parts and i % parts != part:
+                continue  # what is left over is shared
+            found = task(seed)
+            print(found["name"], seed, found["blocks"], f"{found['test_error']:.2f}", f"{found['seconds']:.0f} s", flush=True)
+    if parts == 1:
+        _record(bench, options)
+
+
+def _record(bench: Bench, options: argparse.Namespace) -> None:
+    seeds = range(options.seeds)
+    inputs = torch.randn(128, *bench.data.shape)
+    reference = bench.model("whole", 0)
+    whole = [bench.whole(seed) for seed in seeds]
+    out: dict[str, object] = {
+        "what": f"{options.net}, {options.images:,} images at {options.size}x{options.size}, {options.epochs:g} epochs",
+        "seeds": options.seeds,
+        "whole": _row(whole, [1.0] * len(whole)),
+    }
+    for blocks in options.blocks:
+        table = {}
+        for name, way in bench.ways(blocks).items():
+            found = [way(seed) for seed in seeds]
+            times = [
+                time_ratio(reference, bench.model(str(one["name"]), seed), inputs)[0]
+                for seed, one in zip(seeds, found, strict=True)
+            ]
+            table[name] = _row(found, times)
+            differences = [float(a["test_error"]) - float(b["test_error"]) for a, b in zip(found, whole, strict=True)]  # type: ignore[arg-type]
+            table[name]["above_whole"] = round(statistics.fmean(differences), 3)
+        out[f"{blocks} blocks"] = table
+    record(f"shrink-{options.net.removesuffix('-cifar')}", out)
+
+
+def _row(found: list[dict[str, object]], times: list[float]) -> dict[str, object]:
+    errors = [float(one["test_error"]) for one in found]  # type: ignore[arg-type]
+    return {
+        "test_error": round(statistics.fmean(errors), 3),
+        "spread": round(statistics.stdev(errors), 3) if len(errors) > 1 else 0.0,
+        "errors": [round(e, 2) for e in errors],
+        "time": round(statistics.fmean(times), 3),
+        "times": [round(t, 3) for t in times],
+        "blocks": [one["blocks"] for one in found],
+        "training_seconds": round(statistics.fmean(float(one["seconds"]) for one in found)),  # type: ignore[arg-type]
+    }
+
+
+if __name__ == "__main__":
+    main()
