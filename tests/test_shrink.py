@@ -18,9 +18,10 @@ from deepres import DeepresError
 from deepres.cli.main import main
 from deepres.nn import delete_blocks, logits_of, open_model
 from deepres.shrink import Plan, Press, Target, time_ratio
+from deepres.shrink.cost import measured_units
 from deepres.shrink.curriculum import distillation
 from deepres.shrink.press import relative_size
-from deepres.shrink.units import find, find_units
+from deepres.sites import find_units
 from tests.test_nn import scramble
 
 FAST = {"speed": "exact", "memory": "all", "show": False}
@@ -65,7 +66,7 @@ def test_an_identity_is_exact_and_so_is_its_deletion(name: str) -> None:
     build, shape, removable = MODELS[name]
     model = scramble(build())
     x = batch(shape)
-    units = find(model, x)
+    units = measured_units(model, x)
     assert sum(unit.removable for unit in units) == removable
     assert all(unit.macs > 0 and unit.params > 0 for unit in units)
     press = Press(units)
@@ -88,7 +89,9 @@ def test_a_post_activation_block_without_its_branch_is_the_identity_on_what_a_re
     x = torch.randn(2, 16, 8, 8).relu()
     with site.bypass():
         torch.testing.assert_close(block(x), x, rtol=0, atol=0)
-        assert not torch.equal(block(x - 1), x - 1)  # but not on negative values, which is why the block before has to end in one
+        assert not torch.equal(
+            block(x - 1), x - 1
+        )  # but not on negative values, which is why the block before has to end in one
 
 
 @pytest.mark.parametrize("name", ["ours", "ours, preact", "torchvision", "ViT", "GPT-2"])
@@ -154,7 +157,7 @@ def test_targets_that_are_none(text: str, says: str) -> None:
 
 
 def test_what_cannot_be_met_is_said_with_figures() -> None:
-    units = find(deepres.create("resnet20-cifar"), torch.randn(2, 3, 8, 8))
+    units = measured_units(deepres.create("resnet20-cifar"), torch.randn(2, 3, 8, 8))
     with pytest.raises(DeepresError, match=r"only 78 % of the blocks lies in the 7 of 9 blocks.* 89 % would have to go"):
         Target.parse("blocks=1").amount(units)
     with pytest.raises(DeepresError, match="nothing would have to go"):
@@ -238,7 +241,9 @@ def test_from_a_trained_network_with_its_own_answers(small, tmp_path: Path) -> N
 
 def test_an_error_that_may_not_rise_keeps_the_blocks(small) -> None:
     said: list[str] = []
-    kept = deepres.shrink(small[0].model, "digits", "error=+0", epochs=2, recipe="digits", lr=0.3, distil=0.0, say=said.append, **FAST)
+    kept = deepres.shrink(
+        small[0].model, "digits", "error=+0", epochs=2, recipe="digits", lr=0.3, distil=0.0, say=said.append, **FAST
+    )
     assert len(kept.removed) < 3 and any("no further block goes" in line for line in said)
 
 
@@ -276,7 +281,19 @@ def test_times_are_taken_side_by_side() -> None:
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "small"
-    command = ["shrink", "resnet14-cifar", "--target", "blocks=5", "blocks=4", "--recipe", "digits", "--epochs", "2", "--out", str(out)]
+    command = [
+        "shrink",
+        "resnet14-cifar",
+        "--target",
+        "blocks=5",
+        "blocks=4",
+        "--recipe",
+        "digits",
+        "--epochs",
+        "2",
+        "--out",
+        str(out),
+    ]
     assert main([*command, "--speed", "float32"]) == 0
     told = capsys.readouterr().out
     assert "5 of 6" in told and "4 of 6" in told and (out / "report.html").exists()
@@ -288,7 +305,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["shrink"], "which network?"),
         (["shrink", "resnet20-cifar", "--target", "time=2"], "between 0 and 1"),
         (["shrink", "--resume", str(tmp_path)], "nothing to go on with"),
-        (["shrink", "torchvision.models:resnet18", "--data", "digits", "--target", "blocks=1", "--out", str(tmp_path / "x")], "would have"),
+        (
+            ["shrink", "torchvision.models:resnet18", "--data", "digits", "--target", "blocks=1", "--out", str(tmp_path / "x")],
+            "would have",
+        ),
     ):
         assert main(wrong) == 2, wrong
         assert says in capsys.readouterr().err

@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from deepres.errors import DeepresError
 from deepres.nn import delete_blocks, logits_in, logits_of
+from deepres.shrink.cost import measured_units
 from deepres.shrink.press import Press
 from deepres.shrink.target import Target
-from deepres.shrink.units import find, find_units, stage_of
+from deepres.sites import find_units
 from deepres.train import Record, Trainer
 from deepres.train.memory import norms_at_rest
 
@@ -93,7 +94,7 @@ class Inverse:
         model = trainer.model
         batch = next(trainer.loader.epoch(0))
         self.probe = trainer.laid(batch.images[:64])
-        self.units = find(model, self.probe[:32])
+        self.units = measured_units(model, self.probe[:32])
         if not any(unit.removable for unit in self.units):
             raise DeepresError(
                 "the network has no residual block that could be the identity, so there is nothing to shrink"
@@ -247,7 +248,7 @@ class Inverse:
 
     def _fits(self, i: int, without: int | None = None) -> bool:
         """Whether the unit's list keeps what it needs when this one goes too."""
-        here = [j for j, unit in enumerate(self.units) if stage_of(unit) == stage_of(self.units[i])]
+        here = [j for j, unit in enumerate(self.units) if unit.container == self.units[i].container]
         staying = [j for j in here if j not in self._going() or j == without]
         return len(staying) > 1
 

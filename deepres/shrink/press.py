@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepres.shrink.units import Unit
+from deepres.sites import Unit
 
 
 def relative_size(branch: Tensor, shortcut: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from deepres.errors import DeepresError
-from deepres.shrink.units import Unit
+from deepres.sites import Unit
 
 What = Literal["time", "blocks", "macs", "params", "error"]
 

@@ -1,34 +1,20 @@
-"""What can be taken out: a network's blocks, each with the sites inside it and what it costs."""
+"""What blocks cost: their time, measured, and their multiply-adds, counted."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from deepres.lens.signals import time_shares
-from deepres.nn import can_delete, logits_of
-from deepres.sites import Site, sites
+from deepres.nn import logits_of
+from deepres.sites import Site, Unit, find_units
 
 
-@dataclass(frozen=True, eq=False)
-class Unit:
-    """A block that is kept or taken out as a whole: one site, or all the sites of a Transformer's layer."""
-
-    index: int  # counted from 1, over all blocks
-    path: str
-    sites: tuple[Site, ...]
-    removable: bool  # whether it can become the identity: its shortcut is one, and its list can do without it
-    params: int
-    time: float = 0.0  # its branches' share of a forward pass, measured
-    macs: int = 0  # multiply-adds of one example
-
-
-def find(model: nn.Module, inputs: Tensor) -> list[Unit]:
+def measured_units(model: nn.Module, inputs: Tensor) -> list[Unit]:
     """All blocks of ``model`` that hold sites, in order, measured on ``inputs``. The model is left as it was."""
     plain = find_units(model)
     if not plain:
@@ -42,23 +28,6 @@ def find(model: nn.Module, inputs: Tensor) -> list[Unit]:
     finally:
         model.train(was)
     return [dataclasses.replace(unit, time=sum(next(shares) for _ in unit.sites), macs=macs[unit.path]) for unit in plain]
-
-
-def find_units(model: nn.Module) -> list[Unit]:
-    """The same, with nothing measured."""
-    blocks: dict[str, list[Site]] = {}
-    for site in sites(model):
-        blocks.setdefault(site.path, []).append(site)
-    return [
-        Unit(
-            index=number,
-            path=path,
-            sites=tuple(members),
-            removable=not any(site.reshapes for site in members) and can_delete(model, path),
-            params=sum(p.numel() for p in members[0].block.parameters()),
-        )
-        for number, (path, members) in enumerate(blocks.items(), 1)
-    ]
 
 
 @torch.no_grad()
@@ -83,8 +52,3 @@ def _macs(model: nn.Module, found: Sequence[Site], inputs: Tensor) -> dict[str, 
             for handle in handles:
                 handle.remove()
     return counted
-
-
-def stage_of(unit: Unit) -> str:
-    """The list that the unit stands in."""
-    return unit.path.rpartition(".")[0]

@@ -1,0 +1,181 @@
+"""Fit gates and exits to a frozen network: a few passes over some training examples, no gradient through the network.
+
+What a gate learns is measured, not guessed: for each block and example, how far the network's answer moves when that block alone is
+passed through, as the Kullback-Leibler divergence to the undisturbed answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deepres.data import Data, Loader, seeded
+from deepres.errors import DeepresError
+from deepres.ghost.route import Exit, Gate, Ghost, pooled
+from deepres.lens.signals import time_shares
+from deepres.nn import logits_of
+
+Gates = Literal["fitted", "static", "none"]
+RIDGE = 0.01  # of the examples
+LEAST = 1e-6  # divergence below which an answer has not moved, nats
+CONFIDENT, WORTHWHILE = 0.9, 0.02  # an exit that is this sure of fewer than this share of the examples is left out
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Pooled signals in front of and behind each chunk, and answers, over some examples."""
+
+    entries: list[Tensor]  # (N, C) each
+    outputs: list[Tensor]
+    logits: Tensor  # (N, K)
+    labels: Tensor
+
+
+def batches(data: Data, split: str, most: int, device: torch.device, size: int = 128) -> Iterator[tuple[Tensor, Tensor]]:
+    """Up to ``most`` examples of a split, always the same, as the network gets them."""
+    part = getattr(data, split)
+    count = min(most, len(part))
+    index = torch.randperm(len(part), generator=seeded(0))[:count].sort().values
+    for batch in Loader(part.take(index), data.prepare, min(size, count), shuffle=False, device=device).epoch(0):
+        if len(batch.labels):
+            yield batch.images, batch.labels
+
+
+@torch.no_grad()
+def look(ghost: Ghost, given: list[tuple[Tensor, Tensor]]) -> Seen:
+    """One pass of the whole network."""
+    entries: list[list[Tensor]] = [[] for _ in ghost.chunks]
+    outputs: list[list[Tensor]] = [[] for _ in ghost.chunks]
+    with ExitStack() as stack:
+        for c, chunk in enumerate(ghost.chunks):
+            first, last = (ghost.units[i].sites[0].block for i in (chunk.units[0], chunk.units[-1]))
+
+            def enter(_: nn.Module, args: tuple[Tensor, ...], c: int = c) -> None:
+                entries[c].append(pooled(args[0]).float().cpu())
+
+            def leave(_: nn.Module, __: object, out: object, c: int = c) -> None:
+                signal = out[0] if isinstance(out, tuple) else out
+                assert isinstance(signal, Tensor)
+                outputs[c].append(pooled(signal).float().cpu())
+
+            stack.callback(first.register_forward_pre_hook(enter).remove)
+            stack.callback(last.register_forward_hook(leave).remove)
+        logits = [logits_of(ghost.net, x).float().cpu() for x, _ in given]
+    if logits[0].ndim != 2:
+        raise DeepresError("a ghost classifies whole inputs; a language model gives an answer for every token")
+    return Seen(
+        [torch.cat(e) for e in entries],
+        [torch.cat(o) for o in outputs],
+        torch.cat(logits),
+        torch.cat([y.cpu() for _, y in given]),
+    )
+
+
+@torch.no_grad()
+def harms(ghost: Ghost, given: list[tuple[Tensor, Tensor]], whole: Tensor, watch: Callable[[str, float], None]) -> Tensor:
+    """(N, blocks): log10 of the divergence of the answer without each block; infinite for blocks that cannot be ghosts."""
+    out = torch.full((len(whole), len(ghost.units)), math.inf)
+    reference = whole.log_softmax(1)
+    able = [i for chunk in ghost.chunks for i in chunk.skippable]
+    for done, i in enumerate(able):
+        watch("what each block matters", done / len(able))
+        with ExitStack() as stack:
+            for site in ghost.units[i].sites:
+                stack.enter_context(site.bypass())
+            moved = torch.cat([logits_of(ghost.net, x).float().cpu() for x, _ in given]).log_softmax(1)
+        divergence = F.kl_div(moved, reference, reduction="none", log_target=True).sum(1)
+        out[:, i] = divergence.clamp(min=LEAST).log10()
+    return out
+
+
+def fit(
+    ghost: Ghost,
+    data: Data,
+    *,
+    gates: Gates = "fitted",
+    exits: bool = True,
+    examples: int = 2000,
+    watch: Callable[[str, float], None] = lambda what, share: None,
+) -> None:
+    """Give ``ghost`` its gates and exits. ``gates="static"``: the same blocks for every input, by their mean worth.
+
+    Fitted on ``examples`` of the training split; temperatures on the validation split.
+    """
+    device = next(ghost.net.parameters()).device
+    given = list(batches(data, "train", examples, device))
+    seen = look(ghost, given)
+    shares = block_times(ghost, given[0][0][:64])
+    ghost.gates = nn.ModuleList([nn.Identity() for _ in ghost.chunks])
+    ghost.exits = nn.ModuleList([nn.Identity() for _ in ghost.chunks])
+    if gates != "none":
+        worth = harms(ghost, given, seen.logits, watch)
+        middle = sum(shares) / len(shares)
+        for c, chunk in enumerate(ghost.chunks):
+            if chunk.skippable:
+                dearer = torch.tensor([math.log10(max(shares[i], 1e-9) / middle) for i in chunk.skippable])
+                ghost.gates[c] = _gate(seen.entries[c], worth[:, list(chunk.skippable)] - dearer, gates == "static").to(device)
+    if exits:
+        held = look(ghost, list(batches(data, "val", examples, device)))
+        for c in range(len(ghost.chunks) - 1):
+            watch("exits", c / len(ghost.chunks))
+            head = _exit(seen.outputs[c], seen.logits, held.outputs[c], held.labels)
+            confident = head.fc(held.outputs[c]).div(head.temperature).softmax(1).amax(1) >= CONFIDENT
+            if float(confident.float().mean()) >= WORTHWHILE:
+                ghost.exits[c] = head.to(device)
+    ghost.requires_grad_(False)
+    watch("done", 1.0)
+
+
+def block_times(ghost: Ghost, inputs: Tensor) -> list[float]:
+    """Share of a forward pass of each block, measured."""
+    found = [site for unit in ghost.units for site in unit.sites]
+    shares = iter(time_shares(ghost.net, found, inputs))
+    return [sum(next(shares) for _ in unit.sites) for unit in ghost.units]
+
+
+def _gate(entry: Tensor, worth: Tensor, static: bool) -> Gate:
+    gate = Gate(entry.shape[1], worth.shape[1])
+    gate.bias.copy_(worth.mean(0))
+    if static:
+        return gate
+    gate.mean.copy_(entry.mean(0))
+    gate.deviation.copy_(entry.std(0).clamp(min=1e-6))
+    z = ((entry - gate.mean) / gate.deviation).double()
+    normal = z.T @ z + RIDGE * len(z) * torch.eye(z.shape[1], dtype=torch.float64)
+    gate.weight.copy_(torch.linalg.solve(normal, z.T @ (worth - worth.mean(0)).double()).T)
+    gate.limit.copy_(1.5 * torch.quantile(z.square().mean(1).float(), 0.995))
+    return gate
+
+
+def _exit(features: Tensor, logits: Tensor, held: Tensor, labels: Tensor) -> Exit:
+    """A classifier that learns the network's own answers; its temperature from labels it has not seen."""
+    head = Exit(features.shape[1], logits.shape[1])
+    mean, deviation = features.mean(0), features.std(0).clamp(min=1e-6)
+    z, wanted = (features - mean) / deviation, logits.softmax(1)
+    weight = torch.zeros(logits.shape[1], features.shape[1], requires_grad=True)
+    bias = torch.zeros(logits.shape[1], requires_grad=True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        loss = F.cross_entropy(z @ weight.T + bias, wanted) + 1e-4 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        solver.step(closure)
+    with torch.no_grad():
+        head.fc.weight.copy_(weight / deviation)
+        head.fc.bias.copy_(bias - (weight / deviation) @ mean)
+        own = head.fc(held)
+        choices = torch.logspace(-0.7, 1.0, 60)
+        losses = torch.stack([F.cross_entropy(own / t, labels) for t in choices])
+        head.temperature.copy_(choices[losses.argmin()])
+    return head

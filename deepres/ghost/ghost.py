@@ -1,0 +1,202 @@
+"""``ghost``: a trained network made to spend its depth by input, within a budget, or within a loss of accuracy."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from deepres.data import Data, open_data
+from deepres.errors import DeepresError
+from deepres.ghost.choose import Point, Verified, frontier, time_against_whole, verify, within_budget, within_error
+from deepres.ghost.fit import Gates, batches, block_times, fit
+from deepres.ghost.route import Exit, Gate, Ghost, Settings
+from deepres.lens.source import Source
+from deepres.nn import load, notes, save
+
+NET, HEADS, FILE = "net.safetensors", "ghost.safetensors", "ghost.json"
+
+
+@dataclass(frozen=True)
+class Made:
+    """A ghost, and what is known of it. Times are shares of the whole network's, measured side by side."""
+
+    model: Ghost
+    point: Point  # on the validation split
+    points: tuple[Point, ...]  # all settings that were tried there
+    whole_error: float  # of the network on the validation split, %
+    verified: Verified  # on the test split, looked at once
+    times: dict[int, tuple[float, float, float]]  # batch -> (time, and the middle half of its ratios)
+
+    def words(self) -> list[str]:
+        """What it came to, with its figures and what they assume."""
+        seen, settings = self.verified, self.model.settings
+        if settings.whole:
+            said = ["No setting kept what was asked for, so the ghost is the whole network, to the bit."]
+        else:
+            said = [
+                f"On the test split of {seen.n:,} examples the error is {seen.ghost:.2f} %, the whole network's {seen.whole:.2f} % "
+                f"({seen.rise:+.2f} points: {seen.lost} right answers lost, {seen.won} won).",
+                f"With 95 % confidence at most {seen.bound:.2f} % of inputs lose their right answer (Clopper-Pearson; it assumes that "
+                "inputs come independently from the law of the test split).",
+                f"{100 * seen.blocks:.0f} % of the blocks ran, {100 * seen.left:.0f} % of the inputs left early, "
+                f"{100 * seen.again:.1f} % were answered again with the full depth.",
+            ]
+        for batch, (ratio, low, high) in self.times.items():
+            said.append(
+                f"At batch {batch} a call takes {100 * ratio:.0f} % of the whole network's time (middle half of the turns "
+                f"{100 * low:.0f} to {100 * high:.0f} %), gates, exits and gathers included."
+            )
+        return said
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "settings": dataclasses.asdict(self.model.settings),
+            "point": dataclasses.asdict(self.point),
+            "whole_error": self.whole_error,
+            "verified": dataclasses.asdict(self.verified),
+            "times": {str(batch): list(values) for batch, values in self.times.items()},
+            "points": [dataclasses.asdict(point) for point in self.points],
+        }
+
+
+def ghost(
+    model: nn.Module | str | Path,
+    data: Data | str | Path,
+    *,
+    budget: float | None = None,
+    error: float | None = None,
+    batch: int = 32,
+    gates: Gates = "fitted",
+    exits: bool = True,
+    examples: int = 2000,
+    weights: str | Path | None = None,
+    size: int | None = None,
+    device: torch.device | str = "cpu",
+    watch: Callable[[str, float], None] = lambda what, share: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Made:
+    """Make a ghost of a trained network: gates and exits are fitted to it as it is, in minutes.
+
+    >>> made = deepres.ghost("runs/r56", "cifar10", budget=0.6)
+    >>> made.model(images)  # called like the network
+
+    ``budget``: the most that a call may take of the whole network's time on average, measured at ``batch``; 1.0 gives the network
+    itself, to the bit. ``error``: the points that the error may rise, in which case the fastest setting is taken. One of the two, both
+    decided on the validation split and told on the test split. ``gates``: ``"fitted"`` to what each block matters for each input,
+    ``"static"`` for the same blocks whatever the input, or ``"none"``; ``exits``: whether inputs may leave early.
+
+    Raises ``DeepresError`` for a network without blocks to pass through, one that is no classifier of the data's classes, and a
+    budget that cannot be kept.
+    """
+    if (budget is None) == (error is None):
+        raise DeepresError("give either a budget of time, such as budget=0.6, or a rise of the error, such as error=0.3")
+    if budget is not None and not 0 < budget <= 1:
+        raise DeepresError(f"budget is a share of the whole network's time, above 0 and at most 1, not {budget:g}")
+    if error is not None and error < 0:
+        raise DeepresError(f"error is the points that it may rise, 0 or more, not {error:g}")
+    if batch < 1:
+        raise DeepresError(f"batch is at least 1, not {batch}")
+    net, opened = _open(model, data, weights, size)
+    net = net.to(device)
+    made = Ghost(net)
+    fit(made, opened, gates=gates, exits=exits, examples=examples, watch=watch)
+    held = list(batches(opened, "val", examples, torch.device(device)))
+    inputs = torch.cat([x for x, _ in held])[: max(batch, 128)]
+    shares = block_times(made, inputs[:64])
+    points = frontier(made, held, shares, watch=watch)
+    whole = next(point for point in points if point.settings.whole)
+    if budget is not None and budget >= 1:
+        chosen = whole
+    elif budget is not None:
+        chosen = within_budget(made, points, budget, inputs, batch, say)
+    else:
+        assert error is not None
+        chosen = within_error(points, whole.error, error)
+    made.settings = chosen.settings
+    test = list(batches(opened, "test", len(opened.test), torch.device(device)))
+    times = {}
+    for many in sorted({1, batch, 256 if len(inputs) >= 256 else batch}):
+        ratio, (low, high) = time_against_whole(made, inputs[: max(many, 32)], many)
+        times[many] = (ratio, low, high)
+    return Made(made, chosen, tuple(points), whole.error, verify(made, test, opened.classes), times)
+
+
+def _open(
+    model: nn.Module | str | Path, data: Data | str | Path, weights: str | Path | None, size: int | None
+) -> tuple[nn.Module, Data]:
+    if isinstance(model, nn.Module):
+        return model, data if isinstance(data, Data) else open_data(data, size=size)
+    if not (":" in str(model) or Path(model).exists()):
+        raise DeepresError(f"{model}: no such run or file; a ghost is made of a trained network")
+    source = Source.open(str(model), data, weights=weights, size=size, device="cpu")
+    if not source.fits:
+        raise DeepresError(f"{model}: its classes are not those of {source.data.name}; give the data that it was trained on")
+    return source.model, dataclasses.replace(source.data, prepare=source.prepare)
+
+
+def save_ghost(made: Made, out: str | Path, **noted: Any) -> Path:
+    """Write the network, its gates and exits, and what is known of them into a folder that ``load_ghost`` reads.
+
+    Raises ``DeepresError`` for a network of a class that cannot be built again from a file.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    ghost = made.model
+    net = ghost.net
+    patched = [(unit.sites[0].block, unit.sites[0].block.__dict__.pop("forward")) for unit in ghost.units]
+    try:
+        save(net, out / NET, **noted)
+    finally:
+        for block, forward in patched:
+            object.__setattr__(block, "forward", forward)
+    tensors = {f"gates.{k}": v.contiguous().cpu() for k, v in ghost.gates.state_dict().items()}
+    tensors |= {f"exits.{k}": v.contiguous().cpu() for k, v in ghost.exits.state_dict().items()}
+    header = {
+        "settings": dataclasses.asdict(ghost.settings),
+        "most": max(len(chunk.units) for chunk in ghost.chunks),
+        "ahead": ghost.ahead,
+    }
+    part = out / f".{HEADS}.{os.getpid()}"
+    save_file(tensors or {"none": torch.zeros(1)}, part, metadata={"ghost": json.dumps(header)})
+    os.replace(part, out / HEADS)
+    (out / FILE).write_text(json.dumps(made.to_dict(), indent=1))
+    return out
+
+
+def load_ghost(folder: str | Path) -> tuple[Ghost, dict[str, Any]]:
+    """(the ghost, what was noted with its network).
+
+    Raises ``DeepresError`` where the folder holds none.
+    """
+    folder = Path(folder)
+    try:
+        with safe_open(folder / HEADS, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["ghost"])
+            tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise DeepresError(f"{folder}: holds no ghost that can be read ({error}); make one with `deepres ghost`") from error
+    made = Ghost(load(folder / NET), Settings(**header["settings"]), most=header["most"])
+    made.ahead = header["ahead"]
+    for kind, modules in (("gates", made.gates), ("exits", made.exits)):
+        for c in range(len(made.chunks)):
+            mine = {k.removeprefix(f"{kind}.{c}."): v for k, v in tensors.items() if k.startswith(f"{kind}.{c}.")}
+            if not mine:
+                continue
+            head: nn.Module
+            if kind == "gates":
+                head = Gate(mine["weight"].shape[1], mine["weight"].shape[0])
+            else:
+                head = Exit(mine["fc.weight"].shape[1], mine["fc.weight"].shape[0])
+            head.load_state_dict(mine)
+            modules[c] = head.requires_grad_(False)
+    return made, notes(folder / NET)
