@@ -30,7 +30,7 @@ from deepres.shrink import Inverse, Plan, Target, time_ratio
 from deepres.shrink.shrink import shrink_recipe
 from deepres.train import Run, recipe, train
 
-SPEED = "bf16-channels-last"
+SPEED = "bf16-channels-last" if torch.cpu._is_avx512_bf16_supported() else "float32-channels-last"
 
 
 @dataclass

@@ -46,6 +46,8 @@ def test_the_words_follow_the_figures() -> None:
     for unseen in (told(1, 1.5, 0, 0), told(1, 60, 0, 30), told(60, 1, 0, 0)):
         assert not unseen.degraded and "did not show at this scale" in unseen.words()[3]
     assert "residual-56 trains worse" in told(1, 60, 0, 30).words()[1]
+    assert "the shortcuts removed that" in seen.words()[3]
+    assert told(1, 61, 0, 3).degraded and "the shortcuts removed 95 % of that" in told(1, 61, 0, 3).words()[3]
     assert "plain-56 trains better" in told(60, 1, 0, 0).words()[0]
     assert "one seed" in seen.words()[-1]
 

@@ -112,7 +112,7 @@ class Degrade:
 
     data: str = "digits"  # digits, cifar10, or a folder of images or tar shards
     depths: tuple[int, ...] = (20, 56)  # layers: two or more depths of 6n+2
-    epochs: float = 12
+    epochs: float = 10
     seeds: int = 1  # how many times each network is trained
     out: Path | None = None  # where report.html and the runs go; a folder used before is continued [runs/degrade-DATE]
     speed: str = "float32-channels-last"  # how to compute; see `deepres train --help`
