@@ -15,6 +15,7 @@ from deepres.errors import DeepresError
 
 if TYPE_CHECKING:
     from deepres.evaluate import evaluate, predict
+    from deepres.ghost import ghost, load_ghost
     from deepres.kernels import optimize
     from deepres.nn import create, deepen, load, names, save
     from deepres.shrink import shrink
@@ -29,7 +30,9 @@ __all__ = [
     "create",
     "deepen",
     "evaluate",
+    "ghost",
     "load",
+    "load_ghost",
     "names",
     "optimize",
     "predict",
@@ -45,6 +48,7 @@ _ROOMS = {
     "deepres.nn": ("create", "deepen", "load", "names", "save"),
     "deepres.sites": ("Site", "register_site", "sites"),
     "deepres.shrink": ("shrink",),
+    "deepres.ghost": ("ghost", "load_ghost"),
     "deepres.train": ("Run", "resume", "train"),
     "deepres.evaluate": ("evaluate", "predict"),
     "deepres.kernels": ("optimize",),

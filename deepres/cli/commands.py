@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
@@ -360,6 +359,106 @@ class Predict:
 
 
 @dataclass(frozen=True)
+class Ghost:
+    """Make a trained network spend its depth by input: blocks are passed through, and decided inputs leave early."""
+
+    model: Positional[str]  # a run, a file, torchvision.models:NAME, timm:NAME, hf:FOLDER
+    data: str = "digits"  # digits, cifar10, or a folder of images or tar shards
+    budget: float | None = None  # the most of the whole network's time that a call may take on average, such as 0.6
+    error: float | None = None  # or: the points that the error may rise, such as 0.3, and the fastest that keeps it
+    deadline: float | None = None  # milliseconds for a call; what is not answered by then leaves at the next exit
+    batch: int = 32  # inputs of a call, for which the budget is measured
+    gates: Literal["both", "fitted", "fixed", "none"] = "both"  # blocks chosen by input, or the same for all; both are tried
+    exits: bool = True  # whether inputs may leave early
+    examples: int = 2000  # of the training split, to fit gates on, and of the validation split, to choose on
+    weights: Path | None = None  # a state_dict for a network that is built by name
+    size: int | None = None  # side of the input in pixels [what the network was trained with]
+    device: str = "auto"
+    out: Path | None = None  # folder for the ghost, report.html and ghost.json [runs/ghost-DATE]
+
+    def run(self) -> int:
+        from rich.console import Console
+
+        from deepres.ghost import ghost, save_ghost
+        from deepres.ghost.page import HEAD, page, rows
+        from deepres.train.distribute import pick_device
+
+        if self.budget is None and self.error is None:
+            raise DeepresError(
+                "what shall be kept? Give --budget, a share of the time such as 0.6, or --error, points such as 0.3"
+            )
+        out = self.out or default_out("ghost")
+        began = time.perf_counter()
+        with shares(self.model) as watch:
+            made = ghost(
+                self.model,
+                self.data,
+                budget=self.budget,
+                error=self.error,
+                deadline=self.deadline / 1000 if self.deadline is not None else None,
+                batch=self.batch,
+                gates=self.gates,
+                exits=self.exits,
+                examples=self.examples,
+                weights=self.weights,
+                size=self.size,
+                device=pick_device(self.device),
+                watch=watch,
+                say=say,
+            )
+        save_ghost(made, out)
+        Console().print(table(HEAD, rows(made)))
+        say("")
+        for line in made.words():
+            say(line)
+        asked = f"--budget {self.budget:g}" if self.budget is not None else f"--error {self.error:g}"
+        footer = f"Made by `deepres ghost {self.model} --data {self.data} {asked}` in {time.perf_counter() - began:.0f} s."
+        name = Path(self.model).name if Path(self.model).exists() else self.model
+        say(f"\nThe whole: {page(made, name=name, data=Path(self.data).name, footer=footer).write(out / 'report.html')}")
+        say(f"The ghost: {out}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Answer images over HTTP with a trained network or a ghost, until stopped."""
+
+    model: Positional[str]  # a run, a file, a ghost's folder, or a reference such as torchvision.models:resnet50
+    host: str = "127.0.0.1"
+    port: int = 8000
+    batch: int = 32  # images that are answered in one call, at most
+    wait: float = 2.0  # milliseconds to wait for more images before a call
+    queue: int = 256  # images that may wait; more are refused with 503
+    timeout: float = 30.0  # seconds after which an image that still waits is given up with 504
+    body: float = 8.0  # the largest request, MB
+    pixels: float = 50.0  # the largest image, millions of pixels
+    tighten: bool = False  # under load, a ghost leaves earlier before images queue up
+    weights: Path | None = None  # a state_dict for a network that is built by name
+    device: str = "auto"
+
+    def run(self) -> int:
+        from deepres.serve import Limits, serve
+
+        limits = Limits(
+            batch=self.batch,
+            wait=self.wait / 1000,
+            queue=self.queue,
+            timeout=self.timeout,
+            body=int(self.body * 1e6),
+            pixels=int(self.pixels * 1e6),
+        )
+        return serve(
+            self.model,
+            host=self.host,
+            port=self.port,
+            limits=limits,
+            tighten=self.tighten,
+            weights=self.weights,
+            device=self.device,
+        )
+
+
+@dataclass(frozen=True)
 class Info:
     """Describe a network: stages, blocks, parameters, multiply-adds, memory."""
 
@@ -492,8 +591,17 @@ class Paper:
         return 1 if planner.left_out else 0
 
 
-def _show(bar: Any, task: Any, what: str, share: float) -> None:
-    bar.update(task, completed=share, description=what)
+@contextlib.contextmanager
+def shares(what: str) -> Iterator[Callable[[str, float], None]]:
+    """A bar with the time left, on a terminal; gives what it is to be told: (what is under way, share done of it)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("[bold]{task.description}"), BarColumn(), TimeRemainingColumn(compact=True))
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=1.0)
+        yield lambda what, share: bar.update(task, completed=share, description=what)
 
 
 @dataclass(frozen=True)
@@ -515,9 +623,6 @@ class Look:
     def run(self) -> int:
         import json as js
 
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
         from deepres.lens import look, words
         from deepres.lens.monitor import read_glances
         from deepres.lens.page import page
@@ -528,19 +633,13 @@ class Look:
         if self.examples < 2 or self.batch < 1 or self.pairs < 0:
             raise DeepresError("--examples is at least 2, --batch at least 1, and --pairs at least 0")
         out = self.out or default_out("look")
-        console = Console(stderr=True)
         looks, source = [], None
         began = time.perf_counter()
         for reference in self.models:
             source = Source.open(
                 reference, self.data, weights=self.weights, size=self.size, split=self.split, device=self.device
             )
-            bar = Progress(
-                TextColumn("[bold]{task.description}"), BarColumn(), TimeRemainingColumn(compact=True), console=console,
-                disable=not console.is_terminal,
-            )  # fmt: skip
-            task = bar.add_task(source.name, total=1.0)
-            with bar:
+            with shares(source.name) as watch:
                 looks.append(
                     look(
                         source.model,
@@ -549,7 +648,7 @@ class Look:
                         lesions=self.lesions,
                         pairs=self.pairs,
                         device=source.device,
-                        watch=partial(_show, bar, task),
+                        watch=watch,
                     )
                 )
             say(f"{source.name}")

@@ -9,7 +9,21 @@ from typing import Annotated
 import tyro
 
 from deepres import __version__
-from deepres.cli.commands import Degrade, Evaluate, Info, Look, Nets, Optimize, Pack, Paper, Predict, Shrink, Train
+from deepres.cli.commands import (
+    Degrade,
+    Evaluate,
+    Ghost,
+    Info,
+    Look,
+    Nets,
+    Optimize,
+    Pack,
+    Paper,
+    Predict,
+    Serve,
+    Shrink,
+    Train,
+)
 from deepres.errors import DeepresError
 
 Command = (
@@ -21,6 +35,8 @@ Command = (
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Look, tyro.conf.subcommand("look")]
     | Annotated[Shrink, tyro.conf.subcommand("shrink")]
+    | Annotated[Ghost, tyro.conf.subcommand("ghost")]
+    | Annotated[Serve, tyro.conf.subcommand("serve")]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Nets, tyro.conf.subcommand("nets")]
     | Annotated[Optimize, tyro.conf.subcommand("optimize")]

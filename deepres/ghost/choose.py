@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from deepres.errors import DeepresError
-from deepres.ghost.route import Ghost, Settings
-from deepres.nn import logits_of
+from deepres.ghost.fit import look
+from deepres.ghost.route import Gate, Ghost, Settings
+from deepres.nn import logits_in, logits_of
 
-LEAVES = (None, 0.995, 0.98, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)  # confidences that are tried
-SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of ghosted blocks that are tried
-SURE = (0.0, 0.4)
+LEAVES = (None, 0.999, 0.995, 0.99, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)  # confidences that are tried
+SHARES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of ghosted blocks that are tried
+SURE = (0.0, 0.4, 0.6)
+Kinds = tuple[Literal["fitted", "fixed"], ...]
+TOGETHER = 250  # examples of a pass, where nothing is timed
 
 
 @dataclass(frozen=True)
@@ -34,17 +38,11 @@ def _answers(ghost: Ghost, given: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tens
     """(right, ran, left, again) over all examples."""
     parts = []
     for x, y in given:
-        logits = logits_of_ghost(ghost, x)
+        logits = logits_in(ghost(x, trace=True))
         assert ghost.trace is not None
         parts.append(((logits.argmax(1) == y).cpu(), ghost.trace.ran, ghost.trace.left, ghost.trace.again))
     right, ran, left, again = (torch.cat(column) for column in zip(*parts, strict=True))
     return right, ran, left, again
-
-
-def logits_of_ghost(ghost: Ghost, x: Tensor) -> Tensor:
-    """With a trace."""
-    out = ghost(x, trace=True)
-    return getattr(out, "logits", out).float()
 
 
 def frontier(
@@ -52,60 +50,93 @@ def frontier(
     given: Sequence[tuple[Tensor, Tensor]],
     times: Sequence[float],
     *,
+    kinds: Kinds = ("fitted", "fixed"),
     watch: Callable[[str, float], None] = lambda what, share: None,
 ) -> list[Point]:
-    """All settings that are tried, on labelled examples. ``times``: of each block, as shares of a forward pass."""
-    skips = _thresholds(ghost, given)
-    tries: list[Settings] = []
-    for skip in skips:
-        for leave in LEAVES if any(_has_exit(ghost)) else (None,):
-            tries += [Settings(skip, leave, sure) for sure in (SURE if skip is not None else (0.0,))]
-    before, found = ghost.settings, []
+    """All settings that are tried, on labelled examples. ``times``: of each block, as shares of a forward pass.
+
+    ``kinds``: which ways to choose blocks are tried. One pass for each choice of blocks tells of every confidence to leave at,
+    since an input that leaves changes nothing for the others.
+    """
+    choices: list[Settings] = [Settings()]
+    for kind in kinds:
+        choices += [Settings(skip, fixed=kind == "fixed") for skip in _thresholds(ghost, given, kind == "fixed")]
+    labels = torch.cat([y.cpu() for _, y in given])
     cost = torch.tensor(list(times))
-    rest = max(0.0, 1 - float(cost.sum()))
-    try:
-        for done, settings in enumerate(tries):
-            watch("settings", done / len(tries))
-            ghost.settings = settings
-            right, ran, left, again = _answers(ghost, given)
-            spent = (ran.float() @ cost).mean() + rest + again.float().mean()
-            found.append(
-                Point(
-                    settings,
-                    100 * (1 - float(right.float().mean())),
-                    float(spent),
-                    float(ran.float().mean()),
-                    float((left >= 0).float().mean()),
-                )
-            )
-    finally:
-        ghost.settings = before
+    whole: Tensor | None = None
+    found: list[Point] = []
+    for done, settings in enumerate(choices):
+        watch("settings", done / len(choices))
+        seen = _Recorded.of(ghost, given, settings)
+        whole = seen.logits if whole is None else whole
+        for leave in LEAVES if seen.exits else LEAVES[:1]:
+            for sure in SURE if settings.skip is not None and not settings.fixed else (0.0,):
+                found.append(seen.point(ghost, replace(settings, leave=leave, sure=sure), whole, labels, cost))
     return found
 
 
-def _has_exit(ghost: Ghost) -> list[bool]:
-    from deepres.ghost.route import Exit
+@dataclass(frozen=True, eq=False)
+class _Recorded:
+    """Passes in which nobody left: each exit's answers beside the last ones."""
 
-    return [isinstance(head, Exit) for head in ghost.exits]
+    logits: Tensor  # (N, classes)
+    ran: Tensor  # (N, blocks) of truth values
+    exits: dict[int, tuple[Tensor, Tensor]]  # by chunk: answers (N,) and confidences (N,)
+
+    @classmethod
+    def of(cls, ghost: Ghost, given: Sequence[tuple[Tensor, Tensor]], settings: Settings) -> _Recorded:
+        logits, ran = [], []
+        exits: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        for x, _ in given:
+            last, trace, answers = ghost.record(x, settings)
+            logits.append(last.cpu())
+            ran.append(trace.ran)
+            for c, answer in enumerate(answers):
+                if answer is not None:
+                    exits.setdefault(c, []).append((answer[0].argmax(1).cpu(), answer[1].cpu()))
+        joined = {c: (torch.cat([a for a, _ in many]), torch.cat([b for _, b in many])) for c, many in exits.items()}
+        return cls(torch.cat(logits), torch.cat(ran), joined)
+
+    def point(self, ghost: Ghost, settings: Settings, whole: Tensor, labels: Tensor, cost: Tensor) -> Point:
+        """What ``settings`` would have come to."""
+        answer, ran = self.logits.argmax(1), self.ran.clone()
+        inside = torch.ones(len(labels), dtype=torch.bool)
+        bar = settings.leave if settings.leave is not None else math.inf
+        for c, (said, confidence) in sorted(self.exits.items()):
+            goes = inside & (confidence >= bar)
+            answer = torch.where(goes, said, answer)
+            ran[goes, ghost.chunks[c].units[-1] + 1 :] = False
+            inside &= ~goes
+        again = torch.zeros_like(inside)
+        if settings.sure > 0:
+            again = inside & ~self.ran.all(1) & (self.logits.softmax(1).amax(1) < settings.sure)
+            answer = torch.where(again, whole.argmax(1), answer)
+        rest = max(0.0, 1 - float(cost.sum()))
+        return Point(
+            settings,
+            error=100 * float((answer != labels).float().mean()),
+            time=float((ran.float() @ cost).mean() + rest + again.float().mean()),
+            blocks=float(ran.float().mean()),
+            left=1 - float(inside.float().mean()),
+        )
 
 
 @torch.no_grad()
-def _thresholds(ghost: Ghost, given: Sequence[tuple[Tensor, Tensor]]) -> list[float | None]:
+def _thresholds(ghost: Ghost, given: Sequence[tuple[Tensor, Tensor]], fixed: bool) -> list[float]:
     """Worths below which the tried shares of blocks lie, over the examples."""
-    from deepres.ghost.fit import look
-    from deepres.ghost.route import Gate
-
     gates = [(c, gate) for c, gate in enumerate(ghost.gates) if isinstance(gate, Gate)]
     if not gates:
-        return [None]
+        return []
+    if fixed:
+        values = torch.cat([gate.bias.cpu() for _, gate in gates]).sort().values
+        return [float(values[count]) for count in range(1, len(values))]
     seen = look(ghost, list(given)[:8])
     every = []
     for c, gate in gates:
-        device = gate.weight.device
-        worth = gate(seen.entries[c].to(device)[:, :, None, None])
-        every.append(worth[torch.isfinite(worth)].flatten())
+        worth = gate.linear(seen.entries[c].to(gate.weight.device))[0]
+        every.append(worth.flatten().cpu())
     values = torch.cat(every).sort().values
-    return [None if share == 0 else float(values[min(int(share * len(values)), len(values) - 1)]) for share in SHARES]
+    return [float(values[int(share * len(values))]) for share in SHARES[1:]]
 
 
 def best(points: Sequence[Point]) -> list[Point]:
@@ -150,21 +181,53 @@ def within_budget(
 
     Raises ``DeepresError`` where none is, with the figure of the fastest.
     """
-    line = best(points)
-    last = math.inf
-    for point in sorted(line, key=lambda p: p.error):
+    fastest = math.inf
+    for point in sorted(best(points), key=lambda p: p.error):
         if point.time > 1.05 * budget:
             continue
         ghost.settings = point.settings
-        if point.settings.whole:
+        ratio, _ = time_against_whole(ghost, inputs, batch)
+        say(f"{settings_in_words(point.settings)}: foretold {100 * point.time:.0f} %, measured {100 * ratio:.0f} %")
+        if ratio <= budget:
             return point
-        last, _ = time_against_whole(ghost, inputs, batch)
-        say(f"foretold {100 * point.time:.0f} %, measured {100 * last:.0f} % of the time at batch {batch}")
-        if last <= budget:
-            return point
+        fastest = min(fastest, ratio)
     ghost.settings = Settings()
-    fastest = f"the fastest setting takes {100 * last:.0f} %" if last < math.inf else "no setting is foretold to be as fast"
-    raise DeepresError(f"--budget {budget:g} cannot be kept at batch {batch}: {fastest} of the whole network's time")
+    why = (
+        f"the fastest of its settings takes {100 * fastest:.0f} % of the whole network's time"
+        if fastest < math.inf
+        else f"computing as little as it can leaves {100 * min(p.time for p in points):.0f} % of the whole network's time"
+    )
+    raise DeepresError(f"a budget of {budget:g} cannot be kept at batch {batch}: {why}; allow more")
+
+
+def settings_in_words(settings: Settings) -> str:
+    """What a ghost does, briefly."""
+    if settings.whole:
+        return "the whole network"
+    said = []
+    if settings.skip is not None:
+        said.append("the same blocks passed through for all" if settings.fixed else "blocks passed through by input")
+    if settings.leave is not None:
+        said.append(f"leaving at a confidence of {settings.leave:g}")
+    if settings.sure:
+        said.append(f"again in full below {settings.sure:g}")
+    return ", ".join(said)
+
+
+@torch.no_grad()
+def keeps_deadline(ghost: Ghost, inputs: Tensor, batch: int, *, calls: int = 100) -> tuple[float, float]:
+    """(share of calls within ``ghost.deadline``, the slowest call's seconds), over ``calls`` calls at this batch."""
+    assert ghost.deadline is not None
+    pieces = [piece for piece in inputs.split(batch) if len(piece) == batch]
+    took = []
+    for i in range(calls + 3):
+        began = time.perf_counter()
+        ghost(pieces[i % len(pieces)])
+        if inputs.is_cuda:
+            torch.cuda.synchronize()
+        took.append(time.perf_counter() - began)
+    took = took[3:]
+    return sum(t <= ghost.deadline for t in took) / len(took), max(took)
 
 
 def within_error(points: Sequence[Point], whole: float, rise: float) -> Point:
@@ -214,7 +277,10 @@ class Verified:
     blocks: float  # mean share of blocks that ran
     left: float
     again: float
-    by_class: dict[str, float]  # mean share of blocks that ran
+    by_class: dict[str, tuple[float, ...]]  # share of the class's inputs for which each block ran
+    depth: tuple[float, ...]  # by input: the share of the blocks that ran
+    right: tuple[bool, ...]
+    labels: tuple[int, ...]
 
     @property
     def rise(self) -> float:
@@ -238,11 +304,8 @@ def verify(ghost: Ghost, given: Sequence[tuple[Tensor, Tensor]], classes: Sequen
         blocks=float(depth.mean()),
         left=float((left >= 0).float().mean()),
         again=float(again.float().mean()),
-        by_class={classes[k]: float(depth[labels == k].mean()) for k in labels.unique().tolist()},
+        by_class={classes[k]: tuple(ran[labels == k].float().mean(0).tolist()) for k in labels.unique().tolist()},
+        depth=tuple(depth.tolist()),
+        right=tuple(right.tolist()),
+        labels=tuple(labels.tolist()),
     )
-
-
-__all__ = [
-    "Point", "Verified", "best", "clopper_pearson", "frontier", "time_against_whole", "verify", "within_budget",
-    "within_error",
-]  # fmt: skip

@@ -7,10 +7,11 @@ passed through, as the Kullback-Leibler divergence to the undisturbed answer.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +19,13 @@ from torch import Tensor, nn
 
 from deepres.data import Data, Loader, seeded
 from deepres.errors import DeepresError
-from deepres.ghost.route import Exit, Gate, Ghost, pooled
+from deepres.ghost.route import Exit, Gate, Ghost, pooled, pooled_by_quarter
 from deepres.lens.signals import time_shares
 from deepres.nn import logits_of
 
-Gates = Literal["fitted", "static", "none"]
 RIDGE = 0.01  # of the examples
 LEAST = 1e-6  # divergence below which an answer has not moved, nats
-CONFIDENT, WORTHWHILE = 0.9, 0.02  # an exit that is this sure of fewer than this share of the examples is left out
+EASY = 5  # exits are fitted on this many times the gates' examples: they need one pass, gates one for each block
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ def look(ghost: Ghost, given: list[tuple[Tensor, Tensor]]) -> Seen:
             def leave(_: nn.Module, __: object, out: object, c: int = c) -> None:
                 signal = out[0] if isinstance(out, tuple) else out
                 assert isinstance(signal, Tensor)
-                outputs[c].append(pooled(signal).float().cpu())
+                outputs[c].append(pooled_by_quarter(signal).float().cpu())
 
             stack.callback(first.register_forward_pre_hook(enter).remove)
             stack.callback(last.register_forward_hook(leave).remove)
@@ -99,38 +99,65 @@ def fit(
     ghost: Ghost,
     data: Data,
     *,
-    gates: Gates = "fitted",
+    gates: bool = True,
     exits: bool = True,
     examples: int = 2000,
     watch: Callable[[str, float], None] = lambda what, share: None,
 ) -> None:
-    """Give ``ghost`` its gates and exits. ``gates="static"``: the same blocks for every input, by their mean worth.
+    """Give ``ghost`` its gates and exits.
 
-    Fitted on ``examples`` of the training split; temperatures on the validation split.
+    Gates are fitted on ``examples`` of the training split, exits on ``EASY`` times as many; temperatures on the validation split.
     """
     device = next(ghost.net.parameters()).device
-    given = list(batches(data, "train", examples, device))
-    seen = look(ghost, given)
-    shares = block_times(ghost, given[0][0][:64])
+    watch("answers", 0.0)
+    many = list(batches(data, "train", EASY * examples if exits else examples, device))
+    seen = look(ghost, many)
     ghost.gates = nn.ModuleList([nn.Identity() for _ in ghost.chunks])
     ghost.exits = nn.ModuleList([nn.Identity() for _ in ghost.chunks])
-    if gates != "none":
-        worth = harms(ghost, given, seen.logits, watch)
+    if gates:
+        few = many[: -(-examples // len(many[0][1]))]
+        count = sum(len(y) for _, y in few)
+        shares = block_times(ghost, few[0][0][:64])
+        worth = harms(ghost, few, seen.logits[:count], watch)
         middle = sum(shares) / len(shares)
         for c, chunk in enumerate(ghost.chunks):
             if chunk.skippable:
                 dearer = torch.tensor([math.log10(max(shares[i], 1e-9) / middle) for i in chunk.skippable])
-                ghost.gates[c] = _gate(seen.entries[c], worth[:, list(chunk.skippable)] - dearer, gates == "static").to(device)
+                mine = worth[:, list(chunk.skippable)] - dearer
+                ghost.gates[c] = _gate(seen.entries[c][:count], mine).to(device)
     if exits:
         held = look(ghost, list(batches(data, "val", examples, device)))
         for c in range(len(ghost.chunks) - 1):
             watch("exits", c / len(ghost.chunks))
-            head = _exit(seen.outputs[c], seen.logits, held.outputs[c], held.labels)
-            confident = head.fc(held.outputs[c]).div(head.temperature).softmax(1).amax(1) >= CONFIDENT
-            if float(confident.float().mean()) >= WORTHWHILE:
-                ghost.exits[c] = head.to(device)
+            ghost.exits[c] = _exit(seen.outputs[c], seen.logits, held.outputs[c], held.labels).to(device)
     ghost.requires_grad_(False)
+    ghost.ahead = _ahead(ghost, many[0][0])
     watch("done", 1.0)
+
+
+@torch.no_grad()
+def _ahead(ghost: Ghost, inputs: Tensor, turns: int = 5) -> list[tuple[float, float]]:
+    """Of each chunk: seconds from its end to the next one's, or the network's, as (of a call, of a row). The slowest of a few turns."""
+    rows = (1, min(32, len(inputs)))
+    slowest = []
+    for n in rows:
+        spans: list[list[float]] = []
+        for turn in range(turns + 1):
+            at: list[float] = []
+            with ExitStack() as stack:
+                for chunk in ghost.chunks:
+                    block = ghost.units[chunk.units[-1]].sites[0].block
+                    stack.callback(block.register_forward_hook(lambda *_, at=at: at.append(time.perf_counter())).remove)
+                ghost.net(inputs[:n])
+            at.append(time.perf_counter())
+            if turn:  # the first warms up
+                spans.append([b - a for a, b in pairwise(at)])
+        slowest.append([max(column) for column in zip(*spans, strict=True)])
+    found = []
+    for one, many in zip(*slowest, strict=True):
+        each = max(0.0, (many - one) / max(1, rows[1] - rows[0]))
+        found.append((max(0.0, one - each), each))
+    return found
 
 
 def block_times(ghost: Ghost, inputs: Tensor) -> list[float]:
@@ -140,27 +167,24 @@ def block_times(ghost: Ghost, inputs: Tensor) -> list[float]:
     return [sum(next(shares) for _ in unit.sites) for unit in ghost.units]
 
 
-def _gate(entry: Tensor, worth: Tensor, static: bool) -> Gate:
+def _gate(entry: Tensor, worth: Tensor) -> Gate:
+    """Ridge regression of the worth on the pooled signal."""
     gate = Gate(entry.shape[1], worth.shape[1])
-    gate.bias.copy_(worth.mean(0))
-    if static:
-        return gate
-    gate.mean.copy_(entry.mean(0))
-    gate.deviation.copy_(entry.std(0).clamp(min=1e-6))
+    gate.standardise(entry)
     z = ((entry - gate.mean) / gate.deviation).double()
     normal = z.T @ z + RIDGE * len(z) * torch.eye(z.shape[1], dtype=torch.float64)
     gate.weight.copy_(torch.linalg.solve(normal, z.T @ (worth - worth.mean(0)).double()).T)
-    gate.limit.copy_(1.5 * torch.quantile(z.square().mean(1).float(), 0.995))
+    gate.bias.copy_(worth.mean(0))
     return gate
 
 
 def _exit(features: Tensor, logits: Tensor, held: Tensor, labels: Tensor) -> Exit:
-    """A classifier that learns the network's own answers; its temperature from labels it has not seen."""
+    """A classifier that learns the network's own answers; its temperature from labels it has not seen (Guo et al. 2017)."""
     head = Exit(features.shape[1], logits.shape[1])
-    mean, deviation = features.mean(0), features.std(0).clamp(min=1e-6)
-    z, wanted = (features - mean) / deviation, logits.softmax(1)
-    weight = torch.zeros(logits.shape[1], features.shape[1], requires_grad=True)
-    bias = torch.zeros(logits.shape[1], requires_grad=True)
+    head.standardise(features)
+    z, wanted = (features - head.mean) / head.deviation, logits.softmax(1)
+    weight = torch.zeros_like(head.weight).requires_grad_()
+    bias = torch.zeros_like(head.bias).requires_grad_()
     solver = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
@@ -172,9 +196,9 @@ def _exit(features: Tensor, logits: Tensor, held: Tensor, labels: Tensor) -> Exi
     with torch.enable_grad():
         solver.step(closure)
     with torch.no_grad():
-        head.fc.weight.copy_(weight / deviation)
-        head.fc.bias.copy_(bias - (weight / deviation) @ mean)
-        own = head.fc(held)
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+        own = head.linear(held)[0]
         choices = torch.logspace(-0.7, 1.0, 60)
         losses = torch.stack([F.cross_entropy(own / t, labels) for t in choices])
         head.temperature.copy_(choices[losses.argmin()])

@@ -6,9 +6,9 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,13 +17,27 @@ from torch import Tensor, nn
 
 from deepres.data import Data, open_data
 from deepres.errors import DeepresError
-from deepres.ghost.choose import Point, Verified, frontier, time_against_whole, verify, within_budget, within_error
-from deepres.ghost.fit import Gates, batches, block_times, fit
+from deepres.ghost.choose import (
+    TOGETHER,
+    Kinds,
+    Point,
+    Verified,
+    frontier,
+    keeps_deadline,
+    settings_in_words,
+    time_against_whole,
+    verify,
+    within_budget,
+    within_error,
+)
+from deepres.ghost.fit import batches, block_times, fit
 from deepres.ghost.route import Exit, Gate, Ghost, Settings
 from deepres.lens.source import Source
 from deepres.nn import load, notes, save
 
 NET, HEADS, FILE = "net.safetensors", "ghost.safetensors", "ghost.json"
+Gates = Literal["both", "fitted", "fixed", "none"]
+_KINDS: dict[str, Kinds] = {"both": ("fitted", "fixed"), "fitted": ("fitted",), "fixed": ("fixed",), "none": ()}
 
 
 @dataclass(frozen=True)
@@ -36,18 +50,21 @@ class Made:
     whole_error: float  # of the network on the validation split, %
     verified: Verified  # on the test split, looked at once
     times: dict[int, tuple[float, float, float]]  # batch -> (time, and the middle half of its ratios)
+    kept: tuple[float, float] | None = None  # of a deadline: share of single-input calls within it, seconds of the slowest
+    data: Data | None = field(default=None, repr=False, compare=False)
 
     def words(self) -> list[str]:
         """What it came to, with its figures and what they assume."""
         seen, settings = self.verified, self.model.settings
         if settings.whole:
-            said = ["No setting kept what was asked for, so the ghost is the whole network, to the bit."]
+            said = ["The ghost is the whole network, to the bit: nothing else kept what was asked for, or a budget of 1 was."]
         else:
             said = [
+                f"Chosen: {settings_in_words(settings)}.",
                 f"On the test split of {seen.n:,} examples the error is {seen.ghost:.2f} %, the whole network's {seen.whole:.2f} % "
                 f"({seen.rise:+.2f} points: {seen.lost} right answers lost, {seen.won} won).",
-                f"With 95 % confidence at most {seen.bound:.2f} % of inputs lose their right answer (Clopper-Pearson; it assumes that "
-                "inputs come independently from the law of the test split).",
+                f"With 95 % confidence at most {seen.bound:.2f} % of inputs lose their right answer (Clopper-Pearson, one-sided; it "
+                "assumes that inputs come independently from the law of the test split, which chose nothing).",
                 f"{100 * seen.blocks:.0f} % of the blocks ran, {100 * seen.left:.0f} % of the inputs left early, "
                 f"{100 * seen.again:.1f} % were answered again with the full depth.",
             ]
@@ -56,6 +73,12 @@ class Made:
                 f"At batch {batch} a call takes {100 * ratio:.0f} % of the whole network's time (middle half of the turns "
                 f"{100 * low:.0f} to {100 * high:.0f} %), gates, exits and gathers included."
             )
+        if self.kept is not None:
+            share, slowest = self.kept
+            said.append(
+                f"Of 100 single calls {100 * share:.0f} % kept the deadline of {1000 * (self.model.deadline or 0):.1f} ms; the slowest "
+                f"took {1000 * slowest:.1f} ms. An operating system promises no time, so this is measured, not guaranteed."
+            )
         return said
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,7 +86,9 @@ class Made:
             "settings": dataclasses.asdict(self.model.settings),
             "point": dataclasses.asdict(self.point),
             "whole_error": self.whole_error,
-            "verified": dataclasses.asdict(self.verified),
+            "verified": {k: v for k, v in dataclasses.asdict(self.verified).items() if k not in ("depth", "right", "labels")},
+            "deadline": self.model.deadline,
+            "kept": self.kept,
             "times": {str(batch): list(values) for batch, values in self.times.items()},
             "points": [dataclasses.asdict(point) for point in self.points],
         }
@@ -75,8 +100,9 @@ def ghost(
     *,
     budget: float | None = None,
     error: float | None = None,
+    deadline: float | None = None,
     batch: int = 32,
-    gates: Gates = "fitted",
+    gates: Gates = "both",
     exits: bool = True,
     examples: int = 2000,
     weights: str | Path | None = None,
@@ -92,8 +118,10 @@ def ghost(
 
     ``budget``: the most that a call may take of the whole network's time on average, measured at ``batch``; 1.0 gives the network
     itself, to the bit. ``error``: the points that the error may rise, in which case the fastest setting is taken. One of the two, both
-    decided on the validation split and told on the test split. ``gates``: ``"fitted"`` to what each block matters for each input,
-    ``"static"`` for the same blocks whatever the input, or ``"none"``; ``exits``: whether inputs may leave early.
+    decided on the validation split and told on the test split. ``deadline``: seconds for a call, after which its inputs leave at the
+    next exit. ``gates``: ``"fitted"`` chooses blocks by input, ``"fixed"`` the same ones for every input, by their mean worth, which
+    is the lens's lesion profile and needs no training; ``"both"`` tries both, and ``"none"`` leaves all blocks. ``exits``: whether
+    inputs may leave early.
 
     Raises ``DeepresError`` for a network without blocks to pass through, one that is no classifier of the data's classes, and a
     budget that cannot be kept.
@@ -104,17 +132,23 @@ def ghost(
         raise DeepresError(f"budget is a share of the whole network's time, above 0 and at most 1, not {budget:g}")
     if error is not None and error < 0:
         raise DeepresError(f"error is the points that it may rise, 0 or more, not {error:g}")
+    if deadline is not None and deadline <= 0:
+        raise DeepresError(f"deadline is the seconds that a call may take, above 0, not {deadline:g}")
+    if gates not in _KINDS:
+        raise DeepresError(f"gates is one of {', '.join(_KINDS)}, not {gates}")
+    if gates == "none" and not exits:
+        raise DeepresError("without gates and without exits there is nothing to save time with")
     if batch < 1:
         raise DeepresError(f"batch is at least 1, not {batch}")
     net, opened = _open(model, data, weights, size)
     net = net.to(device)
     made = Ghost(net)
-    fit(made, opened, gates=gates, exits=exits, examples=examples, watch=watch)
-    held = list(batches(opened, "val", examples, torch.device(device)))
-    inputs = torch.cat([x for x, _ in held])[: max(batch, 128)]
+    fit(made, opened, gates=gates != "none", exits=exits, examples=examples, watch=watch)
+    held = list(batches(opened, "val", examples, torch.device(device), TOGETHER))
+    inputs = torch.cat([x for x, _ in held])[: max(batch, 256)]
     shares = block_times(made, inputs[:64])
-    points = frontier(made, held, shares, watch=watch)
-    whole = next(point for point in points if point.settings.whole)
+    points = frontier(made, held, shares, kinds=_KINDS[gates], watch=watch)
+    whole = points[0]
     if budget is not None and budget >= 1:
         chosen = whole
     elif budget is not None:
@@ -123,12 +157,27 @@ def ghost(
         assert error is not None
         chosen = within_error(points, whole.error, error)
     made.settings = chosen.settings
-    test = list(batches(opened, "test", len(opened.test), torch.device(device)))
+    if chosen.settings.whole is False and error is not None:
+        ratio, _ = time_against_whole(made, inputs, batch)
+        if ratio >= 1:
+            say(f"{settings_in_words(chosen.settings)}: measured {100 * ratio:.0f} % of the time, so the whole network is kept")
+            chosen, made.settings = whole, whole.settings
+    test = list(batches(opened, "test", len(opened.test), torch.device(device), TOGETHER))
+    verified = verify(made, test, opened.classes)
     times = {}
-    for many in sorted({1, batch, 256 if len(inputs) >= 256 else batch}):
-        ratio, (low, high) = time_against_whole(made, inputs[: max(many, 32)], many)
+    for many in sorted({1, batch, 256} if len(inputs) >= 256 else {1, batch}):
+        ratio, (low, high) = time_against_whole(made, inputs[: max(many, 64)], many)
         times[many] = (ratio, low, high)
-    return Made(made, chosen, tuple(points), whole.error, verify(made, test, opened.classes), times)
+    kept = None
+    if deadline is not None:
+        made.deadline = deadline
+        kept = keeps_deadline(made, inputs[:64], 1)
+        if kept[0] < 0.5:
+            raise DeepresError(
+                f"a deadline of {1000 * deadline:g} ms was kept by {100 * kept[0]:.0f} % of the calls, the slowest took "
+                f"{1000 * kept[1]:.1f} ms: no exit of this network is reached as early; allow more"
+            )
+    return Made(made, chosen, tuple(points), whole.error, verified, times, kept, opened)
 
 
 def _open(
@@ -153,6 +202,8 @@ def save_ghost(made: Made, out: str | Path, **noted: Any) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     ghost = made.model
     net = ghost.net
+    if made.data is not None:
+        noted = {"classes": list(made.data.classes), "prepare": made.data.prepare.to_notes(), **noted}
     patched = [(unit.sites[0].block, unit.sites[0].block.__dict__.pop("forward")) for unit in ghost.units]
     try:
         save(net, out / NET, **noted)
@@ -165,9 +216,11 @@ def save_ghost(made: Made, out: str | Path, **noted: Any) -> Path:
         "settings": dataclasses.asdict(ghost.settings),
         "most": max(len(chunk.units) for chunk in ghost.chunks),
         "ahead": ghost.ahead,
+        "deadline": ghost.deadline,
     }
     part = out / f".{HEADS}.{os.getpid()}"
     save_file(tensors or {"none": torch.zeros(1)}, part, metadata={"ghost": json.dumps(header)})
+    os.chmod(part, 0o644)
     os.replace(part, out / HEADS)
     (out / FILE).write_text(json.dumps(made.to_dict(), indent=1))
     return out
@@ -186,17 +239,15 @@ def load_ghost(folder: str | Path) -> tuple[Ghost, dict[str, Any]]:
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise DeepresError(f"{folder}: holds no ghost that can be read ({error}); make one with `deepres ghost`") from error
     made = Ghost(load(folder / NET), Settings(**header["settings"]), most=header["most"])
-    made.ahead = header["ahead"]
+    made.ahead = [(float(base), float(each)) for base, each in header["ahead"]]
+    made.deadline = header["deadline"]
     for kind, modules in (("gates", made.gates), ("exits", made.exits)):
         for c in range(len(made.chunks)):
             mine = {k.removeprefix(f"{kind}.{c}."): v for k, v in tensors.items() if k.startswith(f"{kind}.{c}.")}
             if not mine:
                 continue
-            head: nn.Module
-            if kind == "gates":
-                head = Gate(mine["weight"].shape[1], mine["weight"].shape[0])
-            else:
-                head = Exit(mine["fc.weight"].shape[1], mine["fc.weight"].shape[0])
+            outputs, features = mine["weight"].shape
+            head = (Gate if kind == "gates" else Exit)(features, outputs)
             head.load_state_dict(mine)
             modules[c] = head.requires_grad_(False)
     return made, notes(folder / NET)

@@ -11,12 +11,13 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepres.errors import DeepresError
@@ -29,59 +30,79 @@ def pooled(signal: Tensor) -> Tensor:
     return signal.mean((2, 3)) if signal.ndim == 4 else signal.mean(1)
 
 
-class Gate(nn.Module):
-    """What a chunk's blocks are worth for an input: the predicted log10 of how far its answer moves without each of them.
+def pooled_by_quarter(signal: Tensor) -> Tensor:
+    """(N, 4 C): the means over the quarters of (N, C, H, W); of (N, L, C) the mean over tokens and the first token, (N, 2 C)."""
+    if signal.ndim == 4:
+        return F.adaptive_avg_pool2d(signal, 2).flatten(1)
+    return torch.cat([signal.mean(1), signal[:, 0]], 1)
 
-    A linear function of the pooled signal. Where that lies far from what the gate was fitted on (``strange``), it says nothing and
-    every block is kept.
-    """
 
-    weight: Tensor
-    bias: Tensor
+class Head(nn.Module):
+    """A linear function of pooled signals, which knows how they were spread where it was fitted."""
+
     mean: Tensor
     deviation: Tensor
     limit: Tensor
+    weight: Tensor
+    bias: Tensor
 
-    def __init__(self, channels: int, blocks: int) -> None:
+    def __init__(self, features: int, outputs: int) -> None:
         super().__init__()
-        self.register_buffer("weight", torch.zeros(blocks, channels))
-        self.register_buffer("bias", torch.zeros(blocks))
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("deviation", torch.ones(channels))
-        self.register_buffer("limit", torch.tensor(float("inf")))  # of the mean square of the standardised signal
+        self.register_buffer("weight", torch.zeros(outputs, features))
+        self.register_buffer("bias", torch.zeros(outputs))
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("deviation", torch.ones(features))
+        self.register_buffer("limit", torch.tensor(float("inf")))  # of the mean square of the standardised features
+
+    def standardise(self, features: Tensor) -> None:
+        """Take the spread of ``features`` (N, F); what lies half as far again as all but 0.5 % of them is strange."""
+        self.mean.copy_(features.mean(0))
+        self.deviation.copy_(features.std(0).clamp(min=1e-6))
+        z = (features - self.mean) / self.deviation
+        self.limit.copy_(1.5 * torch.quantile(z.square().mean(1).float(), 0.995))
+
+    def linear(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, F) -> (N, outputs), and (N, 1) of truth values: whether the features are strange."""
+        z = (features.float() - self.mean) / self.deviation
+        return torch.addmm(self.bias, z, self.weight.T), z.square().mean(1, keepdim=True) > self.limit
+
+
+class Gate(Head):
+    """What a chunk's blocks are worth for an input: the predicted log10 of how far its answer moves without each of them.
+
+    Where the pooled signal lies far from what the gate was fitted on, it says nothing and every block is kept.
+    """
 
     def forward(self, signal: Tensor) -> Tensor:
         """(N, C, ...) -> (N, blocks); infinite where the signal is strange."""
-        z = (pooled(signal).float() - self.mean) / self.deviation
-        worth = torch.addmm(self.bias, z, self.weight.T)
-        strange = z.square().mean(1, keepdim=True) > self.limit
+        worth, strange = self.linear(pooled(signal))
         return worth.masked_fill(strange, float("inf"))
 
 
-class Exit(nn.Module):
-    """An answer from a chunk's output: a linear classifier on the pooled signal, with a calibrated temperature."""
+class Exit(Head):
+    """An answer from a chunk's output, with a calibrated temperature. It has no confidence in a signal that is strange."""
 
     temperature: Tensor
 
-    def __init__(self, channels: int, classes: int) -> None:
-        super().__init__()
-        self.fc = nn.Linear(channels, classes)
+    def __init__(self, features: int, outputs: int) -> None:
+        super().__init__(features, outputs)
         self.register_buffer("temperature", torch.ones(()))
 
-    def forward(self, signal: Tensor) -> Tensor:
-        """(N, C, ...) -> (N, classes) logits, calibrated."""
-        return self.fc(pooled(signal).float()) / self.temperature
+    def forward(self, signal: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, ...) -> (N, classes) calibrated logits, (N,) confidences."""
+        logits, strange = self.linear(pooled_by_quarter(signal))
+        logits = logits / self.temperature
+        return logits, logits.softmax(1).amax(1).masked_fill(strange[:, 0], 0.0)
 
 
 @dataclass(frozen=True)
 class Settings:
     """When a block is a ghost and when an input leaves. The default is the whole network."""
 
-    skip: float | None = (
-        None  # blocks whose predicted worth, per share of the time, is below this are passed through; None: none
-    )
+    skip: float | None = None  # blocks worth less than this, per share of the time, are passed through; None: none
     leave: float | None = None  # inputs leave at an exit whose confidence is at least this; None: none does
     sure: float = 0.0  # inputs that were skipped through and end below this confidence are answered again with the full depth
+    fixed: bool = False  # a block's mean worth decides, so that the same blocks run for every input and shapes are static
 
     @property
     def whole(self) -> bool:
@@ -106,10 +127,11 @@ class _Call:
     rows: Tensor  # of the original batch, of the inputs that are still inside
     trace: Trace | None
     deadline: float | None = None  # on the clock
-    kept: Tensor | None = None  # (rows, blocks of this chunk)
+    kept: Tensor | None = None  # (rows, skippable blocks of this chunk) of truth values; None: all
+    record: bool = False  # note every exit's answer, and let nobody go
     ghosted: Tensor | None = None  # (N,) of truth values: some block was passed through
     answers: Tensor | None = None  # (N, classes) of those who left
-    answered: list[Tensor] = field(default_factory=list)
+    exits: list[tuple[Tensor, Tensor] | None] = field(default_factory=list)  # by chunk: logits and confidences
 
 
 class _Everyone(Exception):
@@ -164,7 +186,9 @@ class Ghost(nn.Module):
         self.exits = nn.ModuleList([nn.Identity() for _ in self.chunks])
         self.settings = settings or Settings()
         self.deadline: float | None = None  # seconds for a call
-        self.ahead = [0.0] * len(self.chunks)  # seconds that one input needs behind each chunk, for the deadline
+        self.ahead = [(0.0, 0.0)] * len(
+            self.chunks
+        )  # seconds from behind each chunk to behind the next: of a call, and of a row
         self.trace: Trace | None = None  # of the last call, where it was asked for
         self._where = {i: (c, place) for c, chunk in enumerate(self.chunks) for place, i in enumerate(chunk.units)}
         for i, unit in enumerate(self.units):
@@ -179,85 +203,105 @@ class Ghost(nn.Module):
         raise DeepresError("a ghost cannot be copied; make it again from its network, or load it from its file")
 
     @torch.no_grad()
-    def forward(self, x: Tensor, *, trace: bool = False) -> Any:
-        """Logits (N, classes), or what the network's own library wraps them in.
+    def forward(self, *args: Any, trace: bool = False, **kwargs: Any) -> Any:
+        """Called as the network is. Logits (N, classes), or what the network's own library wraps them in.
 
         ``trace``: note in ``self.trace`` which blocks ran for each input.
         """
-        settings = self.settings
-        if settings.whole and self.deadline is None and not trace:
-            return self.net(x)
-        n, blocks = len(x), len(self.units)
-        noted = None
-        if trace:
-            yes = torch.zeros(n, blocks, dtype=torch.bool)
-            noted = Trace(yes, torch.full((n,), -1), torch.zeros(n, dtype=torch.bool))
-        call = _Call(n, settings, torch.arange(n, device=x.device), noted)
-        if self.deadline is not None:
-            call.deadline = time.perf_counter() + self.deadline
-        token = _NOW.set(call)
-        out: Any = None
-        try:
-            out = self.net(x)
-        except _Everyone:
-            pass
-        finally:
-            _NOW.reset(token)
-        self.trace = noted
-        if call.answers is None and not self._doubts(settings, call):
+        if self.settings.whole and self.deadline is None and not trace:
+            return self.net(*args, **kwargs)
+        out, call = self._pass(args, kwargs, self.settings, trace)
+        self.trace = call.trace
+        if call.answers is None and not self._doubts(call):
             return out
         last = logits_in(out).float() if out is not None else None
         answers = call.answers if call.answers is not None else last
         assert answers is not None
         if last is not None and call.answers is not None:
             answers[call.rows] = last.to(answers.dtype)
-        if last is not None and self._doubts(settings, call):
-            answers = self._again(x, answers, last, call)
+        if last is not None and self._doubts(call):
+            answers = self._again(args, kwargs, answers, last, call)
         return _wrapped(out, answers)
 
-    @staticmethod
-    def _doubts(settings: Settings, call: _Call) -> bool:
-        return settings.sure > 0 and call.ghosted is not None
+    @torch.no_grad()
+    def record(self, x: Tensor, settings: Settings) -> tuple[Tensor, Trace, list[tuple[Tensor, Tensor] | None]]:
+        """(logits, trace, each exit's logits and confidences) of a pass in which nobody leaves and nothing is answered again."""
+        out, call = self._pass((x,), {}, replace(settings, leave=None, sure=0.0), True, record=True)
+        assert call.trace is not None
+        return logits_in(out).float(), call.trace, call.exits
 
-    def _again(self, x: Tensor, answers: Tensor, last: Tensor, call: _Call) -> Tensor:
+    def _pass(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], settings: Settings, trace: bool, *, record: bool = False
+    ) -> tuple[Any, _Call]:
+        x = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        n, blocks = len(x), len(self.units)
+        noted = None
+        if trace:
+            yes = torch.zeros(n, blocks, dtype=torch.bool)
+            noted = Trace(yes, torch.full((n,), -1), torch.zeros(n, dtype=torch.bool))
+        call = _Call(n, settings, torch.arange(n, device=x.device), noted, record=record)
+        if self.deadline is not None:
+            call.deadline = time.perf_counter() + self.deadline
+        token = _NOW.set(call)
+        out: Any = None
+        try:
+            out = self.net(*args, **kwargs)
+        except _Everyone:
+            pass
+        finally:
+            _NOW.reset(token)
+        return out, call
+
+    @staticmethod
+    def _doubts(call: _Call) -> bool:
+        return call.settings.sure > 0 and call.ghosted is not None and call.deadline is None
+
+    def _again(self, args: tuple[Any, ...], kwargs: dict[str, Any], answers: Tensor, last: Tensor, call: _Call) -> Tensor:
         """Inputs that were skipped through and are not sure get the whole network."""
         assert call.ghosted is not None
         doubtful = (last.softmax(1).amax(1) < call.settings.sure) & call.ghosted[call.rows]
         rows = call.rows[doubtful]
         if len(rows):
             answers = answers.clone()
-            answers[rows] = logits_in(self.net(x[rows])).float()
+            mine = _gather(rows, call.n, args, kwargs)
+            answers[rows] = logits_in(self.net(*mine[0], **mine[1])).float()
             if call.trace is not None:
                 call.trace.again[rows.cpu()] = True
         return answers
 
     # ---- inside the network
 
-    def _block(self, i: int, original: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def _block(self, i: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         call = _NOW.get()
         if call is None:
-            return original(x, *args, **kwargs)
+            return original(*args, **kwargs)
+        if not args:  # some libraries name the signal
+            name = next(iter(kwargs))
+            args, kwargs = (kwargs[name],), {key: value for key, value in kwargs.items() if key != name}
+        x, *more = args
         chunk, place = self._where[i]
         if place == 0:
             call.kept = self._judge(chunk, x, call)
-        if len(call.rows) < call.n:
-            args, kwargs = _mine(call, args, kwargs)
-        out = self._run(i, chunk, original, x, args, kwargs, call)
+        rest = tuple(more)
+        if len(call.rows) < call.n:  # of what comes for the whole batch, such as masks, the rows of those who are inside
+            rest, kwargs = _gather(call.rows, call.n, rest, kwargs)
+        out = self._run(i, chunk, original, x, rest, kwargs, call)
         if place == len(self.chunks[chunk].units) - 1:
             out = self._leave(chunk, out, call)
         return out
 
     def _judge(self, c: int, x: Tensor, call: _Call) -> Tensor | None:
         """(rows, skippable blocks): which blocks of the chunk are computed; None for all of them."""
-        gate = self.gates[c]
-        if call.settings.skip is None or not isinstance(gate, Gate):
+        gate, settings = self.gates[c], call.settings
+        if settings.skip is None or not isinstance(gate, Gate):
             return None
-        kept = gate(x) >= call.settings.skip
-        if call.settings.sure > 0:
-            ghosted = (~kept).any(1)
+        if settings.fixed:
+            return (gate.bias >= settings.skip)[None]
+        kept = gate(x) >= settings.skip
+        if settings.sure > 0 or call.record:
             if call.ghosted is None:
                 call.ghosted = torch.zeros(call.n, dtype=torch.bool, device=x.device)
-            call.ghosted[call.rows] |= ghosted
+            call.ghosted[call.rows] |= (~kept).any(1)
         return kept
 
     def _run(
@@ -276,9 +320,9 @@ class Ghost(nn.Module):
                 call.trace.ran[call.rows.cpu(), i] = True
             return original(x, *args, **kwargs)
         keep = call.kept[:, skippable.index(i)]
-        count = int(keep.sum())
+        count = int(keep.sum()) if len(keep) == len(x) else len(x) * int(keep)  # a fixed choice has one row for all
         if call.trace is not None:
-            call.trace.ran[call.rows[keep].cpu(), i] = True
+            call.trace.ran[call.rows[keep if len(keep) == len(x) else keep.expand(len(x))].cpu(), i] = True
         if count == len(x):
             return original(x, *args, **kwargs)
         through = x
@@ -295,18 +339,19 @@ class Ghost(nn.Module):
 
     def _leave(self, c: int, out: Any, call: _Call) -> Any:
         """Let go of the inputs whose answer is settled behind chunk ``c``, and of all where time runs out."""
-        head = self.exits[c]
+        head, bar = self.exits[c], call.settings.leave
+        signal = out[0] if isinstance(out, tuple) else out
+        if call.record:
+            call.exits.append(head(signal) if isinstance(head, Exit) else None)
+            return out
         late = False
         if call.deadline is not None:
-            late = time.perf_counter() + self.ahead[c] * len(call.rows) > call.deadline
-        if not isinstance(head, Exit) or (call.settings.leave is None and not late):
+            base, each = self.ahead[c]
+            late = time.perf_counter() + base + each * len(call.rows) > call.deadline
+        if not isinstance(head, Exit) or (bar is None and not late):
             return out
-        signal = out[0] if isinstance(out, tuple) else out
-        logits = head(signal)
-        bar = call.settings.leave if call.settings.leave is not None else 2.0
-        done = logits.softmax(1).amax(1) >= bar
-        if late:
-            done = torch.ones_like(done)
+        logits, confidence = head(signal)
+        done = torch.ones_like(confidence, dtype=torch.bool) if late else confidence >= bar
         count = int(done.sum())
         if count == 0:
             return out
@@ -322,11 +367,6 @@ class Ghost(nn.Module):
         call.rows = call.rows[stay]
         signal = signal.index_select(0, stay)
         return (signal, *out[1:]) if isinstance(out, tuple) else signal
-
-
-def _mine(call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Of what comes for the whole batch, such as masks, the rows of those who are still inside."""
-    return _gather(call.rows, call.n, args, kwargs)
 
 
 def _gather(index: Tensor, n: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
-from PIL import Image
 from plotly.subplots import make_subplots
 
 from deepres.lens.look import Look, SiteFinding
 from deepres.lens.monitor import Glance
 from deepres.lens.signals import EDGES
 from deepres.lens.words import words
-from deepres.report import Page
+from deepres.report import Page, data_uri
 
 _COLOURS = ("#2f6fde", "#d1495b", "#2a9d8f", "#9b5de5", "#f2a65a")
 _LAYOUT = {"margin": {"t": 40, "l": 70, "r": 10, "b": 50}, "legend": {"orientation": "h", "y": -0.2}}
@@ -240,16 +237,6 @@ def _log10(value: float) -> float:
     import math
 
     return math.log10(value)
-
-
-def data_uri(pixels: Any) -> str:
-    """A (C, H, W) tensor of bytes as a PNG inside the page."""
-    array = pixels.permute(1, 2, 0).cpu().numpy()
-    image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
-    image.thumbnail((168, 168))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def page(

@@ -171,6 +171,7 @@ def degrade(
 
 def _curve(run: Run, data: Data, folder: Path | None, watch: Watch | None) -> Curve:
     kept = _Gradients(data, folder)
+    assert not isinstance(run.recipe, str)
     last = math.ceil(run.recipe.epochs or 1)
 
     def after(model: nn.Module, record: Record) -> None:

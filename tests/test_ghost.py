@@ -1,0 +1,322 @@
+"""Depth by input: exact at a budget of 1, the same answer whatever else is in the batch, found settings that keep what they foretell."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import deepres
+from deepres import DeepresError, Run
+from deepres.cli.main import main
+from deepres.data import Data, open_data
+from deepres.ghost import Ghost, Made, Settings, ghost, load_ghost, save_ghost
+from deepres.ghost.choose import best, clopper_pearson, frontier, within_error
+from deepres.ghost.fit import batches, block_times, fit, harms, look
+from deepres.ghost.route import Exit, Gate, chunks
+from deepres.nn import logits_of
+from deepres.sites import find_units
+from deepres.train import recipe, train
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return open_data("digits")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, data: Data) -> Path:
+    """A small network that reads digits."""
+    out = tmp_path_factory.mktemp("ghost") / "run"
+    how = recipe("digits", epochs=5)
+    train(Run("resnet26-cifar", "digits", how, str(out), speed="float32-channels-last", width=0.5), data=data, show=False)
+    return out
+
+
+@pytest.fixture(scope="module")
+def fitted(run: Path, data: Data) -> Ghost:
+    made = Ghost(deepres.load(run))
+    fit(made, data, examples=300)
+    return made
+
+
+@pytest.fixture
+def images(data: Data) -> torch.Tensor:
+    return next(batches(data, "test", 48, CPU))[0]
+
+
+def some(made: Ghost, data: Data) -> Settings:
+    """Skips and leaves for some inputs, not for all."""
+    worth = torch.cat([gate.bias for gate in made.gates if isinstance(gate, Gate)])
+    return Settings(float(worth.median()), 0.9, 0.5)
+
+
+def test_by_default_it_is_the_network_to_the_bit(fitted: Ghost, images: torch.Tensor) -> None:
+    fitted.settings = Settings()
+    assert torch.equal(fitted(images), fitted.net(images))
+    assert torch.equal(fitted(images, trace=True), fitted.net(images))
+    assert fitted.trace is not None and fitted.trace.ran.all() and (fitted.trace.left == -1).all()
+
+
+def test_the_answer_does_not_depend_on_the_batch(fitted: Ghost, images: torch.Tensor, data: Data) -> None:
+    fitted.settings = some(fitted, data)
+    whole = fitted(images, trace=True)
+    ran, left, again = fitted.trace.ran, fitted.trace.left, fitted.trace.again
+    assert (left >= 0).float().mean() > 0 and 0 < ran.float().mean() < 1 and len(ran.unique(dim=0)) > 2
+    for i in (0, 7, 47):
+        alone = fitted(images[i : i + 1], trace=True)
+        torch.testing.assert_close(alone[0], whole[i], atol=1e-4, rtol=1e-4)
+        assert (
+            torch.equal(fitted.trace.ran[0], ran[i]) and fitted.trace.left[0] == left[i] and fitted.trace.again[0] == again[i]
+        )
+    order = torch.randperm(len(images))
+    torch.testing.assert_close(fitted(images[order]), whole[order], atol=1e-4, rtol=1e-4)
+
+
+def test_a_slow_obvious_version_agrees(fitted: Ghost, images: torch.Tensor, data: Data) -> None:
+    """Every branch computed, one input at a time, through the sites' own scales."""
+    fitted.settings = dataclasses.replace(some(fitted, data), sure=0.0)
+    found = fitted(images[:8], trace=True)
+    trace = fitted.trace
+    for i in range(8):
+        x = fitted.net.stem(images[i : i + 1]) if hasattr(fitted.net, "stem") else None
+        assert x is not None
+        answer = None
+        for c, chunk in enumerate(fitted.chunks):
+            gate, head = fitted.gates[c], fitted.exits[c]
+            worth = gate(x) if isinstance(gate, Gate) else None
+            for place in chunk.units:
+                block = fitted.units[place].sites[0].block
+                out = type(block).forward(block, x)
+                if place in chunk.skippable and worth[0, chunk.skippable.index(place)] < fitted.settings.skip:
+                    out = x
+                    assert not trace.ran[i, place]
+                x = out
+            if isinstance(head, Exit):
+                logits, confidence = head(x)
+                if confidence >= fitted.settings.leave:
+                    answer = logits[0]
+                    assert trace.left[i] == c
+                    break
+        if answer is not None:
+            torch.testing.assert_close(found[i], answer, atol=1e-4, rtol=1e-4)
+        else:
+            assert trace.left[i] == -1
+
+
+def test_skipped_means_not_computed(fitted: Ghost, images: torch.Tensor, data: Data) -> None:
+    fitted.settings = dataclasses.replace(some(fitted, data), sure=0.0)
+    rows: dict[int, int] = {}
+    handles = [
+        unit.sites[0].block.branch.register_forward_pre_hook(
+            lambda _, args, i=i: rows.__setitem__(i, rows.get(i, 0) + len(args[0]))
+        )
+        for i, unit in enumerate(fitted.units)
+    ]
+    fitted(images, trace=True)
+    for handle in handles:
+        handle.remove()
+    counted = fitted.trace.ran.sum(0).tolist()
+    assert [rows.get(i, 0) for i in range(len(fitted.units))] == counted and sum(counted) < fitted.trace.ran.numel()
+
+
+def test_what_is_strange_gets_the_full_depth(fitted: Ghost, images: torch.Tensor, data: Data) -> None:
+    fitted.settings = some(fitted, data)
+    fitted(50 * torch.randn_like(images), trace=True)
+    assert fitted.trace.ran.float().mean() > 0.99 and (fitted.trace.left >= 0).float().mean() < 0.01
+
+
+def test_a_fixed_choice_is_the_same_for_all(fitted: Ghost, images: torch.Tensor) -> None:
+    worth = torch.cat([gate.bias for gate in fitted.gates if isinstance(gate, Gate)])
+    fitted.settings = Settings(float(worth.median()), fixed=True)
+    fitted(images, trace=True)
+    assert len(fitted.trace.ran.unique(dim=0)) == 1 and not fitted.trace.ran.all()
+
+
+def test_the_frontier_foretells_what_happens(fitted: Ghost, data: Data) -> None:
+    given = list(batches(data, "val", 150, CPU))
+    points = frontier(fitted, given, block_times(fitted, given[0][0][:32]))
+    assert points[0].settings.whole and points[0].time == pytest.approx(1, abs=0.2)
+    for point in (points[5], points[len(points) // 2], points[-3]):
+        fitted.settings = point.settings
+        right, ran = 0, []
+        for x, y in given:
+            right += int((fitted(x, trace=True).argmax(1) == y).sum())
+            ran.append(fitted.trace.ran)
+        assert point.error == pytest.approx(100 * (1 - right / 143), abs=0.8)  # of 143 validation examples
+        assert point.blocks == pytest.approx(float(torch.cat(ran).float().mean()), abs=0.02)
+    line = best(points)
+    assert all(a.time < b.time and a.error > b.error for a, b in pairwise(line))
+    chosen = within_error(points, points[0].error, 0.5)
+    assert chosen.error <= points[0].error + 0.5 and chosen.time <= points[0].time
+
+
+def test_harm_is_the_divergence_without_the_block(fitted: Ghost, data: Data) -> None:
+    given = list(batches(data, "train", 20, CPU))
+    seen = look(fitted, given)
+    found = harms(fitted, given, seen.logits, lambda what, share: None)
+    place = next(i for i, unit in enumerate(fitted.units) if not unit.reshapes)
+    block = fitted.units[place].sites[0].block
+    with torch.no_grad():
+        handle = block.register_forward_hook(lambda _, args, out: args[0])
+        without = fitted.net(given[0][0]).log_softmax(1)
+        handle.remove()
+        before = fitted.net(given[0][0]).log_softmax(1)
+    expected = (before.exp() * (before - without)).sum(1).clamp(min=1e-6).log10()
+    torch.testing.assert_close(found[: len(expected), place], expected, atol=1e-2, rtol=1e-2)
+    assert torch.isinf(found[:, [i for i, unit in enumerate(fitted.units) if unit.reshapes]]).all()
+
+
+def test_chunks_end_with_their_lists() -> None:
+    units = find_units(deepres.create("resnet56-cifar"))
+    found = chunks(units, 5)
+    assert [len(chunk.units) for chunk in found] == [4, 5] * 3
+    assert sum((chunk.units for chunk in found), ()) == tuple(range(27))
+    assert [i for i in range(27) if not any(i in chunk.skippable for chunk in found)] == [9, 18]
+
+
+def test_no_time_left_means_leaving_at_once(fitted: Ghost, images: torch.Tensor) -> None:
+    fitted.settings, fitted.deadline = Settings(), 1e-9
+    try:
+        fitted(images, trace=True)
+    finally:
+        fitted.deadline = None
+    assert (fitted.trace.left == 0).all()
+    assert not fitted.trace.ran[:, fitted.chunks[0].units[-1] + 1 :].any()
+
+
+@pytest.mark.parametrize(("count", "n", "bound"), [(0, 100, 0.02951), (5, 100, 0.10225), (100, 100, 1.0), (0, 1, 0.95)])
+def test_the_bound_is_clopper_and_pearsons(count: int, n: int, bound: float) -> None:
+    assert clopper_pearson(count, n) == pytest.approx(bound, abs=2e-5)
+
+
+def test_within_an_error_and_kept_on_disk(run: Path, data: Data, images: torch.Tensor, tmp_path: Path) -> None:
+    made = ghost(run, "digits", error=1.0, batch=16, examples=300)
+    assert isinstance(made, Made) and made.verified.n == 359 and set(made.times) == {1, 16}
+    assert made.verified.rise < 5 and 0 < made.verified.bound < 10 and len(made.verified.by_class) == 10
+    assert made.verified.ghost == pytest.approx(
+        100 * (1 - sum((made.model(x).argmax(1) == y).sum().item() for x, y in batches(data, "test", 359, CPU)) / 359)
+    )
+    save_ghost(made, tmp_path / "ghost")
+    again, noted = load_ghost(tmp_path / "ghost")
+    assert noted["classes"] == list(data.classes) and again.settings == made.model.settings
+    assert torch.equal(again(images), made.model(images))
+    assert json.loads((tmp_path / "ghost" / "ghost.json").read_text())["verified"]["n"] == 359
+    assert deepres.load(tmp_path / "ghost" / "net.safetensors").config == deepres.load(run).config
+    with pytest.raises(DeepresError, match="holds no ghost"):
+        load_ghost(tmp_path)
+
+
+def timm_net() -> nn.Module:
+    import timm
+
+    return timm.create_model("resnet26", num_classes=10, in_chans=1)
+
+
+def torchvision_vit() -> nn.Module:
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(image_size=32, patch_size=8, num_layers=3, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=10)
+
+
+def hf_vit() -> nn.Module:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    small = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    return ViTForImageClassification(ViTConfig(**small, image_size=32, patch_size=8, num_labels=10))
+
+
+@pytest.mark.parametrize(("build", "channels"), [(timm_net, 1), (torchvision_vit, 3), (hf_vit, 3)])
+def test_other_libraries_networks(build: Callable[[], nn.Module], channels: int, data: Data) -> None:
+    torch.manual_seed(0)
+    net = build().eval()
+    x = torch.randn(6, channels, 32, 32)
+    made = Ghost(net)
+    for c, chunk in enumerate(made.chunks):
+        seen: list[torch.Tensor] = []
+        block = made.units[chunk.units[0]].sites[0].block
+        handle = block.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+        made(x)
+        handle.remove()
+        if chunk.skippable:
+            gate = Gate(seen[0].shape[1] if seen[0].ndim == 4 else seen[0].shape[2], len(chunk.skippable))
+            gate.weight.normal_()
+            made.gates[c] = gate
+    with torch.no_grad():
+        torch.testing.assert_close(logits_of(made, x), logits_of(net, x))
+        made.settings = Settings(0.0)
+        out = made(x, trace=True)
+    whole = getattr(out, "logits", out)
+    ran = made.trace.ran
+    assert 0 < ran.float().mean() < 1
+    for i in range(6):
+        alone = made(x[i : i + 1])
+        torch.testing.assert_close(getattr(alone, "logits", alone)[0], whole[i], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "give either a budget"),
+        ({"budget": 0.5, "error": 1.0}, "give either a budget"),
+        ({"budget": 1.5}, "above 0 and at most 1"),
+        ({"error": -1.0}, "0 or more"),
+        ({"budget": 0.5, "gates": "none", "exits": False}, "nothing to save time with"),
+        ({"budget": 0.5, "gates": "some"}, "gates is one of"),
+        ({"budget": 0.5, "batch": 0}, "batch is at least 1"),
+        ({"budget": 0.5, "deadline": 0.0}, "above 0"),
+        ({"budget": 0.01, "examples": 100}, "cannot be kept"),
+    ],
+)
+def test_bad_options_get_a_sentence(options: dict[str, object], says: str, run: Path) -> None:
+    with pytest.raises(DeepresError, match=says):
+        ghost(run, "digits", **options)  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_a_ghost_says_why(data: Data, tmp_path: Path) -> None:
+    with pytest.raises(DeepresError, match="no residual block"):
+        Ghost(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    with pytest.raises(DeepresError, match="no such run or file"):
+        ghost("nothing", "digits", budget=0.5)
+    with pytest.raises(DeepresError, match="cannot be copied"):
+        __import__("copy").deepcopy(Ghost(deepres.create("resnet8-cifar")))
+
+
+def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    command = ["ghost", str(run), "--data", "digits", "--error", "1", "--examples", "300", "--batch", "8"]
+    assert main([*command, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "On the test split of 359 examples" in said and "At batch 8 a call takes" in said
+    assert {"ghost.json", "ghost.safetensors", "net.safetensors", "report.html"} <= {p.name for p in out.iterdir()}
+    page = (out / "report.html").read_text()
+    assert "Which blocks ghost for whom" in page and "Clopper-Pearson" in page
+    assert main(["ghost", str(run)]) == 2
+    assert "Give --budget" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Debian's chromium")
+def test_the_page_in_a_browser(run: Path, tmp_path: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    made = ghost(run, "digits", error=1.0, batch=8, examples=300)
+    from deepres.ghost.page import page
+
+    path = page(made, name="net", data="digits", footer="").write(tmp_path / "report.html")
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        view = browser.new_page()
+        problems: list[str] = []
+        view.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        view.on("request", lambda request: problems.append(request.url) if request.url.startswith("http") else None)
+        view.goto(path.as_uri())
+        view.wait_for_selector(".js-plotly-plot .main-svg")
+        assert len(view.query_selector_all(".js-plotly-plot")) == 3 and not problems
+        browser.close()
