@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 GRACE = 30  # seconds to finish what was accepted
+DRAIN = 8  # times the largest body that is read of one which is refused
 
 
 class Class(BaseModel):
@@ -126,16 +127,16 @@ def build_app(worker: Worker, limits: Limits, *, tighten: bool = False) -> FastA
 
 
 async def _body(request: Request, most: int) -> bytes:
-    """Of the request; refused as soon as it is known to be too large."""
-    told = request.headers.get("content-length", "0")
-    if told.isdigit() and int(told) > most:
-        raise HTTPException(413, f"the body has {int(told):,} bytes; at most {most:,} are taken")
+    """Of the request. Of one that is too large a while is read on, kept nowhere: few clients read an answer while they still send."""
     parts, size = [], 0
     async for part in request.stream():
         size += len(part)
-        if size > most:
-            raise HTTPException(413, f"the body has more than {most:,} bytes")
-        parts.append(part)
+        if size <= most:
+            parts.append(part)
+        elif size > DRAIN * most:
+            break
+    if size > most:
+        raise HTTPException(413, f"the body is too large; at most {most:,} bytes are taken")
     if not size:
         raise HTTPException(415, "the body is empty; send an image file as it is")
     return b"".join(parts)
@@ -195,7 +196,11 @@ def serve(
     except (OSError, OverflowError) as error:
         listening.close()
         raise DeepresError(f"--host {host} --port {port}: cannot be had ({error}); choose another") from error
-    worker = Worker(Spec(str(model), str(weights) if weights is not None else None, device))
+    try:
+        worker = Worker(Spec(str(model), str(weights) if weights is not None else None, device))
+    except BaseException:
+        listening.close()
+        raise
     config = uvicorn.Config(
         build_app(worker, limits, tighten=tighten), log_level="warning", timeout_graceful_shutdown=GRACE, access_log=False
     )

@@ -69,10 +69,14 @@ class Worker:
             if not self.pipe.poll(STARTING):
                 raise DeepresError(f"{self.spec.reference}: could not be loaded within {STARTING:.0f} s")
             first = self.pipe.recv()
+            if isinstance(first, str):
+                raise DeepresError(first)
         except EOFError as error:
+            self.stop()
             raise DeepresError(f"{self.spec.reference}: the process that loads it died; is there enough memory?") from error
-        if isinstance(first, str):
-            raise DeepresError(first)
+        except BaseException:
+            self.stop()
+            raise
         assert isinstance(first, Facts)
         return first
 
