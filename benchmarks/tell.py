@@ -130,6 +130,20 @@ def _shrink(result: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def _ghost(result: dict[str, Any]) -> str:
+    rows = []
+    for name, one in sorted(result["ways"].items(), key=lambda pair: pair[1]["time_batch_32"]):
+        rises = f"{one['rise']:+.2f} ({min(one['rises']):+.2f} to {max(one['rises']):+.2f})"
+        times = [f"{100 * one[f'time_batch_{batch}']:.0f} %" for batch in (1, 32, 256)]
+        rows.append([name, f"{one['test_error']:.2f} %", rises, *times])
+    return (
+        f"`python -m benchmarks.ghost`: {result['what']}, {result['seeds']} seeds. The whole network has "
+        f"{result['whole']['test_error']:.2f} % test error. What chooses does so on the validation split, to a rise of at most "
+        f"{result['allowed']:g} points. Time is a call's against the whole network's, side by side, everything included.\n\n"
+        + _table(["", "test error", "above the whole, points", "time at batch 1", "at 32", "at 256"], rows)
+    )
+
+
 def _spread(one: dict[str, Any]) -> str:
     return f"{one['test_error']:.2f} ± {one['spread']:.2f} %"
 
@@ -141,6 +155,7 @@ SECTIONS = (
     ("memory-resnet1202", "Memory: ResNet-1202", _memory),
     ("paper-cifar10-jpeg", "Table 6 and degradation on CIFAR-10 as JPEG", _cifar),
     ("shrink-resnet56", "Inverse Curriculum Training", _shrink),
+    ("ghost-resnet56", "Ghost Inference", _ghost),
     ("paper-quick", "The paper's claims, at the quick scale", _paper),
 )
 

@@ -148,15 +148,22 @@ def best(points: Sequence[Point]) -> list[Point]:
     return kept[::-1]
 
 
-@torch.no_grad()
-def time_against_whole(ghost: Ghost, inputs: Tensor, batch: int, *, turns: int = 7) -> tuple[float, tuple[float, float]]:
-    """Mean time of a call of the ghost against the whole network's on the same inputs in batches of ``batch``, taking turns.
+def time_against_whole(ghost: Ghost, inputs: Tensor, batch: int) -> tuple[float, tuple[float, float]]:
+    """``time_against`` its own network; gates, exits and gathers are in the ghost's time."""
+    return time_against(ghost.net, ghost, inputs, batch)
 
-    The fastest turn of each counts; the spread is the middle half of the turns' ratios. Gates, exits and gathers are in it.
+
+@torch.no_grad()
+def time_against(
+    whole: Callable[[Tensor], object], other: Callable[[Tensor], object], inputs: Tensor, batch: int, *, turns: int = 7
+) -> tuple[float, tuple[float, float]]:
+    """Time of a call of ``other`` against ``whole`` on the same inputs in batches of ``batch``, taking turns.
+
+    The fastest turn of each counts; the spread is the middle half of the turns' ratios.
     """
     pieces = list(inputs.split(batch))
     wait = torch.cuda.synchronize if inputs.is_cuda else (lambda: None)
-    calls: dict[str, Callable[[Tensor], object]] = {"whole": ghost.net, "ghost": ghost}
+    calls = {"whole": whole, "other": other}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         for piece in pieces[:2]:
@@ -169,9 +176,9 @@ def time_against_whole(ghost: Ghost, inputs: Tensor, batch: int, *, turns: int =
                 calls[name](piece)
             wait()
             seconds[name].append(time.perf_counter() - began)
-    ratios = sorted(b / a for a, b in zip(seconds["whole"], seconds["ghost"], strict=True))
+    ratios = sorted(b / a for a, b in zip(seconds["whole"], seconds["other"], strict=True))
     quarter = len(ratios) // 4
-    return min(seconds["ghost"]) / min(seconds["whole"]), (ratios[quarter], ratios[-1 - quarter])
+    return min(seconds["other"]) / min(seconds["whole"]), (ratios[quarter], ratios[-1 - quarter])
 
 
 def within_budget(

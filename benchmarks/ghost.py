@@ -1,0 +1,122 @@
+"""Ghost Inference beside what else saves time at inference: same data, seeds, hardware; error and measured time.
+
+    python -m benchmarks.shrink --data ... ; python -m benchmarks.ghost --data ...      # with the same options
+
+It takes the networks that ``benchmarks.shrink`` trained: the whole one, the shallower one trained as long, the shrunk one.
+Every way that chooses does so on the validation split, to a rise of at most ``--error`` points; the test split is only told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import record
+from benchmarks.shrink import Bench, subset
+from deepres.data import Data, open_data
+from deepres.ghost import Gate, Ghost, ghost
+from deepres.ghost.choose import frontier, time_against, within_error
+from deepres.ghost.fit import batches, block_times, fit
+from deepres.nn import ResNet, logits_of
+
+CPU = torch.device("cpu")
+BATCHES = (1, 32, 256)
+
+
+class Coin(Gate):
+    """Knows nothing: every block's worth is drawn anew for every input."""
+
+    def forward(self, signal: Tensor) -> Tensor:
+        return torch.rand(len(signal), len(self.bias))
+
+    def linear(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.rand(len(features), len(self.bias)), torch.zeros(len(features), 1, dtype=torch.bool)
+
+
+def by_chance(net: nn.Module, data: Data, rise: float, examples: int) -> Ghost:
+    """Blocks skipped at random, as many as the validation error bears."""
+    torch.manual_seed(0)
+    made = Ghost(net)
+    fit(made, data, exits=False, examples=64)
+    for c, gate in enumerate(made.gates):
+        if isinstance(gate, Gate):
+            made.gates[c] = Coin(gate.weight.shape[1], len(gate.bias))
+    held = list(batches(data, "val", examples, CPU, 250))
+    points = frontier(made, held, block_times(made, held[0][0][:64]), kinds=("fitted",))
+    made.settings = within_error(points, points[0].error, rise).settings
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--net", default="resnet56-cifar")
+    parser.add_argument("--size", type=int, default=16)
+    parser.add_argument("--images", type=int, default=8_000)
+    parser.add_argument("--epochs", type=float, default=30.0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--blocks", type=int, default=15)
+    parser.add_argument("--error", type=float, default=0.2)
+    parser.add_argument("--examples", type=int, default=1000)
+    parser.add_argument("--out", type=Path, default=Path("runs/shrink-record"), help="where benchmarks.shrink put its networks")
+    options = parser.parse_args()
+    data = subset(open_data(options.data, size=options.size), options.images, options.size)
+    bench = Bench(options.net, data, options.epochs, options.out, 0.2, 0.05)
+    test = list(batches(data, "test", len(data.test), CPU, 250))
+    inputs = torch.cat([x for x, _ in test[:3]])
+
+    def made(net: ResNet, **more: object) -> Ghost:
+        return ghost(net, data, error=options.error, examples=options.examples, **more).model  # type: ignore[arg-type]
+
+    ways: dict[str, Callable[[int], nn.Module]] = {
+        "ghost": lambda s: made(bench.model("whole", s)),
+        "exits alone": lambda s: made(bench.model("whole", s), gates="none"),
+        "gates alone": lambda s: made(bench.model("whole", s), gates="fitted", exits=False),
+        "lesion profile, no training": lambda s: made(bench.model("whole", s), gates="fixed", exits=False),
+        "random skipping": lambda s: by_chance(bench.model("whole", s), data, options.error, options.examples),
+        "shallower, trained as long": lambda s: bench.model(f"shallow-{options.blocks}", s),
+        "shrunk": lambda s: bench.model(f"inverse-{options.blocks}", s),
+        "ghost of the shrunk": lambda s: made(bench.model(f"inverse-{options.blocks}", s)),
+    }
+    table: dict[str, object] = {}
+    wholes = [error_of(bench.model("whole", seed), test) for seed in range(options.seeds)]
+    for name, way in ways.items():
+        errors, times = [], {batch: [] for batch in BATCHES}  # type: ignore[var-annotated]
+        for seed in range(options.seeds):
+            net, whole = way(seed), bench.model("whole", seed)
+            errors.append(error_of(net, test))
+            for batch in BATCHES:
+                used = inputs[: 48 if batch == 1 else 256 if batch == 32 else 512]
+                times[batch].append(time_against(whole, net, used, batch)[0])
+        rises = [a - b for a, b in zip(errors, wholes, strict=True)]
+        table[name] = {
+            "test_error": round(statistics.fmean(errors), 3),
+            "errors": [round(e, 2) for e in errors],
+            "rise": round(statistics.fmean(rises), 3),
+            "rises": [round(r, 2) for r in rises],
+            **{f"time_batch_{b}": round(statistics.fmean(v), 3) for b, v in times.items()},
+            "times": {str(b): [round(t, 3) for t in v] for b, v in times.items()},
+        }
+        print(name, table[name], flush=True)
+    what = f"{options.net}, {options.images:,} images at {options.size}x{options.size}, {options.epochs:g} epochs"
+    whole = {"test_error": round(statistics.fmean(wholes), 3), "errors": [round(e, 2) for e in wholes]}
+    record(
+        f"ghost-{options.net.removesuffix('-cifar')}",
+        {"what": what, "seeds": options.seeds, "allowed": options.error, "whole": whole, "ways": table},
+    )
+
+
+@torch.no_grad()
+def error_of(net: nn.Module, test: list[tuple[Tensor, Tensor]]) -> float:
+    """%"""
+    right = sum(int((logits_of(net, x).argmax(1) == y).sum()) for x, y in test)
+    return 100 * (1 - right / sum(len(y) for _, y in test))
+
+
+if __name__ == "__main__":
+    main()
