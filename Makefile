@@ -35,6 +35,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.inference
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.monitor
 	$(BIN)/python -m benchmarks.paper
 	$(BIN)/python -m benchmarks.tell
 

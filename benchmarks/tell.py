@@ -144,6 +144,14 @@ def _ghost(result: dict[str, Any]) -> str:
     )
 
 
+def _monitor(result: dict[str, Any]) -> str:
+    return (
+        f"{result['what']}: {result['glance_in_steps']:.2f} steps (medians of {result['n']} turns, {1000 * result['glance_seconds']:.0f} ms "
+        f"against {1000 * result['step_seconds']:.0f} ms). One an epoch of CIFAR-10's 45,000 training images at batch 128 is "
+        f"{result['percent_of_an_epoch']:.2f} % of the epoch."
+    )
+
+
 def _spread(one: dict[str, Any]) -> str:
     return f"{one['test_error']:.2f} ± {one['spread']:.2f} %"
 
@@ -156,6 +164,7 @@ SECTIONS = (
     ("paper-cifar10-jpeg", "Table 6 and degradation on CIFAR-10 as JPEG", _cifar),
     ("shrink-resnet56", "Inverse Curriculum Training", _shrink),
     ("ghost-resnet56", "Ghost Inference", _ghost),
+    ("monitor-resnet56", "What `--lens every=1epoch` costs", _monitor),
     ("paper-quick", "The paper's claims, at the quick scale", _paper),
 )
 

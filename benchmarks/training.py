@@ -16,13 +16,14 @@ import torchvision
 from benchmarks.common import alternate, record, summary
 from benchmarks.peers import CifarResNet, Step
 from deepres import Run
-from deepres.data import Data, Prepare, Resident
+from deepres.data import Batch, Data, Prepare, Resident
 from deepres.train import Trainer, recipe
 from deepres.train.distribute import Team
 from deepres.train.speed import SPEEDS, exactness
 
 
-def ours(net: str, images: torch.Tensor, labels: torch.Tensor, classes: int, speed: str) -> tuple[Callable[[], None], str]:
+def trainer_on(net: str, images: torch.Tensor, labels: torch.Tensor, classes: int, speed: str) -> tuple[Trainer, Batch]:
+    """A trainer of ours, and the batch that it steps on."""
     size = images.shape[-1]
     split = Resident(torch.randint(0, 256, images.shape, dtype=torch.uint8), labels)
     names = tuple(map(str, range(classes)))
@@ -30,7 +31,11 @@ def ours(net: str, images: torch.Tensor, labels: torch.Tensor, classes: int, spe
     run = Run(net, "random", recipe("paper-cifar", batch=len(labels)), speed=speed, memory="all")
     trainer = Trainer(run, data, Team(images.device))
     trainer.model.train()
-    batch = next(trainer.loader.epoch(0))
+    return trainer, next(trainer.loader.epoch(0))
+
+
+def ours(net: str, images: torch.Tensor, labels: torch.Tensor, classes: int, speed: str) -> tuple[Callable[[], None], str]:
+    trainer, batch = trainer_on(net, images, labels, classes, speed)
     return lambda: trainer.step(batch), trainer.speed.name
 
 

@@ -60,8 +60,8 @@ def _lesions(found: Look) -> list[str]:
             f"{_ranges(nothing).capitalize()}: each alone changes the error by less than {POINT:g} points when left out "
             f"(95 % intervals reach up to {widest:+.2f} points with this many examples"
             + (f"; {len(sure)} of {len(nothing)} stay below {POINT + 0.5:g}" if len(sure) < len(nothing) else "")
-            + f"). Their branches take about {time:.0f} % of the time. "
-            "Leaving out several together can cost more than the sum."
+            + f"). Their branches take about {time:.0f} % of the time. Leaving out several together can cost more than the sum: "
+            "`deepres shrink` takes them out for good and lets the network recover, `deepres ghost` passes through them by input."
         )
     else:
         least = min(cut, key=lambda site: site.lesion.change if site.lesion else 0)
