@@ -145,10 +145,10 @@ def _ghost(result: dict[str, Any]) -> str:
 
 
 def _monitor(result: dict[str, Any]) -> str:
+    glance, step = (1000 * result[f"{what}_seconds"] for what in ("glance", "step"))
     return (
-        f"{result['what']}: {result['glance_in_steps']:.2f} steps (medians of {result['n']} turns, {1000 * result['glance_seconds']:.0f} ms "
-        f"against {1000 * result['step_seconds']:.0f} ms). One an epoch of CIFAR-10's 45,000 training images at batch 128 is "
-        f"{result['percent_of_an_epoch']:.2f} % of the epoch."
+        f"{result['what']}: {result['glance_in_steps']:.2f} steps (medians of {result['n']} turns, {glance:.0f} ms against {step:.0f} ms). "
+        f"One an epoch of CIFAR-10's 45,000 training images at batch 128 is {result['percent_of_an_epoch']:.2f} % of the epoch."
     )
 
 

@@ -661,7 +661,7 @@ class Look:
             data=f"{source.data.name}, {looks[0].examples:,} examples of the {self.split} split",
             footer=f"Made by `{command}` in {time.perf_counter() - began:.0f} s.",
             classes=source.data.classes,
-            pixels=source.pixels,
+            pixels=None if source.data.is_text else source.pixels,
             glances=read_glances(self.models[0]),
         )
         report = built.write(out / "report.html")

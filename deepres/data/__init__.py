@@ -5,7 +5,7 @@ from deepres.data.dataset import Data, Resident, Split, Streamed, split_off
 from deepres.data.decode import SUFFIXES, UnreadableImage, open_image
 from deepres.data.loader import Batch, Loader, Share, seeded
 from deepres.data.pack import Packed, pack
-from deepres.data.prepare import Prepare
+from deepres.data.prepare import Prepare, Tokens
 from deepres.data.sources import cache_folder, open_data
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Share",
     "Split",
     "Streamed",
+    "Tokens",
     "UnreadableImage",
     "cache_folder",
     "mix",

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from deepres.data.decode import UnreadableImage, open_image
 from deepres.data.files import Item
-from deepres.data.prepare import Prepare
+from deepres.data.prepare import Prepare, Tokens
 
 
 @dataclass(frozen=True, eq=False)
 class Resident:
-    """A split that lives in memory: uint8 (N, C, H, W) and labels (N,)."""
+    """A split that lives in memory: uint8 (N, C, H, W) and labels (N,); of a text (N, L) and (N, L)."""
 
     pixels: Tensor
     labels: Tensor
@@ -63,8 +63,12 @@ class Data:
     unreadable: tuple[str, ...] = field(default=())  # images that could not be decoded and are left out
 
     @property
+    def is_text(self) -> bool:
+        return isinstance(self.prepare, Tokens)
+
+    @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the network's input."""
+        """(C, H, W) of the network's input, where that is images."""
         return self.prepare.channels, self.prepare.size, self.prepare.size
 
     def centred_by_pixel(self) -> Data:
@@ -78,7 +82,8 @@ class Data:
     def __str__(self) -> str:
         parts = f"{len(self.train)} train, {len(self.val)} validation, {len(self.test)} test"
         left = f", {len(self.unreadable)} unreadable left out" if self.unreadable else ""
-        return f"{self.name}: {len(self.classes)} classes, {parts}{left}, {'x'.join(map(str, self.shape))}"
+        each = f"{self.prepare.size} characters" if self.is_text else "x".join(map(str, self.shape))
+        return f"{self.name}: {len(self.classes)} classes, {parts}{left}, {each}"
 
 
 def split_off(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from deepres.data.decode import fit, pixels
+from deepres.errors import DeepresError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -46,11 +47,18 @@ class Prepare:
         """A Pillow image in the right mode -> uint8 (C, size, size)."""
         return pixels(fit(image, self.size, self.resize or None))
 
+    def example(self, rows: int, generator: torch.Generator) -> Tensor:
+        """Inputs that a network takes, of random content."""
+        return torch.randn(rows, self.channels, self.size, self.size, generator=generator)
+
     def to_notes(self) -> dict[str, Any]:
         return {"size": self.size, "channels": self.channels, "mean": self.mean, "std": self.std, "resize": self.resize}
 
     @classmethod
     def from_notes(cls, notes: dict[str, Any]) -> Prepare:
+        if notes["channels"] == 0:
+            return Tokens(notes["size"])
+
         def frozen(value: Any) -> Any:
             return tuple(frozen(v) for v in value) if isinstance(value, list) else value
 
@@ -62,3 +70,22 @@ class Prepare:
         mean: Sequence[float] = IMAGENET_MEAN if channels == 3 else (sum(IMAGENET_MEAN) / 3,) * channels
         std: Sequence[float] = IMAGENET_STD if channels == 3 else (sum(IMAGENET_STD) / 3,) * channels
         return cls(size, channels, tuple(mean), tuple(std), round(size * 256 / 224) if size > 96 else 0)
+
+
+@dataclass(frozen=True)
+class Tokens(Prepare):
+    """For language models, which take numbers of tokens, (N, L), as they are. ``size`` is L."""
+
+    channels: int = 0
+    mean: tuple[Any, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 (N, L) -> int64."""
+        return images.long()
+
+    def image(self, image: Image.Image) -> Tensor:
+        raise DeepresError("this network reads text, not images")
+
+    def example(self, rows: int, generator: torch.Generator) -> Tensor:
+        return torch.zeros(rows, self.size, dtype=torch.int64)

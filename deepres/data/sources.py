@@ -16,6 +16,7 @@ from deepres.data.dataset import Data, Resident, Streamed, decode_all, split_off
 from deepres.data.decode import UnreadableImage, open_image
 from deepres.data.files import Item, Listing, fingerprint, listing
 from deepres.data.prepare import Prepare
+from deepres.data.text import read_text
 from deepres.errors import DeepresError, nearest
 
 SMALL = 96  # images up to this side are kept decoded in memory, larger ones are streamed
@@ -36,6 +37,8 @@ def open_data(name: str | Path, *, size: int | None = None, channels: int | None
     tar shards of such. A validation split of ``val_share`` is taken off the training set unless the folder has one beside
     its test set; a folder without splits also gives 15 % of each class for testing.
 
+    A ``.txt`` file is read as characters, for language models; ``size`` is then the characters of an example [128].
+
     ``size``: side of the input in pixels; default: the images' own where they agree on one up to 96, else 224.
 
     Raises ``DeepresError`` for an unknown name and for a folder with no images, one class, or unreadable images only.
@@ -45,6 +48,8 @@ def open_data(name: str | Path, *, size: int | None = None, channels: int | None
     if size is not None and size < 1:
         raise DeepresError(f"size is the side of the input in pixels and at least 1, not {size}")
     path = Path(name)
+    if path.is_file() and path.suffix == ".txt":
+        return read_text(path, size, val_share)
     if path.is_dir():
         return _folder(path, size, channels, val_share)
     built_in = {"digits": _digits, "cifar10": _cifar, "cifar100": _cifar}

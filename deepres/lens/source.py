@@ -16,6 +16,11 @@ from deepres.nn import ResNet, input_channels, input_size, open_model, output_cl
 from deepres.train.distribute import pick_device
 
 
+def is_text(data: object) -> bool:
+    """Whether ``data`` names a text."""
+    return isinstance(data, (str, Path)) and str(data).endswith(".txt") and Path(data).is_file()
+
+
 @dataclass(eq=False)
 class Source:
     """What ``deepres look`` looks at."""
@@ -43,18 +48,34 @@ class Source:
         """Raises ``DeepresError`` for a reference or data that do not exist, and for images that the network cannot take."""
         fixed = data if isinstance(data, Data) else None
         given = fixed or (open_data(data, size=size) if not Path(reference).exists() else None)  # type: ignore[arg-type]
+        if given is None and is_text(data):
+            given = open_data(data, size=size)  # type: ignore[arg-type]
         classes = len(given.classes) if given is not None else None
         model, noted = open_model(
-            reference, weights=weights, classes=classes, channels=given.prepare.channels if given is not None else None
+            reference,
+            weights=weights,
+            classes=classes,
+            channels=(given.prepare.channels or None) if given is not None else None,
         )
         prepare = Prepare.from_notes(noted["prepare"]) if "prepare" in noted else None
         wanted = size or input_size(model) or (prepare.size if prepare else None)
         channels = input_channels(model)
-        if channels is None:
+        if given is not None and given.is_text:
+            if channels is not None:
+                raise DeepresError(f"{reference}: takes images and {given.name} is a text")
+            longest = getattr(getattr(model, "config", None), "max_position_embeddings", None) or given.prepare.size
+            if size is not None and size > longest:
+                raise DeepresError(f"{reference}: reads at most {longest} characters at a time, and --size asks for {size}")
+            context = size or min(longest, prepare.size if prepare is not None else given.prepare.size)
+            if fixed is None and context != given.prepare.size:
+                given = open_data(data, size=context)  # type: ignore[arg-type]
+            prepare = given.prepare
+        elif channels is None:
             raise DeepresError(
-                f"{reference}: has no convolution, so it takes no images; from Python, lens.look takes any input"
+                f"{reference}: has no convolution, so it takes no images; give it a text as --data, and from Python lens.look "
+                "takes any input"
             )
-        if fixed is None and (
+        elif fixed is None and (
             given is None or (wanted is not None and wanted != given.prepare.size) or channels != given.prepare.channels
         ):
             if wanted is None and isinstance(model, ResNet) and model.config.stem == "imagenet":
@@ -63,7 +84,7 @@ class Source:
         assert given is not None
         if prepare is None:  # weights that do not say are most likely used to ImageNet's mean and deviation
             elsewhere = weights is not None or reference.startswith("hf:") or Path(reference).exists()
-            prepare = Prepare.usual(given.prepare.size, channels) if elsewhere else given.prepare
+            prepare = Prepare.usual(given.prepare.size, given.prepare.channels) if elsewhere else given.prepare
         trained = noted.get("classes")
         fits = list(trained) == list(given.classes) if trained else output_classes(model) == len(given.classes)
         name = Path(reference).name if Path(reference).exists() else reference

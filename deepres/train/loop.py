@@ -107,6 +107,10 @@ def train(
         with exactness(SPEEDS.get(run.speed, SPEEDS["float32"])):
             try:
                 return _train(run, data, mates, model, resume, show and mates.writes, watch, tap, curriculum)
+            except DeepresError:
+                if out is not None and mates.writes:
+                    _let_go(out)
+                raise
             except RuntimeError as error:
                 if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                     raise
@@ -132,6 +136,14 @@ def _claim(out: Path, run: Run, resume: bool) -> None:
             (out / FILE).write_text(run.to_json())
     except OSError as error:
         raise DeepresError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
+
+
+def _let_go(out: Path) -> None:
+    """Leave nothing of a run that could not begin, so that the same command with its mistake mended can."""
+    if [path.name for path in out.iterdir()] == [FILE]:
+        (out / FILE).unlink()
+        with contextlib.suppress(OSError):
+            out.rmdir()
 
 
 def _train(

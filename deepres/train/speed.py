@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepres.data import cache_folder
+from deepres.nn import flat, logits_in
 
 COMPILE_SECONDS = 60.0  # what compiling costs at first, roughly; a run has to be long enough to earn it back
 
@@ -89,12 +90,12 @@ def step_seconds(model: nn.Module, images: Tensor, labels: Tensor, speed: Speed,
     net = copy.deepcopy(model).to(memory_format=speed.layout).train()
     call = torch.compile(net) if speed.compile else net
     optimizer = torch.optim.SGD(net.parameters(), 1e-4, 0.9)
-    x = images.to(memory_format=speed.layout)
+    x = images.to(memory_format=speed.layout) if images.ndim == 4 else images
     times = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
         with speed.autocast(images.device):
-            loss = F.cross_entropy(call(x).float(), labels)
+            loss = F.cross_entropy(*flat(logits_in(call(x)), labels))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

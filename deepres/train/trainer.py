@@ -76,12 +76,17 @@ def training_model(run: Run, data: Data, device: torch.device) -> nn.Module:
     """The network of a run, freshly initialised from its seed, or from ``run.init``."""
     torch.manual_seed(run.seed)
     if ":" in run.net or Path(run.net).exists():
-        other, _ = open_model(run.net, weights=run.init, classes=len(data.classes), channels=data.prepare.channels)
+        other, _ = open_model(run.net, weights=run.init, classes=len(data.classes), channels=data.prepare.channels or None)
         if output_classes(other) not in (None, len(data.classes)):
             raise DeepresError(
                 f"{run.net}: tells {output_classes(other)} classes apart and {data.name} has {len(data.classes)}"
             )
+        longest = getattr(getattr(other, "config", None), "max_position_embeddings", None)
+        if data.is_text and longest is not None and longest < data.prepare.size:
+            raise DeepresError(f"{run.net}: reads at most {longest} characters at a time; give --size {longest} or less")
         return other.to(device)
+    if data.is_text:
+        raise DeepresError(f"{run.net}: takes images and {data.name} is a text; give a language model, such as hf:FOLDER")
     options = {"in_channels": data.prepare.channels, "num_classes": len(data.classes), **run.options}
     model = create(run.net, width=run.width, **options)
     if run.init:
@@ -130,7 +135,7 @@ class Trainer:
         self.total = self.recipe.steps(self.loader.steps)
         limit = None if run.memory in ("auto", "all") else parse_bytes(run.memory)
         self.plan = memory.Plan()
-        if run.memory != "all":
+        if run.memory != "all" and not data.is_text:
             rows = -(-self.loader.batch // team.world)
             bf16 = run.speed not in ("exact", "auto") and SPEEDS[run.speed].bf16
             self.plan = memory.fit(self.model, data.shape, rows, team.device, limit=limit, bf16=bf16)
@@ -176,6 +181,8 @@ class Trainer:
 
     def _augment(self) -> Augment:
         """Crops of large views make no sense of small images kept at one size, nor the other way round."""
+        if self.data.is_text:
+            return "none"
         if isinstance(self.data.train, Resident):
             return "pad-crop-flip" if self.recipe.augment in ("scale-crop", "random-resized-crop") else self.recipe.augment
         return "random-resized-crop" if self.recipe.augment.startswith("pad-crop") else self.recipe.augment
@@ -184,8 +191,8 @@ class Trainer:
         if self.run.speed != "auto":
             return SPEEDS[self.run.speed]
         rows = -(-self.loader.batch // self.team.world)
-        images = torch.randn(rows, *self.data.shape, generator=seeded(0)).to(self.team.device)
-        labels = torch.arange(rows, device=self.team.device) % len(self.data.classes)
+        images = self.data.prepare.example(rows, seeded(0)).to(self.team.device)
+        labels = torch.arange(images.numel() if self.data.is_text else rows, device=self.team.device) % len(self.data.classes)
         names = list(SPEEDS)
         chosen = choose(self.model, images, labels, self.total)
         index = torch.tensor(names.index(chosen.name) if self.team.rank == 0 else 0, device=self.team.device)
