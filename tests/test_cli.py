@@ -95,7 +95,7 @@ def test_mistakes_get_one_sentence_and_exit_code_2(run: Path, tmp_path: Path, ca
 
 def test_evaluate_prints_and_writes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call("evaluate", str(run), "--data", "digits", "--out", str(tmp_path), capsys=capsys)
-    assert code == 0 and "359 images, top-1 error" in out and "calibration error" in out and "taken for" in out
+    assert code == 0 and "359 examples, top-1 error" in out and "calibration error" in out and "taken for" in out
     code, out, _ = call("evaluate", str(run), "--json", capsys=capsys)
     assert json.loads(out) == json.loads((tmp_path / "evaluation.json").read_text())
 

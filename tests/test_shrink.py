@@ -314,3 +314,23 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert says in capsys.readouterr().err
     assert main(["evaluate", str(out / "blocks-4"), "--data", "digits"]) == 0
     assert main(["info", str(out / "blocks-4")]) == 0
+
+
+def test_a_language_model_from_its_folder_and_a_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "to be, or not to be: that is the question.\n" * 100
+    (tmp_path / "play.txt").write_text(text)
+    torch.manual_seed(0)
+    few = {"n_layer": 4, "n_embd": 16, "n_head": 2, "vocab_size": len(set(text)), "n_positions": 16}
+    GPT2LMHeadModel(GPT2Config(**few, bos_token_id=0, eos_token_id=0, use_cache=False)).save_pretrained(tmp_path / "gpt2")
+    common = ["--data", str(tmp_path / "play.txt"), "--batch", "16", "--lr", "0.3", "--speed", "float32"]
+    net = f"hf:{tmp_path / 'gpt2'}"
+    assert main(["train", "--net", net, "--recipe", "finetune", "--epochs", "1", *common, "--out", str(tmp_path / "run")]) == 2
+    assert "give --size 16 or less" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert main(["shrink", net, "--target", "blocks=2", "--epochs", "2", *common, "--out", str(tmp_path / "small")]) == 0
+    assert "2 of 4 blocks are gone" in capsys.readouterr().out
+    small = deepres.load(tmp_path / "small" / "blocks-2")
+    assert isinstance(small, GPT2LMHeadModel) and small.config.n_layer == 2 and len(small.transformer.h) == 2
+    assert deepres.evaluate(tmp_path / "small" / "blocks-2", tmp_path / "play.txt").top1 < 95
+    assert main(["look", str(tmp_path / "small" / "blocks-2"), *common[:2], "--out", str(tmp_path / "look")]) == 0
+    assert main(["train", "--net", "resnet20-cifar", *common, "--out", str(tmp_path / "no")]) == 2
+    assert "takes images and play.txt is a text" in capsys.readouterr().err

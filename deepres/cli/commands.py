@@ -196,7 +196,7 @@ class Train:
         result = train(run, resume=self.resume is not None, tap=tap)
         if int(os.environ.get("RANK", "0")) == 0:
             say(
-                f"\n{run.net}: test error {result.test.top1:.2f} % (top-5 {result.test.top5:.2f} %) on {result.test.n} images, "
+                f"\n{run.net}: test error {result.test.top1:.2f} % (top-5 {result.test.top5:.2f} %) on {result.test.n:,} examples, "
                 f"with the weights of epoch {result.best_epoch} (best on the validation split, {result.val_error:.2f} %), "
                 f"{result.seconds:.0f} s\n{result.out}"
             )
@@ -267,7 +267,7 @@ class Evaluate:
             return 0
         console = Console()
         say(
-            f"{self.split}: {result.n} images, top-1 error {result.top1:.2f} %, top-5 {result.top5:.2f} %, "
+            f"{self.split}: {result.n:,} examples, top-1 error {result.top1:.2f} %, top-5 {result.top5:.2f} %, "
             f"loss {result.loss:.4f}, calibration error {result.calibration:.2f} %"
             + (f", {result.unreadable} images could not be read" if result.unreadable else "")
         )
@@ -277,7 +277,8 @@ class Evaluate:
         for name in worst:
             row = dict(zip(names, result.confusion[names.index(name)], strict=False))
             others = sorted(((n, c) for n, c in row.items() if n != name and c), key=lambda pair: -pair[1])[:3]
-            rows.append([name, f"{result.per_class[name]:.2f} %", ", ".join(f"{n} {c}" for n, c in others)])
+            shown = name if name.isprintable() and name.strip() else repr(name)
+            rows.append([shown, f"{result.per_class[name]:.2f} %", ", ".join(f"{n} {c}" for n, c in others)])
         console.print(table(["class", "error", "taken for"], rows))
         return 0
 
