@@ -117,3 +117,20 @@ def test_synchronised_norms_are_those_of_the_whole_batch(tmp_path: Path) -> None
     torch.testing.assert_close(torch.cat([part[0] for part in parts]), out.detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(torch.cat([part[1] for part in parts]), x.grad, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(parts[0][2], norm.running_var)
+
+
+def test_shrinking_on_two_processes(tmp_path: Path) -> None:
+    """Both come to the same network, whose removal of blocks they decided together; one of them speaks and writes."""
+    out = tmp_path / "small"
+    options = ["--recipe", "digits", "--epochs", "3", "--batch", "64", "--speed", "exact"]
+    done = torchrun("shrink", "resnet14-cifar", "--target", "blocks=4", *options, "--out", str(out))
+    assert done.stdout.count("2 of 6 blocks are gone") == 1
+    assert sum(deepres.load(out / "blocks-4").config.blocks) == 4
+    assert (out / "report.html").exists() and json.loads((out / "blocks-4" / "shrink.json").read_text())["difference"] < 1e-5
+
+
+def test_a_claim_of_the_paper_on_two_processes(tmp_path: Path) -> None:
+    out = tmp_path / "paper"
+    done = torchrun("paper", "responses", "--epochs", "0.1", "--seeds", "1", "--out", str(out))
+    assert done.stdout.count("The whole:") == 1 and (out / "report.html").exists()
+    assert torchrun("paper", "responses", check=False).returncode != 0

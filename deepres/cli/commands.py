@@ -719,10 +719,14 @@ class Shrink:
             raise DeepresError("what shall be left? Give --target, such as time=0.6")
         for target in self.target:
             Target.parse(target)
+        if self.out is None and "RANK" in os.environ:
+            raise DeepresError("under torchrun all processes need the same folder: give --out")
+        first = int(os.environ.get("RANK", "0")) == 0
         out = self.out or default_out("shrink")
-        if not resume and (out / COMMAND).exists():
-            raise DeepresError(f"{out}: holds a shrinking already; go on with --resume {out}, or choose another --out")
-        _save_options(self, out)
+        if first:
+            if not resume and (out / COMMAND).exists():
+                raise DeepresError(f"{out}: holds a shrinking already; go on with --resume {out}, or choose another --out")
+            _save_options(self, out)
         console = Console()
         done = []
         began = time.perf_counter()
@@ -752,7 +756,7 @@ class Shrink:
                         workers=self.workers,
                     )
                 )
-        if int(os.environ.get("RANK", "0")) != 0:
+        if not first:
             return 0
         console.print(table(HEAD, rows(done)))
         for one in done:

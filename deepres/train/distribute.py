@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 from collections.abc import Iterator
@@ -89,8 +90,7 @@ def team(device: str = "auto") -> Iterator[Team]:
         return
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     mine = pick_device(device, local)
-    joined = dist.is_initialized()
-    if not joined:
+    if not dist.is_initialized():
         try:
             backend = "nccl" if mine.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=timedelta(minutes=30))
@@ -100,11 +100,14 @@ def team(device: str = "auto") -> Iterator[Team]:
                 f"the processes could not meet at {where} ({str(error).splitlines()[0]}); "
                 "if the port is in use, give torchrun another --master-port"
             ) from error
-    try:
-        yield Team(mine, rank, world)
-    finally:
-        if not joined:
-            dist.destroy_process_group()
+        # once for all runs of a process: a second meeting would find the addresses of the first in torchrun's store
+        atexit.register(_part)
+    yield Team(mine, rank, world)
+
+
+def _part() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
