@@ -21,7 +21,7 @@ from benchmarks.shrink import Bench, subset
 from deepres.data import Data, open_data
 from deepres.ghost import Gate, Ghost, ghost
 from deepres.ghost.choose import frontier, time_against, within_error
-from deepres.ghost.fit import batches, block_times, fit
+from deepres.ghost.fit import batches, costs, fit
 from deepres.nn import ResNet, logits_of
 
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def by_chance(net: nn.Module, data: Data, rise: float, examples: int) -> Ghost:
         if isinstance(gate, Gate):
             made.gates[c] = Coin(gate.weight.shape[1], len(gate.bias))
     held = list(batches(data, "val", examples, CPU, 250))
-    points = frontier(made, held, block_times(made, held[0][0][:64]), kinds=("fitted",))
+    points = frontier(made, held, costs(made, held[0][0][:32]), kinds=("fitted",))
     made.settings = within_error(points, points[0].error, rise).settings
     return made
 

@@ -17,7 +17,7 @@ from deepres.cli.main import main
 from deepres.data import Data, open_data
 from deepres.ghost import Ghost, Made, Settings, ghost, load_ghost, save_ghost
 from deepres.ghost.choose import best, clopper_pearson, frontier, within_error
-from deepres.ghost.fit import batches, block_times, fit, harms, look
+from deepres.ghost.fit import batches, costs, fit, harms, look
 from deepres.ghost.route import Exit, Gate, chunks
 from deepres.nn import logits_of
 from deepres.sites import find_units
@@ -142,8 +142,8 @@ def test_a_fixed_choice_is_the_same_for_all(fitted: Ghost, images: torch.Tensor)
 
 def test_the_frontier_foretells_what_happens(fitted: Ghost, data: Data) -> None:
     given = list(batches(data, "val", 150, CPU))
-    points = frontier(fitted, given, block_times(fitted, given[0][0][:32]))
-    assert points[0].settings.whole and points[0].time == pytest.approx(1, abs=0.2)
+    points = frontier(fitted, given, costs(fitted, given[0][0][:32]))
+    assert points[0].settings.whole and points[0].time == pytest.approx(1, abs=0.3)
     for point in (points[5], points[len(points) // 2], points[-3]):
         fitted.settings = point.settings
         right, ran = 0, []

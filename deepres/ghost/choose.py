@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deepres.errors import DeepresError
-from deepres.ghost.fit import look
+from deepres.ghost.fit import Costs, look
 from deepres.ghost.route import Gate, Ghost, Settings
 from deepres.nn import logits_in, logits_of
 
@@ -48,30 +48,37 @@ def _answers(ghost: Ghost, given: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tens
 def frontier(
     ghost: Ghost,
     given: Sequence[tuple[Tensor, Tensor]],
-    times: Sequence[float],
+    costs: Costs,
     *,
     kinds: Kinds = ("fitted", "fixed"),
     watch: Callable[[str, float], None] = lambda what, share: None,
 ) -> list[Point]:
-    """All settings that are tried, on labelled examples. ``times``: of each block, as shares of a forward pass.
+    """All settings that are tried, on labelled examples.
 
     ``kinds``: which ways to choose blocks are tried. One pass for each choice of blocks tells of every confidence to leave at,
-    since an input that leaves changes nothing for the others.
+    since an input that leaves changes nothing for the others. Gates and exits that cost more than they save are not asked.
     """
     choices: list[Settings] = [Settings()]
     for kind in kinds:
         choices += [Settings(skip, fixed=kind == "fixed") for skip in _thresholds(ghost, given, kind == "fixed")]
     labels = torch.cat([y.cpu() for _, y in given])
-    cost = torch.tensor(list(times))
     whole: Tensor | None = None
     found: list[Point] = []
     for done, settings in enumerate(choices):
         watch("settings", done / len(choices))
         seen = _Recorded.of(ghost, given, settings)
         whole = seen.logits if whole is None else whole
+        if settings.skip is not None:
+            useful = seen.useful_gates(ghost, costs)
+            if not useful:
+                continue
+            if not settings.fixed and len(useful) < len(ghost.gates):
+                settings = replace(settings, gates=useful)
+                seen = _Recorded.of(ghost, given, settings)
         for leave in LEAVES if seen.exits else LEAVES[:1]:
             for sure in SURE if settings.skip is not None and not settings.fixed else (0.0,):
-                found.append(seen.point(ghost, replace(settings, leave=leave, sure=sure), whole, labels, cost))
+                tried = replace(settings, leave=leave, sure=sure)
+                found.append(seen.point(ghost, seen.with_useful_exits(ghost, tried, costs), whole, labels, costs))
     return found
 
 
@@ -97,25 +104,64 @@ class _Recorded:
         joined = {c: (torch.cat([a for a, _ in many]), torch.cat([b for _, b in many])) for c, many in exits.items()}
         return cls(torch.cat(logits), torch.cat(ran), joined)
 
-    def point(self, ghost: Ghost, settings: Settings, whole: Tensor, labels: Tensor, cost: Tensor) -> Point:
-        """What ``settings`` would have come to."""
+    def useful_gates(self, ghost: Ghost, costs: Costs) -> tuple[int, ...]:
+        """Chunks whose gate saves more than it takes."""
+        saved = (~self.ran).float().mean(0) * costs.blocks
+        return tuple(c for c, chunk in enumerate(ghost.chunks) if float(saved[list(chunk.units)].sum()) > float(costs.gates[c]))
+
+    def with_useful_exits(self, ghost: Ghost, settings: Settings, costs: Costs) -> Settings:
+        """Without the exits that take more than they save, tried from the last to the first."""
+        if settings.leave is None:
+            return settings
+        asked = sorted(self.exits)
+        for c in sorted(self.exits, reverse=True):
+            fewer = [one for one in asked if one != c]
+            if self._time(ghost, replace(settings, exits=tuple(fewer)), costs) <= self._time(
+                ghost, replace(settings, exits=tuple(asked)), costs
+            ):
+                asked = fewer
+        return replace(settings, exits=tuple(asked)) if asked else replace(settings, leave=None)
+
+    def _leaving(self, ghost: Ghost, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
+        """(answers, blocks that ran, inputs that are left) with ``settings``."""
         answer, ran = self.logits.argmax(1), self.ran.clone()
-        inside = torch.ones(len(labels), dtype=torch.bool)
+        inside = torch.ones(len(answer), dtype=torch.bool)
         bar = settings.leave if settings.leave is not None else math.inf
-        for c, (said, confidence) in sorted(self.exits.items()):
+        for c in sorted(self.exits):
+            if settings.exits is not None and c not in settings.exits:
+                continue
+            said, confidence = self.exits[c]
             goes = inside & (confidence >= bar)
             answer = torch.where(goes, said, answer)
             ran[goes, ghost.chunks[c].units[-1] + 1 :] = False
             inside &= ~goes
+        return answer, ran, inside
+
+    def _time(self, ghost: Ghost, settings: Settings, costs: Costs) -> float:
+        """Foretold: blocks that run, gates and exits that are asked, and what always runs."""
+        _, ran, _ = self._leaving(ghost, settings)
+        spent = float((ran.float() @ costs.blocks).mean()) + costs.rest
+        for c, chunk in enumerate(ghost.chunks):
+            here = (
+                ran[:, chunk.units[0] :].any(1).float().mean()
+            )  # a chunk's first block may be a ghost, a stage's opening is not
+            if settings.skip is not None and not settings.fixed and (settings.gates is None or c in settings.gates):
+                spent += float(here * costs.gates[c])
+            if settings.leave is not None and (settings.exits is None or c in settings.exits):
+                spent += float(here * costs.exits[c])
+        return spent
+
+    def point(self, ghost: Ghost, settings: Settings, whole: Tensor, labels: Tensor, costs: Costs) -> Point:
+        """What ``settings`` would have come to."""
+        answer, ran, inside = self._leaving(ghost, settings)
         again = torch.zeros_like(inside)
         if settings.sure > 0:
             again = inside & ~self.ran.all(1) & (self.logits.softmax(1).amax(1) < settings.sure)
             answer = torch.where(again, whole.argmax(1), answer)
-        rest = max(0.0, 1 - float(cost.sum()))
         return Point(
             settings,
             error=100 * float((answer != labels).float().mean()),
-            time=float((ran.float() @ cost).mean() + rest + again.float().mean()),
+            time=self._time(ghost, settings, costs) + float(again.float().mean()),
             blocks=float(ran.float().mean()),
             left=1 - float(inside.float().mean()),
         )

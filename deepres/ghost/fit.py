@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from deepres.data import Data, Loader, seeded
 from deepres.errors import DeepresError
-from deepres.ghost.route import Exit, Gate, Ghost, pooled, pooled_by_quarter
+from deepres.ghost.route import Exit, Gate, Ghost, Head, pooled, pooled_by_quarter
 from deepres.lens.signals import time_shares
 from deepres.nn import logits_of
 
@@ -61,9 +62,7 @@ def look(ghost: Ghost, given: list[tuple[Tensor, Tensor]]) -> Seen:
                 entries[c].append(pooled(args[0]).float().cpu())
 
             def leave(_: nn.Module, __: object, out: object, c: int = c) -> None:
-                signal = out[0] if isinstance(out, tuple) else out
-                assert isinstance(signal, Tensor)
-                outputs[c].append(pooled_by_quarter(signal).float().cpu())
+                outputs[c].append(pooled_by_quarter(_signal(out)).float().cpu())
 
             stack.callback(first.register_forward_pre_hook(enter).remove)
             stack.callback(last.register_forward_hook(leave).remove)
@@ -167,11 +166,67 @@ def block_times(ghost: Ghost, inputs: Tensor) -> list[float]:
     return [sum(next(shares) for _ in unit.sites) for unit in ghost.units]
 
 
+@dataclass(frozen=True, eq=False)
+class Costs:
+    """Measured shares of a forward pass."""
+
+    blocks: Tensor  # (blocks,)
+    gates: Tensor  # (chunks,)
+    exits: Tensor
+
+    @property
+    def rest(self) -> float:
+        """What always runs."""
+        return max(0.0, 1 - float(self.blocks.sum()))
+
+
+@torch.no_grad()
+def costs(ghost: Ghost, inputs: Tensor, turns: int = 7) -> Costs:
+    """What each block, gate and exit takes, on these inputs in one batch."""
+    signals: list[list[Tensor]] = []
+    with ExitStack() as stack:
+        for chunk in ghost.chunks:
+            first, last = (ghost.units[i].sites[0].block for i in (chunk.units[0], chunk.units[-1]))
+            seen: list[Tensor] = []
+            stack.callback(first.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0])).remove)
+            stack.callback(last.register_forward_hook(lambda _, __, out, seen=seen: seen.append(_signal(out))).remove)
+            signals.append(seen)
+        ghost.net(inputs)
+    whole = _fastest(lambda: ghost.net(inputs), turns)
+    gates, exits = [], []
+    for c, (entry, output) in enumerate(signals):
+        gate, head = ghost.gates[c], ghost.exits[c]
+        gates.append(_fastest(partial(_decide, gate, entry), turns) / whole if isinstance(gate, Head) else 0.0)
+        exits.append(_fastest(partial(_decide, head, output), turns) / whole if isinstance(head, Head) else 0.0)
+    return Costs(torch.tensor(block_times(ghost, inputs)), torch.tensor(gates), torch.tensor(exits))
+
+
+def _decide(head: Head, signal: Tensor) -> list[int]:
+    """What a call does with a gate or an exit: ask it, compare, and wait for the counts."""
+    said = head(signal)
+    return list((said[1] >= 0.5).sum(0, keepdim=True).tolist() if isinstance(said, tuple) else (said >= 0).sum(0).tolist())
+
+
+def _signal(out: object) -> Tensor:
+    signal = out[0] if isinstance(out, tuple) else out
+    assert isinstance(signal, Tensor)
+    return signal
+
+
+def _fastest(call: Callable[[], object], turns: int) -> float:
+    took = []
+    for _ in range(turns + 1):
+        began = time.perf_counter()
+        call()
+        took.append(time.perf_counter() - began)
+    return min(took[1:])
+
+
 def _gate(entry: Tensor, worth: Tensor) -> Gate:
     """Ridge regression of the worth on the pooled signal."""
     gate = Gate(entry.shape[1], worth.shape[1])
     gate.standardise(entry)
-    z = ((entry - gate.mean) / gate.deviation).double()
+    z = gate.standardised(entry).double()
     normal = z.T @ z + RIDGE * len(z) * torch.eye(z.shape[1], dtype=torch.float64)
     gate.weight.copy_(torch.linalg.solve(normal, z.T @ (worth - worth.mean(0)).double()).T)
     gate.bias.copy_(worth.mean(0))
@@ -182,7 +237,7 @@ def _exit(features: Tensor, logits: Tensor, held: Tensor, labels: Tensor) -> Exi
     """A classifier that learns the network's own answers; its temperature from labels it has not seen (Guo et al. 2017)."""
     head = Exit(features.shape[1], logits.shape[1])
     head.standardise(features)
-    z, wanted = (features - head.mean) / head.deviation, logits.softmax(1)
+    z, wanted = head.standardised(features), logits.softmax(1)
     weight = torch.zeros_like(head.weight).requires_grad_()
     bias = torch.zeros_like(head.bias).requires_grad_()
     solver = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")

@@ -30,7 +30,7 @@ from deepres.ghost.choose import (
     within_budget,
     within_error,
 )
-from deepres.ghost.fit import batches, block_times, fit
+from deepres.ghost.fit import batches, costs, fit
 from deepres.ghost.route import Exit, Gate, Ghost, Settings
 from deepres.lens.source import Source
 from deepres.nn import load, notes, save
@@ -146,8 +146,7 @@ def ghost(
     fit(made, opened, gates=gates != "none", exits=exits, examples=examples, watch=watch)
     held = list(batches(opened, "val", examples, torch.device(device), TOGETHER))
     inputs = torch.cat([x for x, _ in held])[: max(batch, 256)]
-    shares = block_times(made, inputs[:64])
-    points = frontier(made, held, shares, kinds=_KINDS[gates], watch=watch)
+    points = frontier(made, held, costs(made, inputs[:batch]), kinds=_KINDS[gates], watch=watch)
     whole = points[0]
     if budget is not None and budget >= 1:
         chosen = whole

@@ -40,8 +40,8 @@ def pooled_by_quarter(signal: Tensor) -> Tensor:
 class Head(nn.Module):
     """A linear function of pooled signals, which knows how they were spread where it was fitted."""
 
-    mean: Tensor
-    deviation: Tensor
+    shift: Tensor
+    inverse: Tensor
     limit: Tensor
     weight: Tensor
     bias: Tensor
@@ -50,21 +50,23 @@ class Head(nn.Module):
         super().__init__()
         self.register_buffer("weight", torch.zeros(outputs, features))
         self.register_buffer("bias", torch.zeros(outputs))
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("deviation", torch.ones(features))
-        self.register_buffer("limit", torch.tensor(float("inf")))  # of the mean square of the standardised features
+        self.register_buffer("shift", torch.zeros(features))  # -mean / deviation
+        self.register_buffer("inverse", torch.ones(features))  # 1 / deviation
+        self.register_buffer("limit", torch.tensor(float("inf")))  # of the norm of the standardised features
 
     def standardise(self, features: Tensor) -> None:
-        """Take the spread of ``features`` (N, F); what lies half as far again as all but 0.5 % of them is strange."""
-        self.mean.copy_(features.mean(0))
-        self.deviation.copy_(features.std(0).clamp(min=1e-6))
-        z = (features - self.mean) / self.deviation
-        self.limit.copy_(1.5 * torch.quantile(z.square().mean(1).float(), 0.995))
+        """Take the spread of ``features`` (N, F); what lies a quarter farther out than all but 0.5 % of them is strange."""
+        self.inverse.copy_(1 / features.std(0).clamp(min=1e-6))
+        self.shift.copy_(-features.mean(0) * self.inverse)
+        self.limit.copy_(1.25 * torch.quantile(self.standardised(features).norm(dim=1), 0.995))
+
+    def standardised(self, features: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, features.float(), self.inverse)
 
     def linear(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(N, F) -> (N, outputs), and (N, 1) of truth values: whether the features are strange."""
-        z = (features.float() - self.mean) / self.deviation
-        return torch.addmm(self.bias, z, self.weight.T), z.square().mean(1, keepdim=True) > self.limit
+        z = self.standardised(features)
+        return torch.addmm(self.bias, z, self.weight.T), torch.linalg.vector_norm(z, dim=1, keepdim=True) > self.limit
 
 
 class Gate(Head):
@@ -103,6 +105,13 @@ class Settings:
     leave: float | None = None  # inputs leave at an exit whose confidence is at least this; None: none does
     sure: float = 0.0  # inputs that were skipped through and end below this confidence are answered again with the full depth
     fixed: bool = False  # a block's mean worth decides, so that the same blocks run for every input and shapes are static
+    gates: tuple[int, ...] | None = None  # chunks whose gates are asked, those that save more than they cost; None: all
+    exits: tuple[int, ...] | None = None  # chunks whose exits are asked; None: all
+
+    def __post_init__(self) -> None:
+        for name in ("gates", "exits"):  # read from a file they are lists
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @property
     def whole(self) -> bool:
@@ -128,6 +137,7 @@ class _Call:
     trace: Trace | None
     deadline: float | None = None  # on the clock
     kept: Tensor | None = None  # (rows, skippable blocks of this chunk) of truth values; None: all
+    counts: list[int] = field(default_factory=list)  # of the rows that are kept, by skippable block
     record: bool = False  # note every exit's answer, and let nobody go
     ghosted: Tensor | None = None  # (N,) of truth values: some block was passed through
     answers: Tensor | None = None  # (N, classes) of those who left
@@ -293,11 +303,14 @@ class Ghost(nn.Module):
     def _judge(self, c: int, x: Tensor, call: _Call) -> Tensor | None:
         """(rows, skippable blocks): which blocks of the chunk are computed; None for all of them."""
         gate, settings = self.gates[c], call.settings
-        if settings.skip is None or not isinstance(gate, Gate):
+        if settings.skip is None or not isinstance(gate, Gate) or (settings.gates is not None and c not in settings.gates):
             return None
-        if settings.fixed:
-            return (gate.bias >= settings.skip)[None]
+        if settings.fixed:  # one row for all
+            kept = (gate.bias >= settings.skip)[None]
+            call.counts = [len(x) * int(one) for one in kept[0].tolist()]
+            return kept
         kept = gate(x) >= settings.skip
+        call.counts = (kept[0] if len(kept) == 1 else kept.sum(0)).tolist()  # once for the chunk, since a GPU is waited for
         if settings.sure > 0 or call.record:
             if call.ghosted is None:
                 call.ghosted = torch.zeros(call.n, dtype=torch.bool, device=x.device)
@@ -319,8 +332,8 @@ class Ghost(nn.Module):
             if call.trace is not None:
                 call.trace.ran[call.rows.cpu(), i] = True
             return original(x, *args, **kwargs)
-        keep = call.kept[:, skippable.index(i)]
-        count = int(keep.sum()) if len(keep) == len(x) else len(x) * int(keep)  # a fixed choice has one row for all
+        place = skippable.index(i)
+        keep, count = call.kept[:, place], int(call.counts[place])
         if call.trace is not None:
             call.trace.ran[call.rows[keep if len(keep) == len(x) else keep.expand(len(x))].cpu(), i] = True
         if count == len(x):
@@ -349,6 +362,8 @@ class Ghost(nn.Module):
             base, each = self.ahead[c]
             late = time.perf_counter() + base + each * len(call.rows) > call.deadline
         if not isinstance(head, Exit) or (bar is None and not late):
+            return out
+        if not late and call.settings.exits is not None and c not in call.settings.exits:
             return out
         logits, confidence = head(signal)
         done = torch.ones_like(confidence, dtype=torch.bool) if late else confidence >= bar
