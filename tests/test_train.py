@@ -186,7 +186,7 @@ def test_recipes_follow_the_papers() -> None:
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
     assert recipe("paper-cifar", epochs=10).steps(352) == 3520
     cycle = recipe("digits")
-    assert cycle.rate(0.3) == pytest.approx(0.1) and cycle.rate(1.0) == pytest.approx(0) and cycle.rate(0) < 0.01
+    assert cycle.rate(0.3) == pytest.approx(0.05) and cycle.rate(1.0) == pytest.approx(0) and cycle.rate(0) < 0.01
     assert cycle.momentum_at(0.3) == pytest.approx(0.85) and cycle.momentum_at(1.0) == pytest.approx(0.95)
     modern = recipe("modern-imagenet")
     assert [modern.side(done, 224) for done in (0, 0.5, 0.9)] == [128, 160, 192]
