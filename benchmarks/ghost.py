@@ -8,19 +8,18 @@ Every way that chooses does so on the validation split, to a rise of at most ``-
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.common import record
-from benchmarks.shrink import Bench, subset
-from deepres.data import Data, open_data
+from benchmarks.shrink import bench_of, common_options
+from deepres.data import Data
+from deepres.evaluate import time_against
 from deepres.ghost import Gate, Ghost, ghost
-from deepres.ghost.choose import frontier, time_against, within_error
+from deepres.ghost.choose import frontier, within_error
 from deepres.ghost.fit import batches, costs, fit
 from deepres.nn import ResNet, logits_of
 
@@ -53,20 +52,13 @@ def by_chance(net: nn.Module, data: Data, rise: float, examples: int) -> Ghost:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--net", default="resnet56-cifar")
-    parser.add_argument("--size", type=int, default=16)
-    parser.add_argument("--images", type=int, default=8_000)
-    parser.add_argument("--epochs", type=float, default=30.0)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = common_options(__doc__)
     parser.add_argument("--blocks", type=int, default=15)
     parser.add_argument("--error", type=float, default=0.2)
     parser.add_argument("--examples", type=int, default=1000)
-    parser.add_argument("--out", type=Path, default=Path("runs/shrink-record"), help="where benchmarks.shrink put its networks")
     options = parser.parse_args()
-    data = subset(open_data(options.data, size=options.size), options.images, options.size)
-    bench = Bench(options.net, data, options.epochs, options.out, 0.2, 0.05)
+    bench = bench_of(options)
+    data = bench.data
     test = list(batches(data, "test", len(data.test), CPU, 250))
     inputs = torch.cat([x for x, _ in test[:3]])
 

@@ -123,25 +123,35 @@ def subset(data: Data, images: int, size: int | None) -> Data:
     return dataclasses.replace(data, train=data.train.take(index))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def common_options(about: str | None) -> argparse.ArgumentParser:
+    """Those that say which networks are meant, for all that trains or uses them."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--net", default="resnet56-cifar")
     parser.add_argument("--size", type=int, default=16)
     parser.add_argument("--images", type=int, default=8_000)
     parser.add_argument("--epochs", type=float, default=30.0)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--blocks", type=int, nargs="+", default=[15, 9])
     parser.add_argument("--lr", type=float, default=0.2)
     parser.add_argument("--fine-lr", type=float, default=0.1)
+    parser.add_argument("--out", type=Path, default=Path("runs/shrink-record"), help="where the networks are")
+    return parser
+
+
+def bench_of(options: argparse.Namespace) -> Bench:
+    data = subset(open_data(options.data, size=options.size), options.images, options.size)
+    return Bench(options.net, data, options.epochs, options.out, options.lr, options.fine_lr)
+
+
+def main() -> None:
+    parser = common_options(__doc__)
+    parser.add_argument("--blocks", type=int, nargs="+", default=[15, 9])
     parser.add_argument("--part", default="0/1")
-    parser.add_argument("--out", type=Path, default=Path("runs/shrink-record"))
     options = parser.parse_args()
     part, parts = map(int, options.part.split("/"))
     if parts > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // parts))
-    data = subset(open_data(options.data, size=options.size), options.images, options.size)
-    bench = Bench(options.net, data, options.epochs, options.out, options.lr, options.fine_lr)
+    bench = bench_of(options)
     for blocks in options.blocks:
         for seed in range(options.seeds):
             tasks = {"whole": bench.whole, **bench.ways(blocks)}

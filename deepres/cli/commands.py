@@ -29,6 +29,13 @@ def default_out(name: str) -> Path:
     return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
+def first_of_several(out: Path | None) -> bool:
+    """Whether this process speaks and writes, of those that ``torchrun`` started. They have to share a folder that is named."""
+    if out is None and "RANK" in os.environ:
+        raise DeepresError("under torchrun all processes need the same folder: give --out")
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def table(head: list[str], rows: list[list[str]]) -> Table:
     from rich.table import Table
 
@@ -565,9 +572,7 @@ class Paper:
             return 0
         chosen_scale = scale(self.scale).changed(data=self.data, epochs=self.epochs, seeds=self.seeds)
         chosen = served(chosen_scale) if self.name == "all" else [experiment(self.name)]
-        if self.out is None and "RANK" in os.environ:
-            raise DeepresError("under torchrun all processes need the same folder: give --out")
-        first = int(os.environ.get("RANK", "0")) == 0
+        first = first_of_several(self.out)
         out = self.out or default_out("paper")
         planner = Planner(chosen, seconds_of(self.budget) if self.budget else None, Console(stderr=True))
         lab = Lab(chosen_scale, out, self.speed, planner.watch)
@@ -719,9 +724,7 @@ class Shrink:
             raise DeepresError("what shall be left? Give --target, such as time=0.6")
         for target in self.target:
             Target.parse(target)
-        if self.out is None and "RANK" in os.environ:
-            raise DeepresError("under torchrun all processes need the same folder: give --out")
-        first = int(os.environ.get("RANK", "0")) == 0
+        first = first_of_several(self.out)
         out = self.out or default_out("shrink")
         if first:
             if not resume and (out / COMMAND).exists():

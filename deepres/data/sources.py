@@ -16,7 +16,7 @@ from deepres.data.dataset import Data, Resident, Streamed, decode_all, split_off
 from deepres.data.decode import UnreadableImage, open_image
 from deepres.data.files import Item, Listing, fingerprint, listing
 from deepres.data.prepare import Prepare
-from deepres.data.text import read_text
+from deepres.data.text import is_text, read_text
 from deepres.errors import DeepresError, nearest
 
 SMALL = 96  # images up to this side are kept decoded in memory, larger ones are streamed
@@ -48,7 +48,7 @@ def open_data(name: str | Path, *, size: int | None = None, channels: int | None
     if size is not None and size < 1:
         raise DeepresError(f"size is the side of the input in pixels and at least 1, not {size}")
     path = Path(name)
-    if path.is_file() and path.suffix == ".txt":
+    if is_text(path):
         return read_text(path, size, val_share)
     if path.is_dir():
         return _folder(path, size, channels, val_share)

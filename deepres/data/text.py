@@ -15,6 +15,11 @@ CONTEXT = 128  # characters of an example, where nothing is asked
 TEST = 0.1  # share of the text, its end, that is kept for testing; before it comes as much as is asked for validation
 
 
+def is_text(name: object) -> bool:
+    """Whether ``name`` is a text's file."""
+    return isinstance(name, (str, Path)) and Path(name).suffix == ".txt" and Path(name).is_file()
+
+
 def read_text(path: Path, context: int | None = None, val_share: float = 0.1) -> Data:
     """Consecutive pieces of ``context`` characters; the label of each character is the next one.
 

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from deepres.errors import DeepresError
+from deepres.evaluate import time_against
 from deepres.ghost.fit import Costs, look
 from deepres.ghost.route import Gate, Ghost, Settings
 from deepres.nn import logits_in, logits_of
 
 LEAVES = (None, 0.999, 0.995, 0.99, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)  # confidences that are tried
-SHARES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of ghosted blocks that are tried
+SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of ghosted blocks that are tried
 SURE = (0.0, 0.4, 0.6)
 Kinds = tuple[Literal["fitted", "fixed"], ...]
 TOGETHER = 250  # examples of a pass, where nothing is timed
@@ -113,14 +114,13 @@ class _Recorded:
         """Without the exits that take more than they save, tried from the last to the first."""
         if settings.leave is None:
             return settings
-        asked = sorted(self.exits)
+        best = replace(settings, exits=tuple(sorted(self.exits)))
+        least = self._time(ghost, best, costs)
         for c in sorted(self.exits, reverse=True):
-            fewer = [one for one in asked if one != c]
-            if self._time(ghost, replace(settings, exits=tuple(fewer)), costs) <= self._time(
-                ghost, replace(settings, exits=tuple(asked)), costs
-            ):
-                asked = fewer
-        return replace(settings, exits=tuple(asked)) if asked else replace(settings, leave=None)
+            fewer = replace(best, exits=tuple(one for one in best.exits or () if one != c))
+            if (spent := self._time(ghost, fewer, costs)) <= least:
+                best, least = fewer, spent
+        return best if best.exits else replace(settings, leave=None)
 
     def _leaving(self, ghost: Ghost, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
         """(answers, blocks that ran, inputs that are left) with ``settings``."""
@@ -142,9 +142,7 @@ class _Recorded:
         _, ran, _ = self._leaving(ghost, settings)
         spent = float((ran.float() @ costs.blocks).mean()) + costs.rest
         for c, chunk in enumerate(ghost.chunks):
-            here = (
-                ran[:, chunk.units[0] :].any(1).float().mean()
-            )  # a chunk's first block may be a ghost, a stage's opening is not
+            here = ran[:, chunk.units[0] :].any(1).float().mean()  # share of the inputs that come so far
             if settings.skip is not None and not settings.fixed and (settings.gates is None or c in settings.gates):
                 spent += float(here * costs.gates[c])
             if settings.leave is not None and (settings.exits is None or c in settings.exits):
@@ -182,7 +180,7 @@ def _thresholds(ghost: Ghost, given: Sequence[tuple[Tensor, Tensor]], fixed: boo
         worth = gate.linear(seen.entries[c].to(gate.weight.device))[0]
         every.append(worth.flatten().cpu())
     values = torch.cat(every).sort().values
-    return [float(values[int(share * len(values))]) for share in SHARES[1:]]
+    return [float(values[int(share * len(values))]) for share in SHARES]
 
 
 def best(points: Sequence[Point]) -> list[Point]:
@@ -197,34 +195,6 @@ def best(points: Sequence[Point]) -> list[Point]:
 def time_against_whole(ghost: Ghost, inputs: Tensor, batch: int) -> tuple[float, tuple[float, float]]:
     """``time_against`` its own network; gates, exits and gathers are in the ghost's time."""
     return time_against(ghost.net, ghost, inputs, batch)
-
-
-@torch.no_grad()
-def time_against(
-    whole: Callable[[Tensor], object], other: Callable[[Tensor], object], inputs: Tensor, batch: int, *, turns: int = 7
-) -> tuple[float, tuple[float, float]]:
-    """Time of a call of ``other`` against ``whole`` on the same inputs in batches of ``batch``, taking turns.
-
-    The fastest turn of each counts; the spread is the middle half of the turns' ratios.
-    """
-    pieces = list(inputs.split(batch))
-    wait = torch.cuda.synchronize if inputs.is_cuda else (lambda: None)
-    calls = {"whole": whole, "other": other}
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        for piece in pieces[:2]:
-            call(piece)
-    for turn in range(turns):
-        for name in list(calls)[:: 1 if turn % 2 else -1]:
-            wait()
-            began = time.perf_counter()
-            for piece in pieces:
-                calls[name](piece)
-            wait()
-            seconds[name].append(time.perf_counter() - began)
-    ratios = sorted(b / a for a, b in zip(seconds["whole"], seconds["other"], strict=True))
-    quarter = len(ratios) // 4
-    return min(seconds["other"]) / min(seconds["whole"]), (ratios[quarter], ratios[-1 - quarter])
 
 
 def within_budget(
@@ -291,30 +261,9 @@ def within_error(points: Sequence[Point], whole: float, rise: float) -> Point:
 
 def clopper_pearson(count: int, n: int, confidence: float = 0.95) -> float:
     """Upper end of the one-sided interval for a share, from ``count`` of ``n`` independent examples (Clopper and Pearson 1934)."""
-    if count >= n:
-        return 1.0
-    low, high = count / n, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if _at_most(count, n, middle) > 1 - confidence:
-            low = middle
-        else:
-            high = middle
-    return high
+    from scipy.stats import beta
 
-
-def _at_most(count: int, n: int, p: float) -> float:
-    """P(X <= count) for X binomial in n and p."""
-    if p <= 0:
-        return 1.0
-    if p >= 1:
-        return 0.0
-    logs = [
-        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * math.log(p) + (n - k) * math.log1p(-p)
-        for k in range(count + 1)
-    ]
-    top = max(logs)
-    return math.exp(top) * sum(math.exp(value - top) for value in logs)
+    return 1.0 if count >= n else float(beta.ppf(confidence, count + 1, n - count))
 
 
 @dataclass(frozen=True)

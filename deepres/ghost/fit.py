@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -49,23 +49,34 @@ def batches(data: Data, split: str, most: int, device: torch.device, size: int =
             yield batch.images, batch.labels
 
 
+@contextmanager
+def _at_chunks(
+    ghost: Ghost,
+    *,
+    enter: Callable[[int, Tensor], None] = lambda c, signal: None,
+    leave: Callable[[int, Tensor], None] = lambda c, signal: None,
+) -> Iterator[None]:
+    """While open: ``enter`` gets each chunk and the signal in front of it, ``leave`` the one behind."""
+    with ExitStack() as stack:
+        for c, chunk in enumerate(ghost.chunks):
+            first, last = (ghost.units[i].sites[0].block for i in (chunk.units[0], chunk.units[-1]))
+            before = first.register_forward_pre_hook(lambda _, args, c=c: enter(c, args[0]))
+            behind = last.register_forward_hook(lambda _, __, out, c=c: leave(c, out[0] if isinstance(out, tuple) else out))
+            stack.callback(before.remove)
+            stack.callback(behind.remove)
+        yield
+
+
 @torch.no_grad()
 def look(ghost: Ghost, given: list[tuple[Tensor, Tensor]]) -> Seen:
     """One pass of the whole network."""
     entries: list[list[Tensor]] = [[] for _ in ghost.chunks]
     outputs: list[list[Tensor]] = [[] for _ in ghost.chunks]
-    with ExitStack() as stack:
-        for c, chunk in enumerate(ghost.chunks):
-            first, last = (ghost.units[i].sites[0].block for i in (chunk.units[0], chunk.units[-1]))
-
-            def enter(_: nn.Module, args: tuple[Tensor, ...], c: int = c) -> None:
-                entries[c].append(pooled(args[0]).float().cpu())
-
-            def leave(_: nn.Module, __: object, out: object, c: int = c) -> None:
-                outputs[c].append(pooled_by_quarter(_signal(out)).float().cpu())
-
-            stack.callback(first.register_forward_pre_hook(enter).remove)
-            stack.callback(last.register_forward_hook(leave).remove)
+    with _at_chunks(
+        ghost,
+        enter=lambda c, signal: entries[c].append(pooled(signal).float().cpu()),
+        leave=lambda c, signal: outputs[c].append(pooled_by_quarter(signal).float().cpu()),
+    ):
         logits = [logits_of(ghost.net, x).float().cpu() for x, _ in given]
     if logits[0].ndim != 2:
         raise DeepresError("a ghost classifies whole inputs; a language model gives an answer for every token")
@@ -143,10 +154,7 @@ def _ahead(ghost: Ghost, inputs: Tensor, turns: int = 5) -> list[tuple[float, fl
         spans: list[list[float]] = []
         for turn in range(turns + 1):
             at: list[float] = []
-            with ExitStack() as stack:
-                for chunk in ghost.chunks:
-                    block = ghost.units[chunk.units[-1]].sites[0].block
-                    stack.callback(block.register_forward_hook(lambda *_, at=at: at.append(time.perf_counter())).remove)
+            with _at_chunks(ghost, leave=lambda c, signal, at=at: at.append(time.perf_counter())):  # type: ignore[misc]
                 ghost.net(inputs[:n])
             at.append(time.perf_counter())
             if turn:  # the first warms up
@@ -183,19 +191,13 @@ class Costs:
 @torch.no_grad()
 def costs(ghost: Ghost, inputs: Tensor, turns: int = 7) -> Costs:
     """What each block, gate and exit takes, on these inputs in one batch."""
-    signals: list[list[Tensor]] = []
-    with ExitStack() as stack:
-        for chunk in ghost.chunks:
-            first, last = (ghost.units[i].sites[0].block for i in (chunk.units[0], chunk.units[-1]))
-            seen: list[Tensor] = []
-            stack.callback(first.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0])).remove)
-            stack.callback(last.register_forward_hook(lambda _, __, out, seen=seen: seen.append(_signal(out))).remove)
-            signals.append(seen)
+    entries: list[Tensor] = []
+    outputs: list[Tensor] = []
+    with _at_chunks(ghost, enter=lambda c, x: entries.append(x), leave=lambda c, x: outputs.append(x)):
         ghost.net(inputs)
     whole = _fastest(lambda: ghost.net(inputs), turns)
     gates, exits = [], []
-    for c, (entry, output) in enumerate(signals):
-        gate, head = ghost.gates[c], ghost.exits[c]
+    for gate, head, entry, output in zip(ghost.gates, ghost.exits, entries, outputs, strict=True):
         gates.append(_fastest(partial(_decide, gate, entry), turns) / whole if isinstance(gate, Head) else 0.0)
         exits.append(_fastest(partial(_decide, head, output), turns) / whole if isinstance(head, Head) else 0.0)
     return Costs(torch.tensor(block_times(ghost, inputs)), torch.tensor(gates), torch.tensor(exits))
@@ -205,12 +207,6 @@ def _decide(head: Head, signal: Tensor) -> list[int]:
     """What a call does with a gate or an exit: ask it, compare, and wait for the counts."""
     said = head(signal)
     return list((said[1] >= 0.5).sum(0, keepdim=True).tolist() if isinstance(said, tuple) else (said >= 0).sum(0).tolist())
-
-
-def _signal(out: object) -> Tensor:
-    signal = out[0] if isinstance(out, tuple) else out
-    assert isinstance(signal, Tensor)
-    return signal
 
 
 def _fastest(call: Callable[[], object], turns: int) -> float:

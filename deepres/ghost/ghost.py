@@ -156,7 +156,7 @@ def ghost(
         assert error is not None
         chosen = within_error(points, whole.error, error)
     made.settings = chosen.settings
-    if chosen.settings.whole is False and error is not None:
+    if error is not None and not chosen.settings.whole:
         ratio, _ = time_against_whole(made, inputs, batch)
         if ratio >= 1:
             say(f"{settings_in_words(chosen.settings)}: measured {100 * ratio:.0f} % of the time, so the whole network is kept")

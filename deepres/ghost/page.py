@@ -9,9 +9,8 @@ import plotly.graph_objects as go
 from deepres.data import Data, Resident, open_image
 from deepres.ghost.choose import Point, best, settings_in_words
 from deepres.ghost.ghost import Made
-from deepres.report import Page, data_uri
+from deepres.report import LAYOUT, Page, data_uri
 
-_LAYOUT = {"margin": {"t": 30, "l": 70, "r": 10, "b": 50}, "legend": {"orientation": "h", "y": -0.2}}
 HEAD = ["batch", "time of a call", "middle half"]
 MOST = 60  # classes shown
 
@@ -47,7 +46,7 @@ def page(made: Made, *, name: str, data: str, footer: str) -> Page:
 
 
 def _frontier(made: Made) -> go.Figure:
-    figure = go.Figure(layout=_LAYOUT)
+    figure = go.Figure(layout=LAYOUT)
     kinds = (
         ("by input", "#2f6fde", lambda p: p.settings.skip is not None and not p.settings.fixed),
         ("the same blocks for all", "#e09f3e", lambda p: p.settings.fixed),
@@ -90,7 +89,7 @@ def _map(made: Made) -> go.Figure:
     by_class = dict(list(made.verified.by_class.items())[:MOST])
     names = [unit.path for unit in made.model.units]
     values = [[100 * ran[i] for ran in by_class.values()] for i in range(len(names))]
-    figure = go.Figure(layout={"margin": _LAYOUT["margin"]})
+    figure = go.Figure(layout={"margin": LAYOUT["margin"]})
     figure.add_heatmap(
         x=list(by_class),
         y=list(range(1, len(names) + 1)),
@@ -110,7 +109,7 @@ def _map(made: Made) -> go.Figure:
 def _depth(made: Made) -> go.Figure:
     means = {name: 100 * sum(ran) / len(ran) for name, ran in made.verified.by_class.items()}
     shown = dict(sorted(means.items(), key=lambda pair: pair[1])[:MOST])
-    figure = go.Figure(layout=_LAYOUT)
+    figure = go.Figure(layout=LAYOUT)
     figure.add_bar(
         x=list(shown), y=list(shown.values()), marker={"color": "#2f6fde"}, hovertemplate="%{x}: %{y:.0f} %<extra></extra>"
     )

@@ -338,9 +338,8 @@ class Ghost(nn.Module):
             call.trace.ran[call.rows[keep if len(keep) == len(x) else keep.expand(len(x))].cpu(), i] = True
         if count == len(x):
             return original(x, *args, **kwargs)
-        through = x
-        for site in self.units[i].sites[:1]:  # a Transformer's layer is x itself
-            through = site.passed(x) if not site.row.part else x
+        site = self.units[i].sites[0]
+        through = x if site.row.part else site.passed(x)  # a Transformer's whole layer passes x itself
         if count == 0:
             return through
         index = keep.nonzero().squeeze(1)

@@ -11,14 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from deepres.data import Data, Loader, Prepare, Resident, Split, open_data, open_image, seeded
+from deepres.data.text import is_text
 from deepres.errors import DeepresError
 from deepres.nn import ResNet, input_channels, input_size, open_model, output_classes
 from deepres.train.distribute import pick_device
-
-
-def is_text(data: object) -> bool:
-    """Whether ``data`` names a text."""
-    return isinstance(data, (str, Path)) and str(data).endswith(".txt") and Path(data).is_file()
 
 
 @dataclass(eq=False)

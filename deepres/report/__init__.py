@@ -1,6 +1,6 @@
 """One self-contained HTML page for any result."""
 
 from deepres.report.images import data_uri
-from deepres.report.page import Page
+from deepres.report.page import LAYOUT, Page
 
-__all__ = ["Page", "data_uri"]
+__all__ = ["LAYOUT", "Page", "data_uri"]

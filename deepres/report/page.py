@@ -16,6 +16,8 @@ from typing import Any
 
 from deepres.errors import DeepresError
 
+LAYOUT = {"margin": {"t": 30, "l": 70, "r": 10, "b": 50}, "legend": {"orientation": "h", "y": -0.2}}  # of a figure
+
 
 @dataclass
 class Page:

@@ -12,7 +12,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from deepres.errors import DeepresError
-from deepres.serve.worker import Worker, WorkerDied
+from deepres.serve.worker import Answers, Worker, WorkerDied
 
 WATCH = 1.0  # seconds between looks at the worker
 
@@ -141,16 +141,13 @@ class Batcher:
             if not future.done():
                 future.set_result(Answer(found.probabilities[row], float(found.depth[row]), level))
 
-    def _ask(self, images: np.ndarray, level: int) -> Any:
+    def _ask(self, images: np.ndarray, level: int) -> Answers:
         """Once more where the worker died under it."""
-        for last in (False, True):
-            try:
-                return self.worker.call(images, level)
-            except WorkerDied:
-                self._revive()
-                if last:
-                    raise
-        return None
+        try:
+            return self.worker.call(images, level)
+        except WorkerDied:
+            self._revive()
+            return self.worker.call(images, level)
 
     def _revive(self) -> None:
         if self.worker.alive:

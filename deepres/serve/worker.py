@@ -116,7 +116,7 @@ def _work(pipe: Connection, spec: Spec) -> None:
 
     from deepres.data import Prepare
     from deepres.ghost import Ghost
-    from deepres.nn import logits_of
+    from deepres.nn import logits_in, logits_of
 
     try:
         model, facts, steps = _load(spec)
@@ -141,8 +141,7 @@ def _work(pipe: Connection, spec: Spec) -> None:
                 depth = np.ones(len(images), dtype=np.float32)
                 if isinstance(model, Ghost):
                     model.settings = steps[min(level, len(steps) - 1)]
-                    out = model(x, trace=True)
-                    logits = getattr(out, "logits", out)
+                    logits = logits_in(model(x, trace=True))
                     assert model.trace is not None
                     depth = model.trace.ran.float().mean(1).numpy()
                 else:

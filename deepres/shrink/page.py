@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from deepres.report import Page
+from deepres.report import LAYOUT, Page
 from deepres.shrink.shrink import Shrunk
 
-_LAYOUT = {"margin": {"t": 30, "l": 70, "r": 10, "b": 50}, "legend": {"orientation": "h", "y": -0.2}}
 HEAD = ["target", "blocks", "time", "weights", "validation error", "test error"]
 
 
@@ -57,7 +56,7 @@ def page(every: Sequence[Shrunk], *, name: str, data: str, footer: str) -> Page:
 
 
 def _frontier(every: Sequence[Shrunk]) -> go.Figure:
-    figure = go.Figure(layout=_LAYOUT)
+    figure = go.Figure(layout=LAYOUT)
     shown = sorted(every, key=lambda one: one.time)
     figure.add_scatter(
         x=[100 * one.time for one in shown],
@@ -85,7 +84,7 @@ def _frontier(every: Sequence[Shrunk]) -> go.Figure:
 
 def _sizes(one: Shrunk) -> go.Figure:
     values = [[glance.sizes[i] for glance in one.history] for i in range(len(one.units))]
-    figure = go.Figure(layout={"margin": _LAYOUT["margin"]})
+    figure = go.Figure(layout={"margin": LAYOUT["margin"]})
     figure.add_heatmap(
         x=[glance.epoch for glance in one.history],
         y=list(range(1, len(one.units) + 1)),
@@ -104,7 +103,7 @@ def _sizes(one: Shrunk) -> go.Figure:
 
 
 def _course(one: Shrunk) -> go.Figure:
-    figure = go.Figure(layout=_LAYOUT)
+    figure = go.Figure(layout=LAYOUT)
     epochs = [record.epoch for record in one.result.history]
     figure.add_scatter(
         x=epochs, y=[r.train_error for r in one.result.history], name="training error, %", line={"color": "#2f6fde"}
@@ -121,7 +120,7 @@ def _course(one: Shrunk) -> go.Figure:
     )
     right = {"overlaying": "y", "side": "right", "title": "blocks that are identities", "range": [0, len(one.units)]}
     figure.update_layout(yaxis2={**right, "dtick": max(1, len(one.units) // 8), "showgrid": False})
-    figure.update_layout(margin={**_LAYOUT["margin"], "r": 70})  # type: ignore[dict-item]
+    figure.update_layout(margin={**LAYOUT["margin"], "r": 70})  # type: ignore[dict-item]
     figure.update_xaxes(title_text="epoch")
     figure.update_yaxes(title_text="error, %", rangemode="tozero", selector={"overlaying": None})
     return figure

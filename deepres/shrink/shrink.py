@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from deepres.data import Data, open_data
 from deepres.errors import DeepresError
-from deepres.evaluate import measure
+from deepres.evaluate import measure, time_against
 from deepres.lens.source import Source
 from deepres.nn import config, logits_of, parameters
 from deepres.shrink.curriculum import Glance, Inverse, Plan
@@ -175,27 +175,12 @@ def _open(
     return training_model(Run(reference, opened.name, seed=seed), opened, torch.device("cpu")), opened, reference, False
 
 
-@torch.no_grad()
 def time_ratio(whole: nn.Module, small: nn.Module, inputs: Tensor, *, turns: int = 15) -> tuple[float, tuple[float, float]]:
-    """Time of a forward pass of ``small`` against ``whole``'s, taking turns, and the middle half of the turns' ratios.
-
-    The fastest pass of each counts, since whatever else the machine does can only slow one down.
-    """
-    wait = torch.cuda.synchronize if inputs.is_cuda else (lambda: None)
+    """``time_against`` for a forward pass of each in eval mode, all inputs at once."""
     was = [model.training for model in (whole, small)]
-    for model in (whole, small):
-        model.eval()
-        logits_of(model, inputs)
-    seconds: dict[int, list[float]] = {id(whole): [], id(small): []}
-    for turn in range(turns):
-        for model in (whole, small)[:: 1 if turn % 2 else -1]:
-            wait()
-            began = time.perf_counter()
-            logits_of(model, inputs)
-            wait()
-            seconds[id(model)].append(time.perf_counter() - began)
+    found = time_against(
+        partial(logits_of, whole.eval()), partial(logits_of, small.eval()), inputs, max(1, len(inputs)), turns=turns
+    )
     for model, training in zip((whole, small), was, strict=True):
         model.train(training)
-    ratios = sorted(b / a for a, b in zip(seconds[id(whole)], seconds[id(small)], strict=True))
-    quarter = len(ratios) // 4
-    return min(seconds[id(small)]) / min(seconds[id(whole)]), (ratios[quarter], ratios[-1 - quarter])
+    return found
