@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import platform
 import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,47 @@ def alternate(candidates: dict[str, Callable[[], object]], *, repeats: int = 7, 
                 torch.cuda.synchronize()
             times[name].append(time.perf_counter() - began)
     return times
+
+
+class Remote:
+    """A candidate in a process of its own, so that its allocator, caches and settings are those that its users have.
+
+    ``build(*args)`` is called there and gives the call to be timed and a name for it; both have to be importable.
+    """
+
+    def __init__(self, build: Callable[..., tuple[Callable[[], object], str]], *args: object) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, build, args), daemon=True)
+        self.process.start()
+        self.name: str = self._answer()
+
+    def _answer(self) -> Any:
+        answer = self.pipe.recv()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def __call__(self) -> None:
+        self.pipe.send("go")
+        self._answer()
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.join()
+
+
+def _serve(pipe: Connection, build: Callable[..., tuple[Callable[[], object], str]], args: tuple[object, ...]) -> None:
+    try:
+        call, name = build(*args)
+        pipe.send(name)
+        while pipe.recv():
+            call()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            pipe.send("done")
+    except Exception as error:
+        pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
 def summary(times: dict[str, list[float]], images: int, against: str) -> dict[str, dict[str, Any]]:

@@ -1,25 +1,46 @@
 """Training steps side by side: CIFAR ResNet-20 at batch 128, ResNet-50 at 224 and batch 16.
 
 The peers' step is forward, backward and update; ours is ``Trainer.step``, which also seeds, checks that loss and gradient
-are finite and keeps the sums that are logged.
+are finite and keeps the sums that are logged. Each candidate runs in a process of its own, as it would for its users: ours with
+what ``deepres.train`` sets for a run (denormals off, freed memory kept), one peer with these settings too.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 from collections.abc import Callable
 
 import torch
 import torchvision
 
-from benchmarks.common import alternate, record, summary
+from benchmarks.common import Remote, alternate, record, summary
 from benchmarks.peers import CifarResNet, Step
 from deepres import Run
 from deepres.data import Batch, Data, Prepare, Resident
 from deepres.train import Trainer, recipe
 from deepres.train.distribute import Team
+from deepres.train.memory import heap_kept
 from deepres.train.speed import SPEEDS, exactness
+
+CASES: dict[str, tuple[Callable[[], torch.nn.Module], int, int, int]] = {  # peer, batch, size, classes
+    "resnet20-cifar": (lambda: CifarResNet(20), 128, 32, 10),
+    "resnet50": (torchvision.models.resnet50, 16, 224, 1000),
+}
+_settings = contextlib.ExitStack()  # of this process, for as long as it lives
+
+
+def low() -> bool:
+    """bf16, where it is not emulated (many times slower)."""
+    return torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+
+
+def examples(net: str) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    _, batch, size, classes = CASES[net]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.randn(batch, 3, size, size, device=device), torch.randint(0, classes, (batch,), device=device)
 
 
 def trainer_on(net: str, images: torch.Tensor, labels: torch.Tensor, classes: int, speed: str) -> tuple[Trainer, Batch]:
@@ -34,13 +55,25 @@ def trainer_on(net: str, images: torch.Tensor, labels: torch.Tensor, classes: in
     return trainer, next(trainer.loader.epoch(0))
 
 
-def ours(net: str, images: torch.Tensor, labels: torch.Tensor, classes: int, speed: str) -> tuple[Callable[[], None], str]:
-    trainer, batch = trainer_on(net, images, labels, classes, speed)
-    return lambda: trainer.step(batch), trainer.speed.name
+def ours(net: str, speed: str) -> tuple[Callable[[], None], str]:
+    trainer, batch = trainer_on(net, *examples(net), CASES[net][3], speed)
+    _settings.enter_context(exactness(SPEEDS[trainer.speed.name]))
+    _settings.enter_context(trainer.heap())
+    return lambda: trainer.step(batch), f"deepres --speed {speed}" + (f" ({trainer.speed.name})" if speed == "auto" else "")
 
 
-def floor(model: torch.nn.Module, images: torch.Tensor, bf16: bool) -> Callable[[], None]:
+def peer(net: str, name: str, bf16: bool, last: bool, compile: bool, set_up: bool = False) -> tuple[Callable[[], None], str]:
+    step = Step(CASES[net][0](), *examples(net), bf16=bf16, last=last, compile=compile)
+    if set_up:
+        _settings.enter_context(exactness(SPEEDS["float32"]))
+        _settings.enter_context(heap_kept())
+    return step, name
+
+
+def floor(net: str, bf16: bool) -> tuple[Callable[[], None], str]:
     """The network's convolutions alone, forward and backward, as precise as the tuned peer: no norm, sum, activation, update."""
+    images, _ = examples(net)
+    model = CASES[net][0]().to(images.device)
     calls: list[tuple[torch.nn.Conv2d, torch.Size]] = []
     layers = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
     handles = [m.register_forward_pre_hook(lambda m, args: calls.append((m, args[0].shape))) for m in layers]  # type: ignore[func-returns-value, arg-type]
@@ -60,38 +93,39 @@ def floor(model: torch.nn.Module, images: torch.Tensor, bf16: bool) -> Callable[
             wanted = [alone.weight] + ([x] if x.requires_grad else [])
             torch.autograd.grad(alone(x), wanted, grad)
 
-    return run
+    return run, "floor: its convolutions alone"
 
 
-def compare(
-    net: str, build: Callable[[], torch.nn.Module], batch: int, size: int, classes: int, repeats: int
-) -> dict[str, object]:
-    torch.manual_seed(0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images, labels = torch.randn(batch, 3, size, size, device=device), torch.randint(0, classes, (batch,), device=device)
-    auto, name = ours(net, images, labels, classes, "auto")
-    exact, _ = ours(net, images, labels, classes, "exact")
-    bf16 = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()  # elsewhere it is emulated, many times slower
+def compare(net: str, repeats: int) -> dict[str, object]:
+    bf16 = low()
     kind = " bf16" if bf16 else ""
-    calls: dict[str, Callable[[], object]] = {
-        "peer as it is": Step(build(), images, labels, bf16=False, last=False, compile=False),
-        f"peer channels-last{kind}": Step(build(), images, labels, bf16=bf16, last=True, compile=False),
-        f"peer channels-last{kind} compiled": Step(build(), images, labels, bf16=bf16, last=True, compile=True),
-        f"peer{kind} compiled": Step(build(), images, labels, bf16=bf16, last=False, compile=True),
-        f"deepres --speed auto ({name})": auto,
-        "deepres --speed exact": exact,
-        "floor: its convolutions alone": floor(build(), images, bf16),
-    }
-    with exactness(SPEEDS[name]):
-        times = alternate(calls, repeats=repeats)
-    peers = {key: values for key, values in times.items() if key.startswith("peer")}
-    best = min(peers, key=lambda key: sorted(peers[key])[len(peers[key]) // 2])
+    candidates = [
+        Remote(peer, net, "peer as it is", False, False, False),
+        Remote(peer, net, f"peer channels-last{kind}", bf16, True, False),
+        Remote(peer, net, f"peer channels-last{kind} compiled", bf16, True, True),
+        Remote(peer, net, f"peer{kind} compiled", bf16, False, True),
+        Remote(peer, net, f"with our settings: peer channels-last{kind} compiled", bf16, True, True, True),
+        Remote(ours, net, "auto"),
+        Remote(ours, net, "exact"),
+        Remote(floor, net, bf16),
+    ]
+    try:
+        times = alternate({candidate.name: candidate for candidate in candidates}, repeats=repeats)
+    finally:
+        for candidate in candidates:
+            candidate.close()
+    best = min((key for key in times if key.startswith("peer")), key=lambda key: sorted(times[key])[len(times[key]) // 2])
+    _, batch, size, _ = CASES[net]
     return {"what": f"{net}, {size}x{size}, batch {batch}", "best_peer": best, **summary(times, batch, best)}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
-    repeats = parser.parse_args().repeats
-    record("training-resnet20-cifar", compare("resnet20-cifar", lambda: CifarResNet(20), 128, 32, 10, 2 * repeats + 1))
-    record("training-resnet50", compare("resnet50", torchvision.models.resnet50, 16, 224, 1000, repeats))
+    parser.add_argument("--only", choices=CASES, help="measure this one and print it; nothing is recorded")
+    given = parser.parse_args()
+    for net, turns in (("resnet20-cifar", 2 * given.repeats + 1), ("resnet50", given.repeats)):
+        if given.only == net:
+            print(compare(net, turns))
+        elif not given.only:
+            record(f"training-{net}", compare(net, turns))

@@ -1,7 +1,9 @@
 """Recomputing saves memory and changes nothing else."""
 
+import sys
 import weakref
 
+import psutil
 import pytest
 import torch
 import torchvision
@@ -95,3 +97,22 @@ def test_counting_what_is_kept_lets_go_of_it() -> None:
     alive = weakref.ref(y)
     del y
     assert alive() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="page faults are counted as Linux counts them")
+def test_kept_memory_is_not_asked_for_again_and_goes_back_at_the_end() -> None:
+    resource = pytest.importorskip("resource")
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(3):
+            live = [torch.ones(2 << 20) for _ in range(8)]  # 8 MiB each, 16,384 pages in all
+            del live
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    process = psutil.Process()
+    with memory.heap_kept():
+        faults()
+        assert faults() < 500
+        kept = process.memory_info().rss
+    assert process.memory_info().rss < kept - (32 << 20)

@@ -172,7 +172,11 @@ def _train(
     history = [Record(**line) for line in read_log(out) if line["step"] <= done] if out and state is not None else []
     title = f"{run.net} on {data.name}"
     sink = out if mates.writes else None
-    with _stoppable() as stop, Reporter(sink, title=title, total=trainer.total, show=show, done=done) as reporter:
+    with (
+        trainer.heap(),
+        _stoppable() as stop,
+        Reporter(sink, title=title, total=trainer.total, show=show, done=done) as reporter,
+    ):
         plan = f", {trainer.plan}" if trainer.plan.length else ""
         where = f"{mates.device}" + (f" x {mates.world} processes" if mates.world > 1 else "")
         reporter.say(f"{data}\n{run.net}, {trainer.recipe.name}, {trainer.total} steps, {trainer.speed.name}{plan}, {where}")

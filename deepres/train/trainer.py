@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -194,9 +196,15 @@ class Trainer:
         images = self.data.prepare.example(rows, seeded(0)).to(self.team.device)
         labels = torch.arange(images.numel() if self.data.is_text else rows, device=self.team.device) % len(self.data.classes)
         names = list(SPEEDS)
-        chosen = choose(self.model, images, labels, self.total)
+        with self.heap():
+            chosen = choose(self.model, images, labels, self.total)
         index = torch.tensor(names.index(chosen.name) if self.team.rank == 0 else 0, device=self.team.device)
         return SPEEDS[names[int(self.team.total(index))]]  # the first process chooses for all
+
+    def heap(self) -> AbstractContextManager[None]:
+        """Freed memory kept for the next step, on a CPU, unless memory is short and blocks are recomputed for it."""
+        kept = self.team.device.type == "cpu" and not self.plan.length
+        return memory.heap_kept() if kept else contextlib.nullcontext()
 
     # ---- one step
 
