@@ -8,6 +8,7 @@ Every way that chooses does so on the validation split, to a rise of at most ``-
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Callable
 
@@ -15,16 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import record
-from benchmarks.shrink import bench_of, common_options
+from benchmarks.shrink import Bench, bench_of, common_options
 from deepres.data import Data
 from deepres.evaluate import time_against
 from deepres.ghost import Gate, Ghost, ghost
-from deepres.ghost.choose import frontier, within_error
+from deepres.ghost.choose import fastest, frontier, within_error
 from deepres.ghost.fit import batches, costs, fit
 from deepres.nn import ResNet, logits_of
 
 CPU = torch.device("cpu")
 BATCHES = (1, 32, 256)
+EXITS = 0.5
 
 
 class Coin(Gate):
@@ -47,8 +49,15 @@ def by_chance(net: nn.Module, data: Data, rise: float, examples: int) -> Ghost:
             made.gates[c] = Coin(gate.weight.shape[1], len(gate.bias))
     held = list(batches(data, "val", examples, CPU, 250))
     points = frontier(made, held, costs(made, held[0][0][:32]), kinds=("fitted",))
-    made.settings = within_error(points, points[0].error, rise).settings
+    fastest(made, within_error(points, points[0].error, rise), held[0][0], 32)
     return made
+
+
+def trained_with_exits(bench: Bench, seed: int) -> ResNet:
+    """The whole network, its exits in the loss from the start."""
+    how = dataclasses.replace(bench.recipe(bench.epochs), exits=EXITS)
+    bench.train("exits", seed, bench.fresh(seed), how)
+    return bench.model("exits", seed)
 
 
 def main() -> None:
@@ -72,6 +81,8 @@ def main() -> None:
         "lesion profile, no training": lambda s: made(bench.model("whole", s), gates="fixed", exits=False),
         "random skipping": lambda s: by_chance(bench.model("whole", s), data, options.error, options.examples),
         "shallower, trained as long": lambda s: bench.model(f"shallow-{options.blocks}", s),
+        "exits trained with the network": lambda s: trained_with_exits(bench, s),
+        "ghost of that": lambda s: made(trained_with_exits(bench, s)),
         "shrunk": lambda s: bench.model(f"inverse-{options.blocks}", s),
         "ghost of the shrunk": lambda s: made(bench.model(f"inverse-{options.blocks}", s)),
     }

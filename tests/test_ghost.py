@@ -154,7 +154,7 @@ def test_the_frontier_foretells_what_happens(fitted: Ghost, data: Data) -> None:
         assert point.blocks == pytest.approx(float(torch.cat(ran).float().mean()), abs=0.02)
     line = best(points)
     assert all(a.time < b.time and a.error > b.error for a, b in pairwise(line))
-    chosen = within_error(points, points[0].error, 0.5)
+    chosen = within_error(points, points[0].error, 0.5)[0]
     assert chosen.error <= points[0].error + 0.5 and chosen.time <= points[0].time
 
 

@@ -19,7 +19,7 @@ from deepres.data import open_data
 from deepres.nn import read
 from deepres.train import Interrupted, NonFinite, Recipe, Trainer, checkpoint, read_log, recipe
 from deepres.train.distribute import Team, pick_device
-from deepres.train.speed import SPEEDS, choose
+from deepres.train.speed import SPEEDS, choose, race
 from deepres.train.trainer import optimizer_for
 
 TINY = Recipe("tiny", epochs=2, batch=64, lr=0.05, schedule="one-cycle", warmup=0.3, augment="pad-crop")
@@ -260,11 +260,13 @@ def test_speed_is_measured_once_and_remembered(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("DEEPRES_CACHE", str(tmp_path))
     tried: list[str] = []
 
-    def fake(_: object, __: object, ___: object, speed: deepres.train.speed.Speed, **____: object) -> float:
-        tried.append(speed.name)
-        return {"float32": 3.0, "float32-channels-last": 2.0, "bf16": 1.5, "bf16-channels-last": 1.0}.get(speed.name, 0.9)
+    seconds = {"float32": 3.0, "float32-channels-last": 2.0, "bf16": 1.5, "bf16-channels-last": 1.0}
 
-    monkeypatch.setattr("deepres.train.speed.step_seconds", fake)
+    def fake(_: object, __: object, ___: object, speeds: list[deepres.train.speed.Speed]) -> dict[str, float]:
+        tried.extend(speed.name for speed in speeds)
+        return {speed.name: seconds.get(speed.name, 0.9) for speed in speeds}
+
+    monkeypatch.setattr("deepres.train.speed.race", fake)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     model, x, y = deepres.create("resnet8-cifar"), torch.zeros(2, 3, 8, 8), torch.zeros(2).long()
     assert choose(model, x, y, steps=10).name == "bf16-channels-last"
@@ -274,6 +276,19 @@ def test_speed_is_measured_once_and_remembered(monkeypatch: pytest.MonkeyPatch, 
     assert SPEEDS[choose(model, x, y, steps=100_000).name].compile
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert not choose(deepres.create("resnet14-cifar"), x, y, steps=10).bf16  # emulated bf16 crawls
+
+
+def test_modes_race_in_turns_and_one_that_cannot_compile_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, y = deepres.create("resnet8-cifar", width=0.25), torch.zeros(4, 3, 8, 8), torch.zeros(4).long()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def no_compiler(net: nn.Module) -> nn.Module:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    times = race(model, x, y, [SPEEDS["float32"], SPEEDS["float32-compiled"], SPEEDS["float32-channels-last"]], rounds=2)
+    assert list(times) == ["float32", "float32-channels-last"] and all(0 < value < 10 for value in times.values())
+    assert same(before, model.state_dict())
 
 
 def test_bf16_trains_too() -> None:

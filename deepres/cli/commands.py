@@ -171,6 +171,7 @@ class Train:
     epochs: float | None = None  # instead of the recipe's
     batch: int | None = None  # examples per step over all processes, instead of the recipe's
     lr: float | None = None  # highest learning rate, instead of the recipe's
+    exits: float | None = None  # weight in the loss of exits that `deepres ghost` can leave by; 0.5 is usual
     seed: int = 0
     width: float = 1.0  # multiplies the network's channels
     size: int | None = None  # side of the input in pixels [the images' own, or 224]

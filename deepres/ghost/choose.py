@@ -253,10 +253,34 @@ def keeps_deadline(ghost: Ghost, inputs: Tensor, batch: int, *, calls: int = 100
     return sum(t <= ghost.deadline for t in took) / len(took), max(took)
 
 
-def within_error(points: Sequence[Point], whole: float, rise: float) -> Point:
-    """The fastest point whose validation error is at most ``rise`` points above the whole network's."""
-    allowed = [point for point in points if point.error <= whole + rise]
-    return min(allowed, key=lambda p: (p.time, p.error)) if allowed else next(p for p in points if p.settings.whole)
+def within_error(points: Sequence[Point], whole: float, rise: float) -> list[Point]:
+    """Of each kind of setting (skipping by input, by mean, not at all; leaving or not) the point that is foretold fastest.
+
+    Of those whose validation error is at most ``rise`` points above the whole network's. The whole network is the last of them.
+    """
+    fastest: dict[tuple[bool, bool, bool], Point] = {}
+    for point in sorted(points, key=lambda p: (p.time, p.error)):
+        if point.error <= whole + rise and not point.settings.whole:
+            kind = (point.settings.skip is None, point.settings.fixed, point.settings.leave is None)
+            fastest.setdefault(kind, point)
+    return [*fastest.values(), next(p for p in points if p.settings.whole)]
+
+
+def fastest(
+    ghost: Ghost, candidates: Sequence[Point], inputs: Tensor, batch: int, say: Callable[[str], None] = lambda text: None
+) -> Point:
+    """The candidate whose *measured* time at this batch is the least, the whole network if none is below 1; also sets it."""
+    measured = []
+    for point in candidates:
+        if point.settings.whole:
+            measured.append(1.0)
+            continue
+        ghost.settings = point.settings
+        measured.append(time_against_whole(ghost, inputs, batch)[0])
+        say(f"{settings_in_words(point.settings)}: foretold {100 * point.time:.0f} %, measured {100 * measured[-1]:.0f} %")
+    chosen = candidates[measured.index(min(measured))]
+    ghost.settings = chosen.settings
+    return chosen
 
 
 def clopper_pearson(count: int, n: int, confidence: float = 0.95) -> float:

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from deepres.data import Data, Loader, seeded
 from deepres.errors import DeepresError
-from deepres.ghost.route import Exit, Gate, Ghost, Head, pooled, pooled_by_quarter
+from deepres.ghost.route import Exit, Gate, Ghost, Head
 from deepres.lens.signals import time_shares
 from deepres.nn import logits_of
+from deepres.sites import pooled, pooled_by_quarter
 
 RIDGE = 0.01  # of the examples
 LEAST = 1e-6  # divergence below which an answer has not moved, nats

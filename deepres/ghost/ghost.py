@@ -22,6 +22,7 @@ from deepres.ghost.choose import (
     Kinds,
     Point,
     Verified,
+    fastest,
     frontier,
     keeps_deadline,
     settings_in_words,
@@ -117,11 +118,11 @@ def ghost(
     >>> made.model(images)  # called like the network
 
     ``budget``: the most that a call may take of the whole network's time on average, measured at ``batch``; 1.0 gives the network
-    itself, to the bit. ``error``: the points that the error may rise, in which case the fastest setting is taken. One of the two, both
-    decided on the validation split and told on the test split. ``deadline``: seconds for a call, after which its inputs leave at the
-    next exit. ``gates``: ``"fitted"`` chooses blocks by input, ``"fixed"`` the same ones for every input, by their mean worth, which
-    is the lens's lesion profile and needs no training; ``"both"`` tries both, and ``"none"`` leaves all blocks. ``exits``: whether
-    inputs may leave early.
+    itself, to the bit. ``error``: the points that the error may rise, in which case the setting measured fastest is taken. One of
+    the two, both decided on the validation split and told on the test split. ``deadline``: seconds for a call, after which its
+    inputs leave at the next exit. ``gates``: ``"fitted"`` chooses blocks by input, ``"fixed"`` the same ones for every input, by
+    their mean worth, which is the lens's lesion profile and needs no training; ``"both"`` tries both, and ``"none"`` leaves all
+    blocks. ``exits``: whether inputs may leave early.
 
     Raises ``DeepresError`` for a network without blocks to pass through, one that is no classifier of the data's classes, and a
     budget that cannot be kept.
@@ -154,13 +155,8 @@ def ghost(
         chosen = within_budget(made, points, budget, inputs, batch, say)
     else:
         assert error is not None
-        chosen = within_error(points, whole.error, error)
+        chosen = fastest(made, within_error(points, whole.error, error), inputs, batch, say)
     made.settings = chosen.settings
-    if error is not None and not chosen.settings.whole:
-        ratio, _ = time_against_whole(made, inputs, batch)
-        if ratio >= 1:
-            say(f"{settings_in_words(chosen.settings)}: measured {100 * ratio:.0f} % of the time, so the whole network is kept")
-            chosen, made.settings = whole, whole.settings
     test = list(batches(opened, "test", len(opened.test), torch.device(device), TOGETHER))
     verified = verify(made, test, opened.classes)
     times = {}

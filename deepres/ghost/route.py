@@ -9,32 +9,18 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepres.errors import DeepresError
 from deepres.nn import logits_in
-from deepres.sites import Unit, find_units
-
-
-def pooled(signal: Tensor) -> Tensor:
-    """(N, C): the mean over places of (N, C, H, W), or over tokens of (N, L, C)."""
-    return signal.mean((2, 3)) if signal.ndim == 4 else signal.mean(1)
-
-
-def pooled_by_quarter(signal: Tensor) -> Tensor:
-    """(N, 4 C): the means over the quarters of (N, C, H, W); of (N, L, C) the mean over tokens and the first token, (N, 2 C)."""
-    if signal.ndim == 4:
-        return F.adaptive_avg_pool2d(signal, 2).flatten(1)
-    return torch.cat([signal.mean(1), signal[:, 0]], 1)
+from deepres.sites import chunks, find_units, pooled, pooled_by_quarter
 
 
 class Head(nn.Module):
@@ -149,32 +135,6 @@ class _Everyone(Exception):
 
 
 _NOW: ContextVar[_Call | None] = ContextVar("ghost", default=None)
-
-
-@dataclass(frozen=True, eq=False)
-class Chunk:
-    """Consecutive blocks that share a gate in front and an exit behind."""
-
-    units: tuple[int, ...]
-    skippable: tuple[int, ...]  # of them, those that can be ghosts
-
-
-def chunks(units: Sequence[Unit], most: int = 5) -> list[Chunk]:
-    """Cut each list of blocks into runs of at most ``most``."""
-    groups: list[list[int]] = []
-    before = None
-    for i, unit in enumerate(units):
-        here = unit.container
-        if here != before:
-            groups.append([])
-        groups[-1].append(i)
-        before = here
-    cut = []
-    for group in groups:
-        parts = -(-len(group) // most)
-        bounds = [len(group) * part // parts for part in range(parts + 1)]
-        cut += [group[a:b] for a, b in pairwise(bounds)]
-    return [Chunk(tuple(group), tuple(i for i in group if not units[i].reshapes)) for group in cut]
 
 
 class Ghost(nn.Module):

@@ -2,9 +2,23 @@
 
 from deepres._room import callable_room
 from deepres.sites.adapters import Row, register_site
+from deepres.sites.chunks import Chunk, chunks, pooled, pooled_by_quarter
 from deepres.sites.site import Flow, Observation, Site, sites
 from deepres.sites.units import Unit, find_units
 
-__all__ = ["Flow", "Observation", "Row", "Site", "Unit", "find_units", "register_site", "sites"]
+__all__ = [
+    "Chunk",
+    "Flow",
+    "Observation",
+    "Row",
+    "Site",
+    "Unit",
+    "chunks",
+    "find_units",
+    "pooled",
+    "pooled_by_quarter",
+    "register_site",
+    "sites",
+]
 
 callable_room(__name__)

@@ -22,6 +22,7 @@ from deepres.nn import config, from_others, read
 from deepres.nn.store import locate
 from deepres.train import checkpoint, memory
 from deepres.train.distribute import Team, team
+from deepres.train.exits import Exits
 from deepres.train.progress import Record, Reporter, read_log
 from deepres.train.run import FILE, Run
 from deepres.train.speed import SPEEDS, exactness
@@ -163,6 +164,10 @@ def _train(
         run = dataclasses.replace(run, speed=state["speed"])
     trainer = Trainer(run, data, mates, model)
     trainer.tap = tap if mates.writes else None
+    if trainer.recipe.exits:
+        if curriculum is not None:
+            raise DeepresError("exits cannot be trained while a network is shrunk; train them on what comes out, with --init")
+        curriculum = Exits(trainer.recipe.exits)
     trainer.curriculum = curriculum
     if curriculum is not None:
         curriculum.begin(trainer)

@@ -40,11 +40,14 @@ class Recipe:
     colour: bool = False  # AlexNet's colour augmentation
     pixel_mean: bool = False  # subtract the mean of each pixel, not only of each channel; for images kept in memory
     sizes: tuple[tuple[float, float], ...] = ()  # (share of the run, share of the input's side): progressive resolution
+    exits: float = 0.0  # weight of exits that learn beside the classifier, so that a ghost can leave early; 0: there are none
 
     def __post_init__(self) -> None:
         for what, value in (("epochs", self.epochs), ("iterations", self.iterations), ("batch", self.batch), ("lr", self.lr)):
             if value is not None and value <= 0:
                 raise DeepresError(f"recipe {self.name!r}: {what} must be above 0, not {value}")
+        if self.exits < 0:
+            raise DeepresError(f"recipe {self.name!r}: exits is a weight of 0 or more, not {self.exits}")
         if self.epochs is None and self.iterations is None:
             raise DeepresError(f"recipe {self.name!r}: give epochs or iterations")
 

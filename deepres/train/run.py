@@ -37,6 +37,7 @@ class Run:
     epochs: float | None = None  # instead of the recipe's
     batch: int | None = None  # instead of the recipe's
     lr: float | None = None  # instead of the recipe's
+    exits: float | None = None  # instead of the recipe's
     width: float = 1.0  # multiplies the network's channels
     options: dict[str, Any] = dataclasses.field(default_factory=dict)  # more fields of the network's configuration
     size: int | None = None  # side of the input in pixels; None: the images' own, or 224
@@ -52,7 +53,7 @@ class Run:
 
     def __post_init__(self) -> None:
         chosen = recipe(self.recipe) if isinstance(self.recipe, str) else self.recipe
-        changes = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr}
+        changes = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr, "exits": self.exits}
         chosen = dataclasses.replace(chosen, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[arg-type]
         object.__setattr__(self, "recipe", chosen)
         if self.speed not in ("auto", *SPEEDS):

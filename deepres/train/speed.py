@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from deepres.data import cache_folder
 from deepres.nn import flat, logits_in
 
 COMPILE_SECONDS = 60.0  # what compiling costs at first, roughly; a run has to be long enough to earn it back
+ENOUGH = 30.0  # seconds for a trial of all modes
 
 
 @dataclass(frozen=True)
@@ -82,17 +83,14 @@ def exactness(speed: Speed) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[3], before[4]
 
 
-def step_seconds(model: nn.Module, images: Tensor, labels: Tensor, speed: Speed, *, repeats: int = 6) -> float:
-    """The fastest of some training steps of a copy of ``model``, in seconds, after one to warm up (and compile).
-
-    The fastest, since whatever else the machine does can only slow a step down.
-    """
+def _stepper(model: nn.Module, images: Tensor, labels: Tensor, speed: Speed) -> Callable[[], float]:
+    """A training step of a copy of ``model``; gives its seconds."""
     net = copy.deepcopy(model).to(memory_format=speed.layout).train()
     call = torch.compile(net) if speed.compile else net
     optimizer = torch.optim.SGD(net.parameters(), 1e-4, 0.9)
     x = images.to(memory_format=speed.layout) if images.ndim == 4 else images
-    times = []
-    for _ in range(repeats + 1):
+
+    def step() -> float:
         began = time.perf_counter()
         with speed.autocast(images.device):
             loss = F.cross_entropy(*flat(logits_in(call(x)), labels))
@@ -101,8 +99,31 @@ def step_seconds(model: nn.Module, images: Tensor, labels: Tensor, speed: Speed,
         optimizer.step()
         if images.device.type == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return min(times[1:])
+        return time.perf_counter() - began
+
+    return step
+
+
+def race(model: nn.Module, images: Tensor, labels: Tensor, speeds: Sequence[Speed], *, rounds: int = 8) -> dict[str, float]:
+    """Seconds of the fastest of some training steps in each mode, the modes taking turns, after one to warm up (and compile).
+
+    The fastest, since whatever else the machine does can only slow a step down; in turns, since it may do so for minutes. Rounds end
+    early after ``ENOUGH`` seconds. A compiled mode that fails (no compiler) is left out.
+    """
+    steps = {}
+    for speed in speeds:
+        with contextlib.suppress(Exception) if speed.compile else contextlib.nullcontext():
+            step = _stepper(model, images, labels, speed)
+            step()
+            steps[speed.name] = step
+    best = dict.fromkeys(steps, float("inf"))
+    began = time.perf_counter()
+    for done in range(rounds):
+        if done > 2 and time.perf_counter() - began > ENOUGH:
+            break
+        for name, step in steps.items():
+            best[name] = min(best[name], step())
+    return best
 
 
 def _machine(device: torch.device) -> str:
@@ -117,7 +138,7 @@ def _machine(device: torch.device) -> str:
 def choose(model: nn.Module, images: Tensor, labels: Tensor, steps: int) -> Speed:
     """The fastest mode for a run of ``steps`` on this machine, found by a trial of a few steps each and remembered.
 
-    Compiled modes are only tried where the whole run is long enough to earn back what compiling costs.
+    Compiled modes are only tried where the whole run is long enough to earn back what compiling costs, against the best other one.
     """
     key = hashlib.sha256(
         repr((str(model), tuple(images.shape), _machine(images.device), torch.__version__)).encode()
@@ -127,19 +148,16 @@ def choose(model: nn.Module, images: Tensor, labels: Tensor, steps: int) -> Spee
     with contextlib.suppress(OSError, ValueError):
         known = json.loads(path.read_text())
     times = dict(known.get(key, {}))
-    for speed in SPEEDS.values():
-        if speed.compile or speed.deterministic or speed.name in times:
-            continue
-        if speed.bf16 and images.device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
-            continue  # emulated, many times slower
-        times[speed.name] = step_seconds(model, images, labels, speed)
-    best = min(times.values())
-    for speed in SPEEDS.values():
-        # compiling gains up to about half; try it where a quarter saved would repay it
-        worth = 0.25 * best * steps > COMPILE_SECONDS and speed.bf16 == SPEEDS[min(times, key=times.__getitem__)].bf16
-        if speed.compile and worth and speed.name not in times:
-            with contextlib.suppress(Exception):  # no compiler on this machine: stay with what runs
-                times[speed.name] = step_seconds(model, images, labels, speed)
+    emulated = images.device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported()  # bf16, many times slower
+    able = [speed for speed in SPEEDS.values() if not speed.deterministic and not (speed.bf16 and emulated)]
+    new = [speed for speed in able if not speed.compile and speed.name not in times]
+    if new:
+        times |= race(model, images, labels, new)
+    best = SPEEDS[min((speed.name for speed in able if not speed.compile), key=times.__getitem__)]
+    new = [speed for speed in able if speed.compile and speed.bf16 == best.bf16 and speed.name not in times]
+    # compiling gains up to about half; try it where a quarter saved would repay it
+    if new and 0.25 * times[best.name] * steps > COMPILE_SECONDS:
+        times |= race(model, images, labels, [best, *new])
     if times != known.get(key):
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)

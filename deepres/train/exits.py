@@ -1,0 +1,95 @@
+"""Deep supervision: exits along the network learn with it, so that its signal can be read early (Lee et al. 2015).
+
+The exits themselves are dropped with the run. What stays is a network whose earlier blocks already tell the classes apart, which
+``deepres.ghost`` fits exits to that let more inputs leave, and leave earlier.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deepres.errors import DeepresError
+from deepres.nn import logits_of
+from deepres.sites import chunks, find_units, pooled_by_quarter
+from deepres.train.progress import Record
+
+if TYPE_CHECKING:
+    from deepres.train.trainer import Trainer
+
+
+class Exits:
+    """A curriculum: a linear exit behind each chunk of blocks but the last, at the places where a ghost has its own.
+
+    Each learns the labels and, half by half, the network's own answer (Zhang et al. 2019); their mean loss counts ``weight``
+    times. Where images are mixed, the network's answer alone.
+    """
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+        self._signals: dict[int, Tensor] = {}
+
+    def begin(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        model, units = trainer.model, find_units(trainer.model)
+        ends = [units[chunk.units[-1]].sites[0].block for chunk in chunks(units)[:-1]]
+        if trainer.data.is_text:
+            raise DeepresError("exits answer for whole inputs, and a language model for every token; train without --exits")
+        if not ends:
+            raise DeepresError("the network has too few residual blocks for exits; train without --exits")
+        self._hooks = [block.register_forward_hook(partial(self._see, c)) for c, block in enumerate(ends)]
+        was = model.training
+        with torch.no_grad():
+            logits_of(model.eval(), trainer.laid(next(trainer.loader.epoch(0)).images[:2]))
+        model.train(was)
+        classes, signals = len(trainer.data.classes), [self._signals[c] for c in range(len(ends))]
+        self.heads = nn.ModuleList([nn.Linear(pooled_by_quarter(signal).shape[1], classes) for signal in signals])
+        for parameter in self.heads.parameters():
+            nn.init.zeros_(parameter)
+        self.heads.to(trainer.team.device)
+        self._signals.clear()
+        how = trainer.recipe
+        self.optimizer = torch.optim.SGD(
+            self.heads.parameters(), how.lr, how.momentum, weight_decay=how.weight_decay, nesterov=how.nesterov
+        )
+        trainer.forward = trainer.eager  # what hooks keep is not compiled
+
+    def _see(self, c: int, _: nn.Module, __: Any, out: Any) -> None:
+        self._signals[c] = out[0] if isinstance(out, tuple) else out
+
+    def loss(self, task: Tensor, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        how = self.trainer.recipe
+        wanted = logits.detach().softmax(1)
+        if not (how.mixup or how.cutmix):
+            wanted = (wanted + F.one_hot(labels, logits.shape[1])) / 2
+        said = [head(pooled_by_quarter(self._signals[c]).float()) for c, head in enumerate(self.heads)]
+        self._signals.clear()
+        losses = [F.cross_entropy(one, wanted, label_smoothing=how.label_smoothing) for one in said]
+        return task + self.weight * torch.stack(losses).mean()
+
+    def stepped(self) -> None:
+        trainer = self.trainer
+        for group in self.optimizer.param_groups:
+            group["lr"] = trainer.rate()
+        for parameter in self.heads.parameters():
+            if parameter.grad is not None:
+                trainer.team.total(parameter.grad).div_(trainer.team.world)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if trainer.progress.done + 1 >= trainer.total:
+            for hook in self._hooks:
+                hook.remove()
+
+    def epoch(self, record: Record) -> None:
+        self._signals.clear()
+
+    def state(self) -> dict[str, Any]:
+        return {"heads": self.heads.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.heads.load_state_dict(state["heads"])
+        self.optimizer.load_state_dict(state["optimizer"])
