@@ -96,36 +96,40 @@ def floor(net: str, bf16: bool) -> tuple[Callable[[], None], str]:
     return run, "floor: its convolutions alone"
 
 
-def compare(net: str, repeats: int) -> dict[str, object]:
+def compare(net: str, groups: int, turns: int) -> dict[str, object]:
+    """All candidates in turns; then all over again in fresh processes, since where one's memory lies can last for its life."""
     bf16 = low()
     kind = " bf16" if bf16 else ""
-    candidates = [
-        Remote(peer, net, "peer as it is", False, False, False),
-        Remote(peer, net, f"peer channels-last{kind}", bf16, True, False),
-        Remote(peer, net, f"peer channels-last{kind} compiled", bf16, True, True),
-        Remote(peer, net, f"peer{kind} compiled", bf16, False, True),
-        Remote(peer, net, f"with our settings: peer channels-last{kind} compiled", bf16, True, True, True),
-        Remote(ours, net, "auto"),
-        Remote(ours, net, "exact"),
-        Remote(floor, net, bf16),
-    ]
-    try:
-        times = alternate({candidate.name: candidate for candidate in candidates}, repeats=repeats)
-    finally:
-        for candidate in candidates:
-            candidate.close()
+    times: dict[str, list[float]] = {}
+    for _ in range(groups):
+        candidates = [
+            Remote(peer, net, "peer as it is", False, False, False),
+            Remote(peer, net, f"peer channels-last{kind}", bf16, True, False),
+            Remote(peer, net, f"peer channels-last{kind} compiled", bf16, True, True),
+            Remote(peer, net, f"peer{kind} compiled", bf16, False, True),
+            Remote(peer, net, f"with our settings: peer channels-last{kind} compiled", bf16, True, True, True),
+            Remote(ours, net, "auto"),
+            Remote(ours, net, "exact"),
+            Remote(floor, net, bf16),
+        ]
+        try:
+            found = alternate({candidate.name: candidate for candidate in candidates}, repeats=turns)
+        finally:
+            for candidate in candidates:
+                candidate.close()
+        for name, seconds in found.items():
+            times.setdefault(name, []).extend(seconds)
     best = min((key for key in times if key.startswith("peer")), key=lambda key: sorted(times[key])[len(times[key]) // 2])
     _, batch, size, _ = CASES[net]
-    return {"what": f"{net}, {size}x{size}, batch {batch}", "best_peer": best, **summary(times, batch, best)}
+    what = {"what": f"{net}, {size}x{size}, batch {batch}", "processes": groups, "best_peer": best}
+    return {**what, **summary(times, batch, best)}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--only", choices=CASES, help="measure this one and print it; nothing is recorded")
+    parser.add_argument("--only", choices=CASES)
+    parser.add_argument("--groups", type=int, default=3, help="how many processes each candidate gets, one after the other")
     given = parser.parse_args()
-    for net, turns in (("resnet20-cifar", 2 * given.repeats + 1), ("resnet50", given.repeats)):
-        if given.only == net:
-            print(compare(net, turns))
-        elif not given.only:
-            record(f"training-{net}", compare(net, turns))
+    for net, turns in (("resnet20-cifar", 15), ("resnet50", 4)):
+        if given.only in (net, None):
+            record(f"training-{net}", compare(net, given.groups, turns))

@@ -17,7 +17,7 @@ from deepres.ghost.fit import Costs, look
 from deepres.ghost.route import Gate, Ghost, Settings
 from deepres.nn import logits_in, logits_of
 
-LEAVES = (None, 0.999, 0.995, 0.99, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)  # confidences that are tried
+LEAVES = (0.999, 0.995, 0.99, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # confidences that are tried
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of ghosted blocks that are tried
 SURE = (0.0, 0.4, 0.6)
 Kinds = tuple[Literal["fitted", "fixed"], ...]
@@ -76,10 +76,14 @@ def frontier(
             if not settings.fixed and len(useful) < len(ghost.gates):
                 settings = replace(settings, gates=useful)
                 seen = _Recorded.of(ghost, given, settings)
-        for leave in LEAVES if seen.exits else LEAVES[:1]:
+        tries = [settings]
+        for leave in LEAVES:  # the first exits are the least sure of what they say, so later ones are tried alone too
+            for start in sorted(seen.exits):
+                tried = replace(settings, leave=leave, exits=tuple(c for c in seen.exits if c >= start))
+                tries.append(seen.with_useful_exits(ghost, tried, costs))
+        for tried in dict.fromkeys(tries):
             for sure in SURE if settings.skip is not None and not settings.fixed else (0.0,):
-                tried = replace(settings, leave=leave, sure=sure)
-                found.append(seen.point(ghost, seen.with_useful_exits(ghost, tried, costs), whole, labels, costs))
+                found.append(seen.point(ghost, replace(tried, sure=sure), whole, labels, costs))
     return found
 
 
@@ -112,15 +116,12 @@ class _Recorded:
 
     def with_useful_exits(self, ghost: Ghost, settings: Settings, costs: Costs) -> Settings:
         """Without the exits that take more than they save, tried from the last to the first."""
-        if settings.leave is None:
-            return settings
-        best = replace(settings, exits=tuple(sorted(self.exits)))
-        least = self._time(ghost, best, costs)
-        for c in sorted(self.exits, reverse=True):
+        best, least = settings, self._time(ghost, settings, costs)
+        for c in sorted(settings.exits or (), reverse=True):
             fewer = replace(best, exits=tuple(one for one in best.exits or () if one != c))
             if (spent := self._time(ghost, fewer, costs)) <= least:
                 best, least = fewer, spent
-        return best if best.exits else replace(settings, leave=None)
+        return best if best.exits else replace(settings, leave=None, exits=None)
 
     def _leaving(self, ghost: Ghost, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
         """(answers, blocks that ran, inputs that are left) with ``settings``."""

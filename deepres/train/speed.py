@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import platform
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -21,7 +22,7 @@ from deepres.data import cache_folder
 from deepres.nn import flat, logits_in
 
 COMPILE_SECONDS = 60.0  # what compiling costs at first, roughly; a run has to be long enough to earn it back
-ENOUGH = 30.0  # seconds for a trial of all modes
+TRIAL = 0.01  # of the run: what a trial of compiled modes may take
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,13 @@ def _stepper(model: nn.Module, images: Tensor, labels: Tensor, speed: Speed) -> 
     return step
 
 
-def race(model: nn.Module, images: Tensor, labels: Tensor, speeds: Sequence[Speed], *, rounds: int = 8) -> dict[str, float]:
-    """Seconds of the fastest of some training steps in each mode, the modes taking turns, after one to warm up (and compile).
+def race(
+    model: nn.Module, images: Tensor, labels: Tensor, speeds: Sequence[Speed], *, enough: float = 10.0
+) -> dict[str, float]:
+    """Seconds of a training step in each mode, the modes taking turns for about ``enough`` seconds, after one to warm up (and compile).
 
-    The fastest, since whatever else the machine does can only slow a step down; in turns, since it may do so for minutes. Rounds end
-    early after ``ENOUGH`` seconds. A compiled mode that fails (no compiler) is left out.
+    What counts is the median over the rounds of each mode's part of its round: other work slows a machine down for seconds or
+    minutes, and then all modes alike. A compiled mode that fails (no compiler) is left out.
     """
     steps = {}
     for speed in speeds:
@@ -116,14 +119,13 @@ def race(model: nn.Module, images: Tensor, labels: Tensor, speeds: Sequence[Spee
             step = _stepper(model, images, labels, speed)
             step()
             steps[speed.name] = step
-    best = dict.fromkeys(steps, float("inf"))
+    rounds: list[list[float]] = []
     began = time.perf_counter()
-    for done in range(rounds):
-        if done > 2 and time.perf_counter() - began > ENOUGH:
-            break
-        for name, step in steps.items():
-            best[name] = min(best[name], step())
-    return best
+    while len(rounds) < 3 or (len(rounds) < 25 and time.perf_counter() - began < enough):
+        rounds.append([step() for step in steps.values()])
+    fastest = min(map(sum, rounds))
+    parts = zip(*([t / sum(times) for t in times] for times in rounds), strict=True)
+    return {name: fastest * statistics.median(part) for name, part in zip(steps, parts, strict=True)}
 
 
 def _machine(device: torch.device) -> str:
@@ -157,7 +159,7 @@ def choose(model: nn.Module, images: Tensor, labels: Tensor, steps: int) -> Spee
     new = [speed for speed in able if speed.compile and speed.bf16 == best.bf16 and speed.name not in times]
     # compiling gains up to about half; try it where a quarter saved would repay it
     if new and 0.25 * times[best.name] * steps > COMPILE_SECONDS:
-        times |= race(model, images, labels, [best, *new])
+        times |= race(model, images, labels, [best, *new], enough=min(120.0, TRIAL * times[best.name] * steps))
     if times != known.get(key):
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
