@@ -262,7 +262,7 @@ def test_speed_is_measured_once_and_remembered(monkeypatch: pytest.MonkeyPatch, 
 
     seconds = {"float32": 3.0, "float32-channels-last": 2.0, "bf16": 1.5, "bf16-channels-last": 1.0}
 
-    def fake(_: object, __: object, ___: object, speeds: list[deepres.train.speed.Speed], **_: float) -> dict[str, float]:
+    def fake(_: object, __: object, ___: object, speeds: list[deepres.train.speed.Speed], **____: float) -> dict[str, float]:
         tried.extend(speed.name for speed in speeds)
         return {speed.name: seconds.get(speed.name, 0.9) for speed in speeds}
 
