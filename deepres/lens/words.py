@@ -55,12 +55,13 @@ def _lesions(found: Look) -> list[str]:
     said = []
     if nothing:
         time = 100 * sum(site.time for site in nothing)
-        widest = max(site.lesion.high for site in nothing if site.lesion)
+        widest, many = max(site.lesion.high for site in nothing if site.lesion), len(nothing) > 1
         said.append(
-            f"{_ranges(nothing).capitalize()}: each alone changes the error by less than {POINT:g} points when left out "
-            f"(95 % intervals reach up to {widest:+.2f} points with this many examples"
-            + (f"; {len(sure)} of {len(nothing)} stay below {POINT + 0.5:g}" if len(sure) < len(nothing) else "")
-            + f"). Their branches take about {time:.0f} % of the time. Leaving out several together can cost more than the sum: "
+            f"{_ranges(nothing).capitalize()}: {'each alone ' if many else ''}changes the error by less than {POINT:g} points when left "
+            f"out (95 % interval{'s reach' if many else ' reaches'} up to {widest:+.2f} points with this many examples"
+            + (f"; {len(sure)} of {len(nothing)} stay below {POINT + 0.5:g}" if many and len(sure) < len(nothing) else "")
+            + f"). {'Their branches take' if many else 'Its branch takes'} about {time:.0f} % of the time. "
+            "Leaving out several together can cost more than the sum: "
             "`deepres shrink` takes them out for good and lets the network recover, `deepres ghost` passes through them by input."
         )
     else:

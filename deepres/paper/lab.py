@@ -55,7 +55,8 @@ class Scale:
         run = self.recipe if epochs is None else dataclasses.replace(self.recipe, epochs=epochs)
         beside = self.beside.changed(data=data, epochs=epochs, seeds=seeds) if self.beside else None
         asked = [f"{data} instead of {self.data}"] if data else []
-        asked += [f"{epochs:g} epochs"] if epochs else []
+        usual = f"{self.recipe.epochs:g}" if self.recipe.epochs is not None else f"{self.recipe.iterations:,} steps"
+        asked += [f"{epochs:g} epochs instead of {usual}"] if epochs else []
         return dataclasses.replace(
             self,
             data=data or self.data,

@@ -22,6 +22,7 @@ from deepres.data import cache_folder
 from deepres.nn import flat, logits_in
 
 COMPILE_SECONDS = 60.0  # what compiling costs at first, roughly; a run has to be long enough to earn it back
+TIE = 0.02  # what a trial cannot tell apart
 TRIAL = 0.01  # of the run: what a trial of compiled modes may take
 
 
@@ -167,8 +168,9 @@ def choose(model: nn.Module, images: Tensor, labels: Tensor, steps: int) -> Spee
             part.write_text(json.dumps({**known, key: times}))
             os.replace(part, path)
     compiled = known.get(key, {})  # what was measured before is in the compiler's own cache
-    whole = {
-        name: seconds * steps + (COMPILE_SECONDS if SPEEDS[name].compile and name not in compiled else 0)
+    whole = {  # a tie goes to the compiled mode, which keeps fewer activations
+        name: seconds * steps * (1 - TIE * SPEEDS[name].compile)
+        + (COMPILE_SECONDS if SPEEDS[name].compile and name not in compiled else 0)
         for name, seconds in times.items()
         if name in SPEEDS
     }
