@@ -20,8 +20,9 @@ from benchmarks.shrink import Bench, bench_of, common_options
 from deepres.data import Data
 from deepres.evaluate import time_against
 from deepres.ghost import Gate, Ghost, ghost
-from deepres.ghost.choose import fastest, frontier, within_error
+from deepres.ghost.choose import confirmed, fastest, frontier, within_error
 from deepres.ghost.fit import batches, costs, fit
+from deepres.ghost.ghost import FRESH
 from deepres.nn import ResNet, logits_of
 
 CPU = torch.device("cpu")
@@ -49,7 +50,8 @@ def by_chance(net: nn.Module, data: Data, rise: float, examples: int) -> Ghost:
             made.gates[c] = Coin(gate.weight.shape[1], len(gate.bias))
     held = list(batches(data, "val", examples, CPU, 250))
     points = frontier(made, held, costs(made, held[0][0][:32]), kinds=("fitted",))
-    fastest(made, within_error(points, points[0].error, rise), held[0][0], 32)
+    fresh = list(batches(data, "val", FRESH, CPU, 250, skip=examples))
+    fastest(made, confirmed(made, within_error(points, points[0].error, rise), fresh, rise), points[0], held[0][0], 32)
     return made
 
 

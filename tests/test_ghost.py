@@ -16,7 +16,7 @@ from deepres import DeepresError, Run
 from deepres.cli.main import main
 from deepres.data import Data, open_data
 from deepres.ghost import Ghost, Made, Settings, ghost, load_ghost, save_ghost
-from deepres.ghost.choose import best, clopper_pearson, frontier, within_error
+from deepres.ghost.choose import Point, best, clopper_pearson, confirmed, frontier, within_error
 from deepres.ghost.fit import batches, costs, fit, harms, look
 from deepres.ghost.route import Exit, Gate, chunks
 from deepres.nn import logits_of
@@ -154,8 +154,22 @@ def test_the_frontier_foretells_what_happens(fitted: Ghost, data: Data) -> None:
         assert point.blocks == pytest.approx(float(torch.cat(ran).float().mean()), abs=0.02)
     line = best(points)
     assert all(a.time < b.time and a.error > b.error for a, b in pairwise(line))
-    chosen = within_error(points, points[0].error, 0.5)[0]
-    assert chosen.error <= points[0].error + 0.5 and chosen.time <= points[0].time
+    kinds = within_error(points, points[0].error, 0.5)
+    assert kinds and all(point.error <= points[0].error + 0.5 for mine in kinds.values() for point in mine)
+    assert all(a.time < b.time for mine in kinds.values() for a, b in pairwise(mine))
+
+
+def test_what_fresh_examples_do_not_confirm_is_passed_over(fitted: Ghost, data: Data) -> None:
+    """Settings that look as good as the network where they were chosen, and are not."""
+    bad, good = Settings(leave=1e-6, exits=(0,)), Settings(leave=0.9999)
+    kind = (True, False, False)
+    points = {kind: [Point(settings, 0.0, time, 1.0, 0.0) for settings, time in ((bad, 0.1), (good, 0.9))]}
+    fresh = list(batches(data, "test", 359, CPU))
+    found = confirmed(fitted, points, fresh, 0.3)
+    assert [point.settings for point in found] == [good]
+    assert confirmed(fitted, points, [], 0.3)[0].settings == bad
+    rows = list(batches(data, "val", 40, CPU)), list(batches(data, "val", 1000, CPU, skip=40))
+    assert [sum(len(y) for _, y in part) for part in rows] == [40, len(data.val) - 40]
 
 
 def test_harm_is_the_divergence_without_the_block(fitted: Ghost, data: Data) -> None:

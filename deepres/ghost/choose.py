@@ -254,32 +254,61 @@ def keeps_deadline(ghost: Ghost, inputs: Tensor, batch: int, *, calls: int = 100
     return sum(t <= ghost.deadline for t in took) / len(took), max(took)
 
 
-def within_error(points: Sequence[Point], whole: float, rise: float) -> list[Point]:
-    """Of each kind of setting (skipping by input, by mean, not at all; leaving or not) the point that is foretold fastest.
+Kind = tuple[bool, bool, bool]
 
-    Of those whose validation error is at most ``rise`` points above the whole network's. The whole network is the last of them.
+
+def within_error(points: Sequence[Point], whole: float, rise: float) -> dict[Kind, list[Point]]:
+    """The points whose error is at most ``rise`` points above the whole network's, fastest foretold first, by kind of setting.
+
+    Kinds are: skipping by input, by the mean, not at all; leaving or not. Of each kind those on its own frontier.
     """
-    fastest: dict[tuple[bool, bool, bool], Point] = {}
-    for point in sorted(points, key=lambda p: (p.time, p.error)):
+    kinds: dict[Kind, list[Point]] = {}
+    for point in points:
         if point.error <= whole + rise and not point.settings.whole:
             kind = (point.settings.skip is None, point.settings.fixed, point.settings.leave is None)
-            fastest.setdefault(kind, point)
-    return [*fastest.values(), next(p for p in points if p.settings.whole)]
+            kinds.setdefault(kind, []).append(point)
+    return {kind: best(mine) for kind, mine in kinds.items()}
+
+
+@torch.no_grad()
+def confirmed(ghost: Ghost, kinds: dict[Kind, list[Point]], fresh: Sequence[tuple[Tensor, Tensor]], rise: float) -> list[Point]:
+    """Of each kind the fastest point whose error rises by at most ``rise`` on examples that did not choose it too.
+
+    The best of many settings looks better where it was chosen than it is. Without fresh examples the first of each kind is taken.
+    """
+    if not fresh:
+        return [mine[0] for mine in kinds.values()]
+    right = [logits_of(ghost.net, x).argmax(1) == y for x, y in fresh]
+    n, found = sum(map(len, right)), []
+    for mine in kinds.values():
+        for point in mine:
+            ghost.settings = point.settings
+            lost = sum(
+                int(whole.sum()) - int((logits_in(ghost(x)).argmax(1) == y).sum())
+                for whole, (x, y) in zip(right, fresh, strict=True)
+            )
+            if 100 * lost / n <= rise:
+                found.append(point)
+                break
+    return found
 
 
 def fastest(
-    ghost: Ghost, candidates: Sequence[Point], inputs: Tensor, batch: int, say: Callable[[str], None] = lambda text: None
+    ghost: Ghost,
+    candidates: Sequence[Point],
+    whole: Point,
+    inputs: Tensor,
+    batch: int,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Point:
-    """The candidate whose *measured* time at this batch is the least, the whole network if none is below 1; also sets it."""
+    """The candidate whose *measured* time at this batch is the least, ``whole`` if none is below 1; also sets it."""
     measured = []
     for point in candidates:
-        if point.settings.whole:
-            measured.append(1.0)
-            continue
         ghost.settings = point.settings
         measured.append(time_against_whole(ghost, inputs, batch)[0])
         say(f"{settings_in_words(point.settings)}: foretold {100 * point.time:.0f} %, measured {100 * measured[-1]:.0f} %")
-    chosen = candidates[measured.index(min(measured))]
+    least = min(measured, default=1.0)
+    chosen = candidates[measured.index(least)] if least < 1 else whole
     ghost.settings = chosen.settings
     return chosen
 

@@ -40,12 +40,15 @@ class Seen:
     labels: Tensor
 
 
-def batches(data: Data, split: str, most: int, device: torch.device, size: int = 128) -> Iterator[tuple[Tensor, Tensor]]:
-    """Up to ``most`` examples of a split, always the same, as the network gets them."""
+def batches(
+    data: Data, split: str, most: int, device: torch.device, size: int = 128, *, skip: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Up to ``most`` examples of a split, always the same, as the network gets them; behind the first ``skip``."""
     part = getattr(data, split)
-    count = min(most, len(part))
-    index = torch.randperm(len(part), generator=seeded(0))[:count].sort().values
-    for batch in Loader(part.take(index), data.prepare, min(size, count), shuffle=False, device=device).epoch(0):
+    index = torch.randperm(len(part), generator=seeded(0))[skip : skip + most].sort().values
+    if not len(index):
+        return
+    for batch in Loader(part.take(index), data.prepare, min(size, len(index)), shuffle=False, device=device).epoch(0):
         if len(batch.labels):
             yield batch.images, batch.labels
 

@@ -22,6 +22,7 @@ from deepres.ghost.choose import (
     Kinds,
     Point,
     Verified,
+    confirmed,
     fastest,
     frontier,
     keeps_deadline,
@@ -37,6 +38,7 @@ from deepres.lens.source import Source
 from deepres.nn import load, notes, save
 
 NET, HEADS, FILE = "net.safetensors", "ghost.safetensors", "ghost.json"
+FRESH = 4000  # further validation examples, on which settings are confirmed
 Gates = Literal["both", "fitted", "fixed", "none"]
 _KINDS: dict[str, Kinds] = {"both": ("fitted", "fixed"), "fitted": ("fitted",), "fixed": ("fixed",), "none": ()}
 
@@ -155,7 +157,9 @@ def ghost(
         chosen = within_budget(made, points, budget, inputs, batch, say)
     else:
         assert error is not None
-        chosen = fastest(made, within_error(points, whole.error, error), inputs, batch, say)
+        fresh = list(batches(opened, "val", FRESH, torch.device(device), TOGETHER, skip=examples))
+        able = confirmed(made, within_error(points, whole.error, error), fresh, error)
+        chosen = fastest(made, able, whole, inputs, batch, say)
     made.settings = chosen.settings
     test = list(batches(opened, "test", len(opened.test), torch.device(device), TOGETHER))
     verified = verify(made, test, opened.classes)
