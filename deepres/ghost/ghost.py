@@ -203,12 +203,8 @@ def save_ghost(made: Made, out: str | Path, **noted: Any) -> Path:
     net = ghost.net
     if made.data is not None:
         noted = {"classes": list(made.data.classes), "prepare": made.data.prepare.to_notes(), **noted}
-    patched = [(unit.sites[0].block, unit.sites[0].block.__dict__.pop("forward")) for unit in ghost.units]
-    try:
-        save(net, out / NET, **noted)
-    finally:
-        for block, forward in patched:
-            object.__setattr__(block, "forward", forward)
+    ghost.route(False)
+    save(net, out / NET, **noted)
     tensors = {f"gates.{k}": v.contiguous().cpu() for k, v in ghost.gates.state_dict().items()}
     tensors |= {f"exits.{k}": v.contiguous().cpu() for k, v in ghost.exits.state_dict().items()}
     header = {

@@ -161,9 +161,18 @@ class Ghost(nn.Module):
         )  # seconds from behind each chunk to behind the next: of a call, and of a row
         self.trace: Trace | None = None  # of the last call, where it was asked for
         self._where = {i: (c, place) for c, chunk in enumerate(self.chunks) for place, i in enumerate(chunk.units)}
-        for i, unit in enumerate(self.units):
-            block = unit.sites[0].block
-            object.__setattr__(block, "forward", partial(self._block, i, block.forward))
+        self._routed = False
+
+    def route(self, on: bool) -> None:
+        """Let the blocks' calls go through the ghost, or straight to the blocks, as the whole network's do: at no cost at all."""
+        if on != self._routed:
+            for i, unit in enumerate(self.units):
+                block = unit.sites[0].block
+                if on:
+                    object.__setattr__(block, "forward", partial(self._block, i, block.forward))
+                else:
+                    del block.__dict__["forward"]
+            self._routed = on
 
     def train(self, mode: bool = True) -> Ghost:
         """Stays in eval mode; gates and exits are fitted, not trained through."""
@@ -179,6 +188,7 @@ class Ghost(nn.Module):
         ``trace``: note in ``self.trace`` which blocks ran for each input.
         """
         if self.settings.whole and self.deadline is None and not trace:
+            self.route(False)
             return self.net(*args, **kwargs)
         out, call = self._pass(args, kwargs, self.settings, trace)
         self.trace = call.trace
@@ -203,6 +213,7 @@ class Ghost(nn.Module):
     def _pass(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], settings: Settings, trace: bool, *, record: bool = False
     ) -> tuple[Any, _Call]:
+        self.route(True)
         x = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         n, blocks = len(x), len(self.units)
         noted = None
