@@ -144,6 +144,45 @@ def _ghost(result: dict[str, Any]) -> str:
     )
 
 
+def _serving(result: dict[str, Any]) -> str:
+    rows = [
+        [
+            name,
+            f"{one['p50_ms']:.0f} ms",
+            f"{one['p99_ms']:.0f} ms",
+            f"{one['answers_per_second']:.0f} ({one['lowest']:.0f} to {one['highest']:.0f})",
+            f"{one['answers']:,}",
+        ]
+        for name, one in result["load"].items()
+    ]
+    error = result["test_error"]
+    return (
+        f"`python -m benchmarks.serving`: {result['what']}; {result['turns']} turns of {result['seconds']:g} s each, in turns, the clients "
+        f"on the same machine. Test error {error['network']:.2f} % of the network and {error['ghost']:.2f} % of its ghost, of whose "
+        f"inputs {100 * result['left_early']:.0f} % leave early and whose blocks run for {100 * result['blocks_run']:.0f} %.\n\n"
+        + _table(["", "p50", "p99", "answers a second, median and range", "answers"], rows)
+    )
+
+
+def _families(result: dict[str, Any]) -> str:
+    rows = [
+        [
+            name,
+            f"{one['blocks'][0]} to {one['blocks'][1]}",
+            f"{statistics.fmean(one['whole']):.2f} %",
+            f"{statistics.fmean(one['shrunk']):.2f} %",
+            f"{one['rise']:+.2f} ± {one['rise_spread']:.2f}",
+            f"{100 * one['time']:.0f} %",
+        ]
+        for name, one in result["cases"].items()
+    ]
+    return (
+        f"`python -m benchmarks.families`: trained for {result['epochs']:g} epochs, and from there as long again, as it is or shrunk; "
+        f"{result['seeds']} seeds, test errors (of the text: per character).\n\n"
+        + _table(["", "blocks", "whole", "shrunk", "rise, points", "time"], rows)
+    )
+
+
 def _monitor(result: dict[str, Any]) -> str:
     glance, step = (1000 * result[f"{what}_seconds"] for what in ("glance", "step"))
     return (
@@ -163,7 +202,9 @@ SECTIONS = (
     ("memory-resnet1202", "Memory: ResNet-1202", _memory),
     ("paper-cifar10-jpeg", "Table 6 and degradation on CIFAR-10 as JPEG", _cifar),
     ("shrink-resnet56", "Inverse Curriculum Training", _shrink),
+    ("shrink-families", "Inverse Curriculum Training of other libraries' networks", _families),
     ("ghost-resnet56", "Ghost Inference", _ghost),
+    ("serving", "Serving under load, with and without a ghost", _serving),
     ("monitor-resnet56", "What `--lens every=1epoch` costs", _monitor),
     ("paper-quick", "The paper's claims, at the quick scale", _paper),
 )

@@ -81,7 +81,7 @@ def resumable(command: str, *, same: bool = True) -> Iterator[None]:
 
     try:
         yield
-    except Interrupted as error:
+    except (Interrupted, KeyboardInterrupt) as error:
         how = " with the same options" if same else ""
         raise Interrupted(f"interrupted, and what is done is kept; `{command}`{how} goes on") from error
 

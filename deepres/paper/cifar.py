@@ -39,6 +39,7 @@ def degradation(lab: Lab, me: Experiment) -> Outcome:
         f"with them.",
         [train_row(f"{name}, training error", found) for name, found in runs.items()],
         (figure,),
+        likely="In a run this short the deeper residual network, too, is still on its way.",
     )
 
 
@@ -62,6 +63,7 @@ def overfitting(lab: Lab, me: Experiment) -> Outcome:
         f"plain-{deep} has {high_train:.2f} % training and {high_test:.2f} % test error; plain-{shallow} has {low_train:.2f} % and "
         f"{low_test:.2f} %. Overfitting would be a low first and a high second figure.",
         rows,
+        likely="Where neither network is near its best yet, little can be said of either.",
     )
 
 
@@ -190,6 +192,7 @@ def shortcuts(lab: Lab, me: Experiment) -> Outcome:
         f"At {size['A']:,} weights each, plain has {mean['plain']:.2f} % test error and option A {mean['A']:.2f} %; the three options "
         f"lie within {max(options) - min(options):.2f} points.",
         rows,
+        likely="At this depth, on data this easy, the plain network trains well too, so shortcuts of any kind have little to win.",
     )
 
 
@@ -207,6 +210,7 @@ def bottleneck(lab: Lab, me: Experiment) -> Outcome:
         f"{slim} has {mean[slim]:.2f} % test error with {macs[slim] / 1e6:.1f} M multiply-adds, {basic} {mean[basic]:.2f} % with "
         f"{macs[basic] / 1e6:.1f} M.",
         [error_row(f"{net} ({macs[net] / 1e6:.1f} M multiply-adds)", found) for net, found in runs.items()],
+        likely="A bottleneck's inner layers have few channels in networks of this width, and a short run favours the shallower network.",
     )
 
 
@@ -373,6 +377,8 @@ def overdepth(lab: Lab, me: Experiment) -> Outcome:
         f"{gap[dropped]:.2f} with dropout and {gap[stochastic]:.2f} with stochastic depth; test errors {high[shallow]:.2f}, "
         f"{high[bare]:.2f}, {high[dropped]:.2f} and {high[stochastic]:.2f} %.",
         rows,
+        likely="In a short run the deeper network has not reached the shallower one's training error, so there is no overfitting to "
+        "answer, and leaving features or blocks out costs steps that it does not have.",
     )
 
 

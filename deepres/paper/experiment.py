@@ -28,10 +28,27 @@ class Experiment:
         return self.test(lab.at(self.kind), self)
 
     def outcome(
-        self, lab: Lab, claim: str, holds: bool, why: str, rows: list[Row], figures: tuple[Curves, ...] = ()
+        self,
+        lab: Lab,
+        claim: str,
+        holds: bool,
+        why: str,
+        rows: list[Row],
+        figures: tuple[Curves, ...] = (),
+        *,
+        likely: str = "",
     ) -> Outcome:
         return Outcome(
-            self.name, self.title, self.source, claim, holds, why, tuple(rows), figures, lab.scale.differs, lab.scale.seeds
+            self.name,
+            self.title,
+            self.source,
+            claim,
+            holds,
+            why if holds or not likely else f"{why} {likely}",
+            tuple(rows),
+            figures,
+            lab.scale.differs,
+            lab.scale.seeds,
         )
 
 
