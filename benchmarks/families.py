@@ -41,9 +41,7 @@ def beginning(data: Data, tokens: int) -> Data:
     return dataclasses.replace(data, train=data.train.take(torch.arange(min(tokens, len(data.train)))))
 
 
-def case(
-    build: Callable[[int], nn.Module], data: Data, first: Recipe, then: Recipe, target: str, seeds: int
-) -> dict[str, object]:
+def case(build: Callable[[], nn.Module], data: Data, first: Recipe, then: Recipe, target: str, seeds: int) -> dict[str, object]:
     whole: list[float] = []
     small: list[float] = []
     times: list[float] = []
@@ -57,7 +55,7 @@ def case(
             speed="float32-channels-last" if not data.is_text else "float32",
             memory="all",
         )
-        start = train(run, data=data, model=build(seed), show=False).model
+        start = train(run, data=data, model=build(), show=False).model
         after = dataclasses.replace(run, recipe=then)
         whole.append(train(after, data=data, model=copy.deepcopy(start), show=False).test.top1)
         shrunk = shrink(start, data, target, recipe=then, show=False, seed=seed, speed=run.speed, memory="all")
@@ -95,7 +93,7 @@ def main() -> None:
     )
     cases = {
         f"torchvision resnet34, {options.images:,} images at {options.size}x{options.size}": case(
-            lambda seed: torchvision.models.resnet34(num_classes=10),
+            lambda: torchvision.models.resnet34(num_classes=10),
             photos,
             recipe("fast-cifar", lr=0.1, **half),
             dataclasses.replace(shrink_recipe(), **half),
@@ -103,7 +101,7 @@ def main() -> None:
             options.seeds,
         ),
         f"GPT-2-like of 8 layers, {options.windows:,} windows of {text.prepare.size} characters": case(
-            lambda seed: gpt2(text), text, words, words, "blocks=5", options.seeds
+            lambda: gpt2(text), text, words, words, "blocks=5", options.seeds
         ),
     }
     record("shrink-families", {"epochs": options.epochs, "seeds": options.seeds, "cases": cases})
