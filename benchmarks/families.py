@@ -1,9 +1,9 @@
-"""Inverse Curriculum Training of other libraries' networks: torchvision's ResNet-34 on photographs, a GPT-2-like network on a text.
+"""Other libraries' networks, shrunk and made ghosts of: torchvision's ResNet-18 and timm's VisionTransformer, on photographs.
 
-    python -m benchmarks.families --data ../shared/data/cifar10-jpeg --text ../shared/data/tinyshakespeare.txt
+    python -m benchmarks.families --data ../shared/data/cifar10-jpeg --only vit
 
-Each is trained for some epochs, and from there goes on as long twice: as it is, and shrunk. So the two that are compared have had the
-same epochs, and the whole one the same second schedule.
+Every way has the same total of epochs, as in ``benchmarks.shrink``: half of them train the whole network and half are spent on what a
+way does to it, or all of them follow one schedule. The ghost is made of the whole network and may cost ``--error`` points.
 """
 
 from __future__ import annotations
@@ -13,98 +13,132 @@ import copy
 import dataclasses
 import statistics
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torchvision
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from benchmarks import rivals
 from benchmarks.common import record
 from benchmarks.shrink import subset
-from deepres import Run, train
 from deepres.data import Data, Resident, open_data
-from deepres.shrink import shrink
+from deepres.evaluate import time_against
+from deepres.ghost import ghost
+from deepres.ghost.fit import batches
+from deepres.shrink import Inverse, Plan, Target, time_ratio
 from deepres.shrink.shrink import shrink_recipe
-from deepres.train import Recipe, recipe
+from deepres.train import Recipe, Run, recipe, train
+from deepres.train.loop import Result
 
 
-def gpt2(data: Data) -> nn.Module:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    shape = {"n_layer": 8, "n_embd": 96, "n_head": 4, "vocab_size": len(data.classes), "n_positions": data.prepare.size}
-    return GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=0, eos_token_id=0, use_cache=False))  # type: ignore[no-any-return]
+def resnet18(blocks: int = 8) -> nn.Module:
+    return torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [blocks // 4] * 4, num_classes=10)
 
 
-def beginning(data: Data, tokens: int) -> Data:
-    """The text's first examples."""
-    assert isinstance(data.train, Resident)
-    return dataclasses.replace(data, train=data.train.take(torch.arange(min(tokens, len(data.train)))))
+def vit(blocks: int = 8) -> nn.Module:
+    return VisionTransformer(img_size=32, patch_size=4, embed_dim=64, depth=blocks, num_heads=4, num_classes=10)
 
 
-def case(build: Callable[[], nn.Module], data: Data, first: Recipe, then: Recipe, target: str, seeds: int) -> dict[str, object]:
-    whole: list[float] = []
-    small: list[float] = []
-    times: list[float] = []
+@dataclass(frozen=True)
+class Case:
+    what: str
+    build: Callable[..., nn.Module]
+    blocks: int  # that are left
+    first: Recipe
+
+
+CASES = {
+    "resnet18": Case("torchvision's ResNet-18", resnet18, 4, recipe("fast-cifar", lr=0.1)),
+    "vit": Case("timm's VisionTransformer of 8 layers, 64 wide, patches of 4x4", vit, 4, recipe("transformer")),
+}
+
+
+def run_case(name: str, data: Data, epochs: float, seeds: int, error: float) -> dict[str, Any]:
+    case = CASES[name]
+    goal = Target("blocks", case.blocks)
+    inputs, _ = next(batches(data, "test", 256, torch.device("cpu"), 256))
+    half = dataclasses.replace(case.first, epochs=epochs / 2)
+    once = dataclasses.replace(case.first, epochs=epochs)
+    then = dataclasses.replace(shrink_recipe(case.build()), epochs=epochs / 2)
+    later, at_once, pressed = Plan(goal, 0.02, 0.5, distil=0.5), Plan(goal, 0.0, 0.01, distil=0.5), Plan(goal, 0.35, 0.65)
+    ways: dict[str, list[dict[str, float]]] = {}
+    ghosts: list[dict[str, Any]] = []
     for seed in range(seeds):
+
+        def trained(model: nn.Module, how: Recipe, curriculum: Inverse | None = None, seed: int = seed) -> Result:
+            run = Run("custom", data.name, how, seed=seed, speed="float32", memory="all")
+            return train(run, data=data, model=model, curriculum=curriculum, show=False)
+
         torch.manual_seed(seed)
-        run = Run(
-            "custom",
-            data.name,
-            first,
-            seed=seed,
-            speed="float32-channels-last" if not data.is_text else "float32",
-            memory="all",
-        )
-        start = train(run, data=data, model=build(), show=False).model
-        after = dataclasses.replace(run, recipe=then)
-        whole.append(train(after, data=data, model=copy.deepcopy(start), show=False).test.top1)
-        shrunk = shrink(start, data, target, recipe=then, show=False, seed=seed, speed=run.speed, memory="all")
-        small.append(shrunk.result.test.top1)
-        times.append(shrunk.time)
-        print(seed, whole[-1], small[-1], *shrunk.words(), sep="\n  ", flush=True)
-    rises = [b - a for a, b in zip(whole, small, strict=True)]
+        fresh, shallow = case.build(), case.build(case.blocks)
+        start = trained(copy.deepcopy(fresh), half).model
+        whole = trained(copy.deepcopy(start), then)
+        found = {
+            "whole": whole,
+            "inverse, from trained": trained(copy.deepcopy(start), then, Inverse(later)),
+            "lesion scores, fine-tuned": trained(copy.deepcopy(start), then, rivals.Lesions(at_once)),
+            "smallest responses, fine-tuned": trained(copy.deepcopy(start), then, rivals.Responses(at_once)),
+            "inverse, from scratch": trained(copy.deepcopy(fresh), once, Inverse(pressed)),
+            "shallow from scratch": trained(shallow, once),
+        }
+        for way, result in found.items():
+            time, _ = time_ratio(whole.model, result.model, inputs[:128]) if result is not whole else (1.0, None)
+            one = {
+                "error": round(result.test.top1, 2),
+                "time": round(time, 3),
+                "above_whole": result.test.top1 - whole.test.top1,
+            }
+            ways.setdefault(way, []).append(one)
+            print(name, seed, way, one, flush=True)
+        made = ghost(copy.deepcopy(whole.model).eval(), data, error=error, examples=500)
+        seen = made.verified
+        shares = {"rise": seen.rise, "bound": seen.bound, "blocks": seen.blocks, "left": seen.left}
+        took = {}
+        for batch in (1, 32, 256):
+            took[str(batch)] = round(time_against(whole.model, made.model, inputs[: 48 if batch == 1 else 256], batch)[0], 3)
+        ghosts.append({**{key: round(value, 3) for key, value in shares.items()}, "times": took})
+        print(name, seed, *made.words(), ghosts[-1], sep="\n  ", flush=True)
     return {
-        "target": target,
-        "blocks": list(shrunk.blocks),
-        "whole": [round(e, 2) for e in whole],
-        "shrunk": [round(e, 2) for e in small],
-        "rise": round(statistics.fmean(rises), 2),
-        "rise_spread": round(statistics.stdev(rises), 2) if seeds > 1 else 0.0,
-        "time": round(statistics.fmean(times), 3),
-        "times": [round(t, 3) for t in times],
+        "what": f"{case.what}, {len(data.train):,} images at {data.prepare.size}x{data.prepare.size}, {epochs:g} epochs",
+        "seeds": seeds,
+        "blocks": [8, case.blocks],
+        "ways": {way: _row(many) for way, many in ways.items()},
+        "allowed": error,
+        "ghosts": ghosts,
+    }
+
+
+def _row(many: list[dict[str, float]]) -> dict[str, Any]:
+    errors, rises = ([one[key] for one in many] for key in ("error", "above_whole"))
+    return {
+        "test_error": round(statistics.fmean(errors), 2),
+        "spread": round(statistics.stdev(errors), 2) if len(errors) > 1 else 0.0,
+        "errors": errors,
+        "above_whole": round(statistics.fmean(rises), 2),
+        "time": round(statistics.fmean(one["time"] for one in many), 3),
+        "times": [one["time"] for one in many],
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=6_000)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--only", choices=CASES)
+    parser.add_argument("--images", type=int, default=3_000)
     parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--windows", type=int, default=3_000, help="examples of the text, of 128 characters each")
-    parser.add_argument("--epochs", type=float, default=6.0, help="before and again after")
+    parser.add_argument("--epochs", type=float, default=8.0, help="of every way, in all")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--error", type=float, default=0.5, help="points that the ghost's error may rise")
     options = parser.parse_args()
-    photos = subset(open_data(options.data, size=options.size), options.images, options.size)
-    text = beginning(open_data(options.text), options.windows)
-    half = {"epochs": options.epochs}
-    words = dataclasses.replace(
-        shrink_recipe(), batch=32, lr=0.3, augment="none", label_smoothing=0.0, weight_decay=1e-4, **half
-    )
-    cases = {
-        f"torchvision resnet34, {options.images:,} images at {options.size}x{options.size}": case(
-            lambda: torchvision.models.resnet34(num_classes=10),
-            photos,
-            recipe("fast-cifar", lr=0.1, **half),
-            dataclasses.replace(shrink_recipe(), **half),
-            "time=0.6",
-            options.seeds,
-        ),
-        f"GPT-2-like of 8 layers, {options.windows:,} windows of {text.prepare.size} characters": case(
-            lambda: gpt2(text), text, words, words, "blocks=5", options.seeds
-        ),
-    }
-    record("shrink-families", {"epochs": options.epochs, "seeds": options.seeds, "cases": cases})
+    data = subset(open_data(options.data, size=options.size), options.images, options.size)
+    assert isinstance(data.val, Resident)
+    data = dataclasses.replace(data, val=data.val.take(torch.arange(0, len(data.val), 2)))
+    for name in CASES:
+        if options.only in (name, None):
+            record(f"families-{name}", run_case(name, data, options.epochs, options.seeds, options.error))
 
 
 if __name__ == "__main__":

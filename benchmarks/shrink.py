@@ -88,7 +88,10 @@ class Bench:
         """Each way to a network of ``blocks`` blocks."""
         goal = Target("blocks", blocks)
         third = blocks // 3
-        scratch, fine = self.recipe(self.epochs), dataclasses.replace(shrink_recipe(), epochs=self.epochs / 2, lr=self.fine_lr)
+        scratch, fine = (
+            self.recipe(self.epochs),
+            dataclasses.replace(shrink_recipe(self.fresh(0)), epochs=self.epochs / 2, lr=self.fine_lr),
+        )
         pressed, at_once = Plan(goal, 0.35, 0.65), Plan(goal, 0.0, 0.01, distil=0.5)
 
         def go(name: str, how, model: Callable[[int], ResNet], curriculum: Callable[[], Inverse | None]):  # type: ignore[no-untyped-def]

@@ -166,20 +166,22 @@ def _serving(result: dict[str, Any]) -> str:
 
 def _families(result: dict[str, Any]) -> str:
     rows = [
-        [
-            name,
-            f"{one['blocks'][0]} to {one['blocks'][1]}",
-            f"{statistics.fmean(one['whole']):.2f} %",
-            f"{statistics.fmean(one['shrunk']):.2f} %",
-            f"{one['rise']:+.2f} ± {one['rise_spread']:.2f}",
-            f"{100 * one['time']:.0f} %",
-        ]
-        for name, one in result["cases"].items()
+        [name, _spread(one), f"{one['above_whole']:+.2f}", f"{100 * one['time']:.0f} %"]
+        for name, one in sorted(result["ways"].items(), key=lambda pair: pair[1]["test_error"])
     ]
+    ghosts = []
+    for seed, one in enumerate(result["ghosts"]):
+        times = [f"{100 * time:.0f} %" for time in one["times"].values()]
+        ghosts.append(
+            [f"seed {seed}", f"{one['rise']:+.2f}", f"{100 * one['blocks']:.0f} %", f"{100 * one['left']:.0f} %", *times]
+        )
+    batches = [f"time at batch {batch}" for batch in result["ghosts"][0]["times"]]
     return (
-        f"`python -m benchmarks.families`: trained for {result['epochs']:g} epochs, and from there as long again, as it is or shrunk; "
-        f"{result['seeds']} seeds, test errors (of the text: per character).\n\n"
-        + _table(["", "blocks", "whole", "shrunk", "rise, points", "time"], rows)
+        f"`python -m benchmarks.families`: {result['what']} in all by every way; {result['seeds']} seeds. {result['blocks'][1]} of "
+        f"{result['blocks'][0]} blocks are left. Time is a forward pass's against the whole network's, side by side.\n\n"
+        + _table(["", "test error", "above the whole, points", "time"], rows)
+        + f"\n\nGhosts of the whole network, allowed {result['allowed']:g} points on the validation split:\n\n"
+        + _table(["", "rise on the test split, points", "blocks that ran", "left early", *batches], ghosts)
     )
 
 
@@ -202,8 +204,9 @@ SECTIONS = (
     ("memory-resnet1202", "Memory: ResNet-1202", _memory),
     ("paper-cifar10-jpeg", "Table 6 and degradation on CIFAR-10 as JPEG", _cifar),
     ("shrink-resnet56", "Inverse Curriculum Training", _shrink),
-    ("shrink-families", "Inverse Curriculum Training of other libraries' networks", _families),
     ("ghost-resnet56", "Ghost Inference", _ghost),
+    ("families-resnet18", "Shrinking and ghosts: torchvision's ResNet-18", _families),
+    ("families-vit", "Shrinking and ghosts: a vision Transformer of timm's", _families),
     ("serving", "Serving under load, with and without a ghost", _serving),
     ("monitor-resnet56", "What `--lens every=1epoch` costs", _monitor),
     ("paper-quick", "The paper's claims, at the quick scale", _paper),

@@ -322,7 +322,7 @@ def test_a_language_model_from_its_folder_and_a_text(tmp_path: Path, capsys: pyt
     torch.manual_seed(0)
     few = {"n_layer": 4, "n_embd": 16, "n_head": 2, "vocab_size": len(set(text)), "n_positions": 16}
     GPT2LMHeadModel(GPT2Config(**few, bos_token_id=0, eos_token_id=0, use_cache=False)).save_pretrained(tmp_path / "gpt2")
-    common = ["--data", str(tmp_path / "play.txt"), "--batch", "16", "--lr", "0.3", "--speed", "float32"]
+    common = ["--data", str(tmp_path / "play.txt"), "--batch", "16", "--lr", "0.01", "--speed", "float32"]
     net = f"hf:{tmp_path / 'gpt2'}"
     assert main(["train", "--net", net, "--recipe", "finetune", "--epochs", "1", *common, "--out", str(tmp_path / "run")]) == 2
     assert "give --size 16 or less" in capsys.readouterr().err and not (tmp_path / "run").exists()

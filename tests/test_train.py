@@ -19,8 +19,8 @@ from deepres.data import open_data
 from deepres.nn import read
 from deepres.train import Interrupted, NonFinite, Recipe, Trainer, checkpoint, read_log, recipe
 from deepres.train.distribute import Team, pick_device
+from deepres.train.optimizer import last_step, optimizer_for, set_rate
 from deepres.train.speed import SPEEDS, choose, race
-from deepres.train.trainer import optimizer_for
 
 TINY = Recipe("tiny", epochs=2, batch=64, lr=0.05, schedule="one-cycle", warmup=0.3, augment="pad-crop")
 NET = {"net": "resnet8-cifar", "data": "digits", "recipe": TINY, "speed": "exact", "width": 0.5}
@@ -179,6 +179,26 @@ def test_non_finite_numbers_stop_before_the_step_and_name_the_module(where: str)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
+def test_adamw_resumes_to_the_bit(tmp_path: Path) -> None:
+    how = dataclasses.replace(recipe("transformer", epochs=2, lr=0.01), augment="pad-crop")
+    whole = Run(**{**NET, "recipe": how}, out=str(tmp_path / "whole"))
+    deepres.train(whole, show=False)
+    halted = dataclasses.replace(whole, out=str(tmp_path / "halted"))
+    stopped = False
+
+    def tap(*args: object) -> None:
+        nonlocal stopped
+        if args[4] == 30 and not stopped:
+            stopped = True
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        deepres.train(halted, show=False, tap=tap)
+    assert stopped
+    deepres.train(Run.read(tmp_path / "halted"), resume=True, show=False)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "halted"))
+
+
 def test_recipes_follow_the_papers() -> None:
     paper = recipe("paper-cifar")
     assert (paper.steps(352), paper.batch, paper.momentum, paper.weight_decay) == (64_000, 128, 0.9, 1e-4)
@@ -194,6 +214,10 @@ def test_recipes_follow_the_papers() -> None:
         recipe("fast-cifer")
     with pytest.raises(DeepresError, match="epochs must be above 0"):
         recipe("digits", epochs=-1)
+    with pytest.raises(DeepresError, match="optimizer is sgd or adamw, not 'adam'"):
+        recipe("digits", optimizer="adam")
+    with pytest.raises(DeepresError, match="clip is a norm"):
+        recipe("digits", clip=-1.0)
 
 
 def test_the_schedule_and_momentum_are_pytorchs_own() -> None:
@@ -206,6 +230,42 @@ def test_the_schedule_and_momentum_are_pytorchs_own() -> None:
         assert optimizer.param_groups[0]["momentum"] == pytest.approx(ours.momentum_at(step / 1000), abs=5e-3)
         optimizer.step()
         theirs.step()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_last_step_is_what_the_weights_moved_by(optimizer: str) -> None:
+    """Against the weights before and after, in double precision, with a rate and momentum that change."""
+    torch.manual_seed(0)
+    model = nn.Linear(5, 3).double()
+    how = Recipe("x", epochs=1, lr=0.1, weight_decay=0.0, optimizer=optimizer)
+    stepping = optimizer_for(model, how)
+    group = stepping.param_groups[0]
+    assert last_step(stepping, model.weight, group) is None
+    for rate, momentum in ((0.1, 0.9), (0.05, 0.85), (0.01, 0.95)):
+        set_rate(stepping, rate, momentum)
+        before = model.weight.detach().clone()
+        stepping.zero_grad()
+        model(torch.randn(4, 5, dtype=torch.double)).square().sum().backward()
+        stepping.step()
+        moved = last_step(stepping, model.weight, group)
+        assert moved is not None
+        torch.testing.assert_close(before - moved, model.weight.detach(), rtol=1e-9, atol=1e-12)
+
+
+def test_gradients_are_clipped_to_the_norm_and_no_further() -> None:
+    """Plain SGD without momentum moves the weights by rate times the clipped norm."""
+    digits = open_data("digits")
+    for clip, bound in ((0.01, 0.01), (1e6, None)):
+        how = Recipe("x", epochs=1, lr=0.1, batch=64, augment="none", momentum=0.0, weight_decay=0.0, clip=clip)
+        trainer = Trainer(Run("resnet8-cifar", "digits", how, speed="exact"), digits, Team(torch.device("cpu")))
+        trainer.model.train()
+        before = [p.detach().clone() for p in trainer.model.parameters()]
+        trainer.step(next(trainer.loader.epoch(0)))
+        after = trainer.model.parameters()
+        moved = torch.cat([(b - a.detach()).flatten() for b, a in zip(before, after, strict=True)]).norm() / 0.1
+        norm = trainer.progress.sums[3]  # as it was before it was clipped
+        assert float(moved) == pytest.approx(bound or norm, rel=1e-3)
+        assert norm > 0.01
 
 
 def test_weight_decay_spares_norms_only_when_told() -> None:

@@ -164,7 +164,9 @@ class Train:
 
     net: str | None = None  # a name from `deepres nets`, such as resnet20-cifar
     data: str = "digits"  # digits, cifar10, or a folder of images or tar shards
-    recipe: str = "fast-cifar"  # paper-cifar, paper-imagenet, fast-cifar, modern-imagenet, finetune, digits
+    recipe: str | None = (
+        None  # paper-cifar, paper-imagenet, fast-cifar, modern-imagenet, finetune, transformer, digits [fast-cifar, for a text transformer]
+    )
     out: Path | None = None  # folder for weights, checkpoints and logs [runs/NET-DATE]
     resume: Path | None = None  # continue the run in this folder; of the other options only --device and --workers count
     again: Path | None = None  # repeat the run saved in this run.json (or run's folder), into --out
@@ -211,6 +213,7 @@ class Train:
         return 0
 
     def _run(self) -> Run:
+        from deepres.data.text import is_text
         from deepres.train import Run
 
         here: dict[str, Any] = {"device": self.device, "workers": self.workers}
@@ -223,6 +226,7 @@ class Train:
             raise DeepresError("which network? Give --net, such as --net resnet20-cifar (`deepres nets` lists them)")
         fields = {field.name for field in dataclasses.fields(Run)} & {field.name for field in dataclasses.fields(self)}
         values = {name: getattr(self, name) for name in fields}
+        values["recipe"] = self.recipe or ("transformer" if is_text(Path(self.data)) else "fast-cifar")
         asked = {"zero_init": self.zero_init, "dropout": self.dropout, "survival": self.survival}
         usual = {"zero_init": False, "dropout": 0.0, "survival": 1.0}
         options: dict[str, Any] = {key: value for key, value in asked.items() if value != usual[key]}
@@ -689,7 +693,9 @@ class Shrink:
         "time=0.6",
     )  # what shall be left: time=, macs=, params=, blocks=, or error=+0.3; several: a frontier
     epochs: float | None = None  # of the whole run [10 for a trained network, else the recipe's]
-    recipe: str | None = None  # how to train [a cosine from 0.05 for a trained network, else fast-cifar]
+    recipe: str | None = (
+        None  # how to train [a cosine from 0.05, AdamW for layer norms, for a trained network, else fast-cifar]
+    )
     weights: Path | None = None  # a state_dict for a network that is built by name
     learn: float | None = None  # share of the run before the first block is pressed on [0.02 for a trained network, else 0.35]
     press: float | None = (

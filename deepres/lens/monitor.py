@@ -18,6 +18,7 @@ from deepres.errors import DeepresError
 from deepres.nn import logits_of
 from deepres.sites import Flow, Observation, Site, sites
 from deepres.train.memory import norms_at_rest
+from deepres.train.optimizer import last_step
 
 FILE = "lens.jsonl"
 FAR = 1000.0  # a gradient this many times weaker or stronger than the median of all sites is out of the usual range
@@ -175,13 +176,13 @@ def glance(
 
 
 def _update(site: Site, optimizer: torch.optim.Optimizer) -> float | None:
-    """The size of the last step against the size of the weights, from SGD's momentum: the step was lr times that."""
-    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    """The size of the last step against the size of the weights."""
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     steps, sizes = [], []
     for parameter in (p for module in site.branch_modules for p in module.parameters()):
-        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
-        if momentum is None:
+        step = last_step(optimizer, parameter, groups[id(parameter)])
+        if step is None:
             return None
-        steps.append(rates[id(parameter)] * momentum.norm())
+        steps.append(step.norm())
         sizes.append(parameter.detach().norm())
     return float(torch.stack(steps).norm() / torch.stack(sizes).norm().clamp(min=1e-12)) if sizes else None

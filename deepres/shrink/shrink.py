@@ -73,8 +73,10 @@ class Shrunk:
         return {**keep, "result": result, "history": [dataclasses.asdict(glance) for glance in self.history]}
 
 
-def shrink_recipe() -> Recipe:
-    """From trained weights: a rate high enough to move them, cosine."""
+def shrink_recipe(model: nn.Module) -> Recipe:
+    """From trained weights: a rate high enough to move them, cosine; AdamW for networks with layer norm, as they were trained."""
+    if any(isinstance(m, nn.LayerNorm) or type(m).__name__.endswith("RMSNorm") for m in model.modules()):
+        return dataclasses.replace(recipe_named("transformer"), name="shrink", epochs=10, lr=5e-4)
     return dataclasses.replace(
         recipe_named("finetune"), name="shrink", batch=128, lr=0.05, weight_decay=5e-4, augment="pad-crop-flip"
     )
@@ -117,7 +119,7 @@ def shrink(
     goal = Target.parse(target)
     whole, opened, name, known = _open(model, data, weights, run.get("size"), run.get("seed", 0))
     trained = known if trained is None else trained
-    chosen = recipe if recipe is not None else (shrink_recipe() if trained else "fast-cifar")
+    chosen = recipe if recipe is not None else (shrink_recipe(whole) if trained else "fast-cifar")
     plan = Plan(
         goal,
         learn=learn if learn is not None else 0.02 if trained else 0.35,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from deepres.errors import DeepresError
 from deepres.nn import logits_of
 from deepres.sites import chunks, find_units, pooled_by_quarter
+from deepres.train.optimizer import optimizer_for, set_rate
 from deepres.train.progress import Record
 
 if TYPE_CHECKING:
@@ -52,10 +53,7 @@ class Exits:
             nn.init.zeros_(parameter)
         self.heads.to(trainer.team.device)
         self._signals.clear()
-        how = trainer.recipe
-        self.optimizer = torch.optim.SGD(
-            self.heads.parameters(), how.lr, how.momentum, weight_decay=how.weight_decay, nesterov=how.nesterov
-        )
+        self.optimizer = optimizer_for(self.heads, trainer.recipe)
         trainer.forward = trainer.eager  # what hooks keep is not compiled
 
     def _see(self, c: int, _: nn.Module, __: Any, out: Any) -> None:
@@ -73,8 +71,7 @@ class Exits:
 
     def stepped(self) -> None:
         trainer = self.trainer
-        for group in self.optimizer.param_groups:
-            group["lr"] = trainer.rate()
+        set_rate(self.optimizer, trainer.rate(), trainer.recipe.momentum)
         for parameter in self.heads.parameters():
             if parameter.grad is not None:
                 trainer.team.total(parameter.grad).div_(trainer.team.world)

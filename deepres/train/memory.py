@@ -189,10 +189,12 @@ def fit(
     *,
     limit: int | None = None,
     bf16: bool = False,
+    kept: int = 1,
 ) -> Plan:
     """Choose as little recomputation as makes a training step fit, and set it.
 
-    ``limit``: the most memory that the whole process may use, in bytes; default: four fifths of what is free.
+    ``limit``: the most memory that the whole process may use, in bytes; default: four fifths of what is free. ``kept``: how many
+    values the optimizer keeps of each weight.
 
     Raises ``DeepresError`` when not even the tightest plan fits.
     """
@@ -200,8 +202,8 @@ def fit(
     measured = footprint(model, shape, device, bf16=bf16)  # first: it leaves something behind in the allocator
     rss = psutil.Process().memory_info().rss if device.type == "cpu" else torch.cuda.memory_allocated(device)
     budget = (limit - rss) if limit is not None else int(available_bytes(device) * 0.8)
-    # gradients, momentum, the batch itself and the convolutions' own scratch
-    fixed = measured.fixed + 2 * sum(p.nbytes for p in model.parameters()) + batch * math.prod(shape) * 4 * 16
+    # gradients, the optimizer's state, the batch itself and the convolutions' own scratch
+    fixed = measured.fixed + (1 + kept) * sum(p.nbytes for p in model.parameters()) + batch * math.prod(shape) * 4 * 16
     whole = batch * measured.total + fixed
     if whole <= budget:
         return Plan()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from deepres.data import Augment
 from deepres.errors import DeepresError, nearest
 
 Schedule = Literal["steps", "one-cycle", "cosine", "plateau"]
+Optimizer = Literal["sgd", "adamw"]
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,12 @@ class Recipe:
     warmup: float = 0.0  # share of the run over which the rate rises from 0 ("one-cycle": its rise)
     patience: int = 5  # "plateau": epochs without a better validation error before the rate is divided by 10
     gentle_depth: int = 0  # networks this deep start at a tenth of the rate until training error is under 80 %; 0: none
-    momentum: float = 0.9
+    optimizer: Optimizer = "sgd"
+    momentum: float = 0.9  # "adamw": the first beta
+    beta2: float = 0.999  # "adamw": the second
     momentum_swing: float = 0.0  # "one-cycle": momentum falls from this much above to this much below while the rate rises
-    nesterov: bool = False
+    nesterov: bool = False  # "sgd"
+    clip: float = 0.0  # the norm that all gradients together are clipped to; 0 for off
     weight_decay: float = 1e-4
     decay_norms: bool = True  # whether weight decay also acts on norms and biases
     label_smoothing: float = 0.0
@@ -46,6 +50,10 @@ class Recipe:
         for what, value in (("epochs", self.epochs), ("iterations", self.iterations), ("batch", self.batch), ("lr", self.lr)):
             if value is not None and value <= 0:
                 raise DeepresError(f"recipe {self.name!r}: {what} must be above 0, not {value}")
+        if self.optimizer not in get_args(Optimizer):
+            raise DeepresError(f"recipe {self.name!r}: optimizer is {' or '.join(get_args(Optimizer))}, not {self.optimizer!r}")
+        if self.clip < 0:
+            raise DeepresError(f"recipe {self.name!r}: clip is a norm, or 0 for off, not {self.clip}")
         if self.exits < 0:
             raise DeepresError(f"recipe {self.name!r}: exits is a weight of 0 or more, not {self.exits}")
         if self.epochs is None and self.iterations is None:
@@ -148,6 +156,22 @@ def finetune() -> Recipe:
     )
 
 
+def transformer() -> Recipe:
+    """For networks of attention, on images or text: AdamW, warm-up and cosine, clipped gradients (Touvron et al. 2021)."""
+    return Recipe(
+        "transformer",
+        epochs=20,
+        batch=64,
+        lr=1e-3,
+        schedule="cosine",
+        warmup=0.1,
+        optimizer="adamw",
+        clip=1.0,
+        weight_decay=0.05,
+        decay_norms=False,
+    )
+
+
 def digits() -> Recipe:
     """The demonstration's: 10 epochs of one cycle to 0.05, nothing else, so that what is seen comes from the network."""
     return Recipe("digits", epochs=10, lr=0.05, schedule="one-cycle", warmup=0.3, momentum_swing=0.05, augment="none")
@@ -159,6 +183,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "fast-cifar": fast_cifar,
     "modern-imagenet": modern_imagenet,
     "finetune": finetune,
+    "transformer": transformer,
     "digits": digits,
 }
 

@@ -27,6 +27,7 @@ from deepres.nn.store import locate
 from deepres.train import checkpoint, memory
 from deepres.train.distribute import Team, synchronise_norms
 from deepres.train.guard import NonFinite, first_non_finite
+from deepres.train.optimizer import optimizer_for, set_rate
 from deepres.train.progress import Record, Reporter, peak_memory
 from deepres.train.recipe import Recipe
 from deepres.train.run import Run, parse_bytes
@@ -100,16 +101,6 @@ def training_model(run: Run, data: Data, device: torch.device) -> nn.Module:
     return model.to(device)
 
 
-def optimizer_for(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    """SGD with momentum as PyTorch writes it, v = mu v + g; w -= lr v."""
-    norms = [p for p in model.parameters() if p.ndim < 2 and not recipe.decay_norms]
-    others = [p for p in model.parameters() if p.ndim >= 2 or recipe.decay_norms]
-    groups: list[dict[str, Any]] = [{"params": others, "weight_decay": recipe.weight_decay}]
-    if norms:
-        groups.append({"params": norms, "weight_decay": 0.0})
-    return torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=recipe.nesterov, fused=True)
-
-
 class Trainer:
     """A run under way: the network, its optimizer, and where it is. ``train`` is the way in."""
 
@@ -140,12 +131,13 @@ class Trainer:
         if run.memory != "all" and not data.is_text:
             rows = -(-self.loader.batch // team.world)
             bf16 = run.speed not in ("exact", "auto") and SPEEDS[run.speed].bf16
-            self.plan = memory.fit(self.model, data.shape, rows, team.device, limit=limit, bf16=bf16)
+            kept = 2 if self.recipe.optimizer == "adamw" else 1
+            self.plan = memory.fit(self.model, data.shape, rows, team.device, limit=limit, bf16=bf16, kept=kept)
         self.speed = self._speed()
         self.model.to(memory_format=self.speed.layout)
         if run.sync_norm and team.world > 1:
             self.model = synchronise_norms(self.model, team.device)
-        self.optimizer: torch.optim.SGD = None  # type: ignore[assignment]
+        self.optimizer: torch.optim.Optimizer = None  # type: ignore[assignment]
         self.rebuild()
 
     def rebuild(self) -> None:
@@ -234,9 +226,7 @@ class Trainer:
         """Forward, backward, check, update."""
         # what a network draws itself (dropout, ...) depends on the seed and the step alone
         torch.manual_seed(int(torch.randint(2**62, (), generator=seeded(self.run.seed, 5, self.progress.done, self.team.rank))))
-        lr, momentum = self.rate(), self.recipe.momentum_at(self.progress.done / self.total)
-        for group in self.optimizer.param_groups:
-            group["lr"], group["momentum"] = lr, momentum
+        set_rate(self.optimizer, self.rate(), self.recipe.momentum_at(self.progress.done / self.total))
         if self.tap is not None:
             self.tap(self.model, self.laid(batch.images), batch.labels, self.optimizer, self.progress.done, self.loader.steps)
         task, logits, images = self.loss(batch, self.forward if batch.full else self.eager)
@@ -245,7 +235,10 @@ class Trainer:
         weight = len(batch.labels) * self.team.world / batch.total
         self.optimizer.zero_grad(set_to_none=not self.keeps_gradients)
         (loss * weight if weight != 1 else loss).backward()
-        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        weights = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
+        if self.recipe.clip:
+            nn.utils.clip_grads_with_norm_(weights, self.recipe.clip, norm)
         answers = batch.labels.numel() / max(len(batch.labels), 1)  # tokens of an example
         wrong = (logits.detach().argmax(-1) != batch.labels).sum() / answers
         numbers = torch.stack((task.detach() * len(batch.labels), wrong.to(task.dtype), norm.to(task.dtype))).double()
