@@ -3,15 +3,17 @@
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import deepres
-from deepres.cli.main import main
+from deepres.cli.main import Command, main
 from deepres.data import Prepare
 
 
@@ -37,13 +39,33 @@ def test_help_answers_at_once() -> None:
     assert time.monotonic() - began < 30
 
 
-@pytest.mark.parametrize(
-    "command", ["degrade", "train", "evaluate", "predict", "look", "pack", "paper", "info", "nets", "optimize"]
-)
-def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+COMMANDS = {get_args(kind)[0]: get_args(kind)[1].name for kind in get_args(Command)}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values())
+def test_every_option_of_every_command_is_explained(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
-    assert stopped.value.code == 0 and "usage" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert stopped.value.code == 0 and "usage" in said
+    lines = [line.strip("│| ") for line in said.splitlines() if not re.fullmatch("[ ╭╮╰╯─-]*", line)]
+    options = re.split(r"\n(?=--\w)", "\n".join(lines))
+    assert len(options) > 1 or command == "nets"
+    for option in options[1:]:
+        # without its name, what it takes, and its default
+        text = re.sub(r"--[\w-]+,?|\{[^}]*\}|\(default:[^)]*\)|\[[^]]*\]|\b[A-Z]+\b|\|", "", option)
+        assert re.search("[a-z]", text), f"deepres {command}: {option}"
+
+
+def test_help_into_a_closed_pipe_is_no_error() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m deepres train --help | true; exit ${{PIPESTATUS[0]}}",
+        shell=True,
+        executable="/bin/bash",
+        capture_output=True,
+        text=True,
+    )
+    assert "Traceback" not in done.stderr and done.returncode in (0, 1)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,21 +9,9 @@ from typing import Annotated
 import tyro
 
 from deepres import __version__
-from deepres.cli.commands import (
-    Degrade,
-    Evaluate,
-    Ghost,
-    Info,
-    Look,
-    Nets,
-    Optimize,
-    Pack,
-    Paper,
-    Predict,
-    Serve,
-    Shrink,
-    Train,
-)
+from deepres.cli.depth import Ghost, Look, Shrink
+from deepres.cli.learn import Degrade, Pack, Paper, Train
+from deepres.cli.use import Evaluate, Info, Nets, Optimize, Predict, Serve
 from deepres.errors import DeepresError
 
 Command = (
@@ -50,9 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     if argv in (["--version"], ["-V"]):
         print(f"deepres {__version__}")
         return 0
-    command = tyro.cli(Command, prog="deepres", description=DESCRIPTION, args=argv)
     try:
-        code = command.run()
+        code = tyro.cli(Command, prog="deepres", description=DESCRIPTION, args=argv).run()
         sys.stdout.flush()
         return int(code)
     except DeepresError as error:

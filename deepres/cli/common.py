@@ -1,0 +1,119 @@
+"""What the commands share: where they write, how they speak, how a run is taken up again."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from deepres.errors import DeepresError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def default_out(name: str) -> Path:
+    """``runs/NAME-DATE``; the date to the second keeps runs apart."""
+    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def first_of_several(out: Path | None) -> bool:
+    """Whether this process speaks and writes, of those that ``torchrun`` started. They have to share a folder that is named."""
+    if out is None and "RANK" in os.environ:
+        raise DeepresError("under torchrun all processes need the same folder: give --out")
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def table(head: list[str], rows: list[list[str]]) -> Table:
+    from rich.table import Table
+
+    built = Table(*head, box=None, pad_edge=False)
+    for column in built.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        built.add_row(*row)
+    return built
+
+
+def say(text: str) -> None:
+    """A line on standard output, as it is: not coloured, not wrapped."""
+    from rich.console import Console
+
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+COMMAND = "command.json"
+
+
+def save_options(command: Any, out: Path) -> None:
+    """Note a command's options in its folder, to go on with it."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / COMMAND).write_text(json.dumps(dataclasses.asdict(command), default=str, indent=1))
+
+
+def saved_options(out: Path, kind: type[Any]) -> Any:
+    """The command that wrote a folder."""
+    try:
+        values = json.loads((out / COMMAND).read_text())
+        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    except FileNotFoundError as error:
+        raise DeepresError(f"{out}: holds no {COMMAND}, so there is nothing to go on with") from error
+    except (ValueError, TypeError) as error:
+        raise DeepresError(f"{out / COMMAND}: not what deepres {kind.__name__.lower()} wrote ({error})") from error
+
+
+@contextlib.contextmanager
+def resumable(command: str, *, same: bool = True) -> Iterator[None]:
+    """When a run inside is interrupted, say how to go on with the whole."""
+    from deepres.train import Interrupted
+
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt) as error:
+        how = " with the same options" if same else ""
+        raise Interrupted(f"interrupted, and what is done is kept; `{command}`{how} goes on") from error
+
+
+@contextlib.contextmanager
+def counted(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with the time left, on a terminal; gives what it is to be told: (done, total)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def shares(what: str) -> Iterator[Callable[[str, float], None]]:
+    """A bar with the time left, on a terminal; gives what it is to be told: (what is under way, share done of it)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("[bold]{task.description}"), BarColumn(), TimeRemainingColumn(compact=True))
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=1.0)
+        yield lambda what, share: bar.update(task, completed=share, description=what)
+
+
+@contextlib.contextmanager
+def output(path: Path | None) -> Iterator[IO[str]]:
+    """The file to write to, or standard output."""
+    if path is None:
+        yield sys.stdout
+        return
+    try:
+        with open(path, "w", newline="") as file:
+            yield file
+    except OSError as error:
+        raise DeepresError(f"{path}: cannot be written ({error.strerror})") from error
