@@ -43,15 +43,30 @@ def _speed(result: dict[str, Any]) -> str:
     )
     head = ["", "images/s, median", "range", f"against {best}"]
     text = f"{result['what']}; {n} turns each, alternating.\n\n{_table(head, rows)}"
-    if "agreement" in result:
-        lines = []
-        for name, one in result["agreement"].items():
-            line = f"- {name}: {one['same_top1_percent']:.2f} % of top-1 answers are those of float32"
-            if "error_float32_percent" in one:
-                line += f" (error {one['error_float32_percent']:.2f} % and {one['error_optimized_percent']:.2f} %)"
-            lines.append(line)
-        text += "\n\nAnswers of the optimized network:\n\n" + "\n".join(lines)
     return text
+
+
+def _answers(result: dict[str, Any]) -> str:
+    rows = []
+    for name, one in result.items():
+        if not isinstance(one, dict) or "same_top1_percent" not in one:
+            continue
+        errors = [
+            f"{one[key]:.2f} %" if (key := f"error_{what}_percent") in one else ""
+            for what in ("float32", "optimized", "unsettled")
+        ]
+        same = [f"{one[key]:.2f} %" for key in ("same_top1_percent", "same_top1_percent_unsettled", "computed_again_percent")]
+        rows.append([name, *same, *errors])
+    head = [
+        "",
+        "bf16 answers that are float32's",
+        "without settling",
+        "computed again",
+        "error, float32",
+        "bf16",
+        "without settling",
+    ]
+    return _table(head, rows)
 
 
 def _memory(result: dict[str, Any]) -> str:
@@ -199,6 +214,8 @@ def _spread(one: dict[str, Any]) -> str:
 
 SECTIONS = (
     ("inference-resnet50", "Inference: ResNet-50", _speed),
+    ("inference-resnet50-float32", "Inference: ResNet-50, without bf16", _speed),
+    ("inference-answers", "Inference: answers that bf16 changes", _answers),
     ("training-resnet20-cifar", "Training: CIFAR ResNet-20", _speed),
     ("training-resnet50", "Training: ResNet-50", _speed),
     ("memory-resnet1202", "Memory: ResNet-1202", _memory),

@@ -55,6 +55,39 @@ def test_optimized_agrees_and_leaves_the_original_alone(model: nn.Module) -> Non
 
 
 @torch.no_grad()
+def test_close_calls_are_settled_in_float32() -> None:
+    """Two classes whose weights differ by little: what low precision adds often decides between them."""
+    torch.manual_seed(0)
+    model = deepres.create("resnet8-cifar")
+    images = torch.randn(300, 3, 16, 16)
+    model.train()(images)
+    model.eval()
+    head = next(m for m in model.modules() if isinstance(m, nn.Linear))
+    features: list[torch.Tensor] = []
+    head.register_forward_pre_hook(lambda _, args: features.append(args[0]))
+    model(images)
+    # the first two classes are far above all others and tell apart by less than the features' rounding
+    direction = torch.randn(64)
+    direction -= direction @ (mean := features[0].mean(0)) / mean.square().sum() * mean
+    head.weight[0] = head.weight[1] = mean
+    head.weight[0] += 0.02 * direction
+    head.bias.zero_()
+    wanted = model(images).argmax(1)
+    assert 0.1 < wanted.float().mean() < 0.9
+    rough = deepres.optimize(model, images, dtype=torch.bfloat16, compile=False, settle=False)
+    assert rough.exact is None and (rough(images).argmax(1) != wanted).any()
+    settled = deepres.optimize(model, images, dtype=torch.bfloat16, compile=False)
+    again: list[int] = []
+    assert settled.exact is not None
+    settled.exact.register_forward_pre_hook(lambda _, args: again.append(len(args[0])))
+    logits = settled(images)
+    assert torch.equal(logits.argmax(1), wanted)
+    assert 0 < sum(again) < 300
+    # the answer for an image does not depend on what comes with it
+    torch.testing.assert_close(torch.cat([settled(part) for part in images.split(7)]), logits, rtol=1e-2, atol=1e-2)
+
+
+@torch.no_grad()
 def test_compiled_too() -> None:
     model = deepres.create("resnet8-cifar").eval()
     fast = deepres.optimize(model, X, dtype=torch.float32)
