@@ -16,7 +16,7 @@ from deepres import DeepresError, Run
 from deepres.cli.main import main
 from deepres.data import Data, open_data
 from deepres.ghost import Ghost, Made, Settings, ghost, load_ghost, save_ghost
-from deepres.ghost.choose import Point, best, clopper_pearson, confirmed, frontier, within_error
+from deepres.ghost.choose import Point, best, clopper_pearson, confirmed, frontier, rise_bound, within_error
 from deepres.ghost.fit import batches, costs, fit, harms, look
 from deepres.ghost.route import Exit, Gate, chunks
 from deepres.nn import logits_of
@@ -165,11 +165,29 @@ def test_what_fresh_examples_do_not_confirm_is_passed_over(fitted: Ghost, data: 
     kind = (True, False, False)
     points = {kind: [Point(settings, 0.0, time, 1.0, 0.0) for settings, time in ((bad, 0.1), (good, 0.9))]}
     fresh = list(batches(data, "test", 359, CPU))
-    found = confirmed(fitted, points, fresh, 0.3)
+    said: list[str] = []
+    found = confirmed(fitted, points, fresh, 1.0, said.append)
     assert [point.settings for point in found] == [good]
+    assert "0 right answers lost and 0 won of 359" in said[0] and len(said) == 2
+    assert confirmed(fitted, points, fresh, 0.3) == []  # 359 examples cannot confirm as little
     assert confirmed(fitted, points, [], 0.3)[0].settings == bad
     rows = list(batches(data, "val", 40, CPU)), list(batches(data, "val", 1000, CPU, skip=40))
     assert [sum(len(y) for _, y in part) for part in rows] == [40, len(data.val) - 40]
+    # a faster one that passes by luck behind one that fails is not looked at
+    points = {kind: [Point(settings, 0.0, time, 1.0, 0.0) for settings, time in ((good, 0.1), (bad, 0.5), (good, 0.9))]}
+    assert [point.time for point in confirmed(fitted, points, fresh, 1.0)] == [0.9]
+
+
+def test_the_bound_of_a_rise_holds_as_often_as_it_says() -> None:
+    """Samples of networks whose error truly rises by what was allowed pass in at most about a tenth of the cases."""
+    torch.manual_seed(0)
+    for lost, won, n in ((0.008, 0.006, 4000), (0.03, 0.01, 1000), (0.002, 0.0, 4000)):
+        draw = torch.rand(4000, n)
+        counts = zip((draw < lost).sum(1).tolist(), (draw > 1 - won).sum(1).tolist(), strict=True)
+        bounds = torch.tensor([rise_bound(a, b, n) for a, b in counts])
+        assert (bounds < 100 * (lost - won)).float().mean() < 0.11
+        assert bounds.median() < 100 * (lost - won) + 100 * 3 * (lost + won + 1 / n) ** 0.5 / n**0.5
+    assert rise_bound(0, 0, 100) > 1
 
 
 def test_harm_is_the_divergence_without_the_block(fitted: Ghost, data: Data) -> None:

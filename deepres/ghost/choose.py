@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ LEAVES = (0.999, 0.995, 0.99, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of ghosted blocks that are tried
 SURE = (0.0, 0.4, 0.6)
 Kinds = tuple[Literal["fitted", "fixed"], ...]
+CONFIDENCE = 0.9  # with which a rise of the error is within what was allowed
+TESTED = 8  # settings of a kind that are tested on fresh examples, at most
 TOGETHER = 250  # examples of a pass, where nothing is timed
 
 
@@ -276,26 +279,58 @@ def within_error(points: Sequence[Point], whole: float, rise: float) -> dict[Kin
 
 
 @torch.no_grad()
-def confirmed(ghost: Ghost, kinds: dict[Kind, list[Point]], fresh: Sequence[tuple[Tensor, Tensor]], rise: float) -> list[Point]:
-    """Of each kind the fastest point whose error rises by at most ``rise`` on examples that did not choose it too.
+def confirmed(
+    ghost: Ghost,
+    kinds: dict[Kind, list[Point]],
+    fresh: Sequence[tuple[Tensor, Tensor]],
+    rise: float,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Point]:
+    """Of each kind the fastest point whose error rises by at most ``rise``, with 90 % confidence, on examples that did not choose it.
 
-    The best of many settings looks better where it was chosen than it is. Without fresh examples the first of each kind is taken.
+    The best of many settings looks better where it was chosen than it is, and would again where the fastest that passes is taken of
+    many. So the points are tested in an order that was fixed before, from the slowest on, and the first that fails ends it
+    (fixed-sequence testing, as in Angelopoulos et al. 2021). Without fresh examples the fastest of each kind is taken.
     """
     if not fresh:
         return [mine[0] for mine in kinds.values()]
     right = [logits_of(ghost.net, x).argmax(1) == y for x, y in fresh]
     n, found = sum(map(len, right)), []
     for mine in kinds.values():
-        for point in mine:
+        passed: Point | None = None
+        for point in _spaced(mine[::-1], TESTED):
             ghost.settings = point.settings
-            lost = sum(
-                int(whole.sum()) - int((logits_in(ghost(x)).argmax(1) == y).sum())
-                for whole, (x, y) in zip(right, fresh, strict=True)
+            lost = won = 0
+            for whole, (x, y) in zip(right, fresh, strict=True):
+                here = logits_in(ghost(x)).argmax(1) == y
+                lost, won = lost + int((whole & ~here).sum()), won + int((here & ~whole).sum())
+            bound = rise_bound(lost, won, n)
+            say(
+                f"{settings_in_words(point.settings)}, foretold {100 * point.time:.0f} %: {lost} right answers lost and {won} won of "
+                f"{n:,} further examples, a rise of at most {bound:.2f} points with {100 * CONFIDENCE:.0f} % confidence"
             )
-            if 100 * lost / n <= rise:
-                found.append(point)
+            if bound > rise:
                 break
+            passed = point
+        if passed is not None:
+            found.append(passed)
     return found
+
+
+def _spaced(points: list[Point], most: int) -> list[Point]:
+    """At most ``most`` of them, the first and the last among these."""
+    if len(points) <= most:
+        return points
+    return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]
+
+
+def rise_bound(lost: int, won: int, n: int, confidence: float = CONFIDENCE) -> float:
+    """Points that the error rises by at most, one-sided, where of ``n`` examples ``lost`` right answers were lost and ``won`` were won.
+
+    The normal bound of the paired differences, with one more lost, so that none lost of few examples is no proof.
+    """
+    share, changed = (lost + 1 - won) / n, (lost + 1 + won) / n
+    return 100 * (share + statistics.NormalDist().inv_cdf(confidence) * math.sqrt(max(changed - share**2, 0) / n))
 
 
 def fastest(

@@ -158,7 +158,7 @@ def ghost(
     else:
         assert error is not None
         fresh = list(batches(opened, "val", FRESH, torch.device(device), TOGETHER, skip=examples))
-        able = confirmed(made, within_error(points, whole.error, error), fresh, error)
+        able = confirmed(made, within_error(points, whole.error, error), fresh, error, say)
         chosen = fastest(made, able, whole, inputs, batch, say)
     made.settings = chosen.settings
     test = list(batches(opened, "test", len(opened.test), torch.device(device), TOGETHER))
