@@ -184,19 +184,24 @@ def _families(result: dict[str, Any]) -> str:
         [name, _spread(one), f"{one['above_whole']:+.2f}", f"{100 * one['time']:.0f} %"]
         for name, one in sorted(result["ways"].items(), key=lambda pair: pair[1]["test_error"])
     ]
-    ghosts = []
-    for seed, one in enumerate(result["ghosts"]):
-        times = [f"{100 * time:.0f} %" for time in one["times"].values()]
-        ghosts.append(
-            [f"seed {seed}", f"{one['rise']:+.2f}", f"{100 * one['blocks']:.0f} %", f"{100 * one['left']:.0f} %", *times]
-        )
-    batches = [f"time at batch {batch}" for batch in result["ghosts"][0]["times"]]
     return (
         f"`python -m benchmarks.families`: {result['what']} in all by every way; {result['seeds']} seeds. {result['blocks'][1]} of "
         f"{result['blocks'][0]} blocks are left. Time is a forward pass's against the whole network's, side by side.\n\n"
         + _table(["", "test error", "above the whole, points", "time"], rows)
-        + f"\n\nGhosts of the whole network, allowed {result['allowed']:g} points on the validation split:\n\n"
-        + _table(["", "rise on the test split, points", "blocks that ran", "left early", *batches], ghosts)
+    )
+
+
+def _ghosts(result: dict[str, Any]) -> str:
+    rows = []
+    for one in result["ghosts"]:
+        times = [f"{100 * time:.0f} %" for time in one["times"].values()]
+        shares = [f"{100 * one['blocks']:.0f} %", f"{100 * one['left']:.0f} %"]
+        rows.append([f"{one['error']:.2f} %", f"{one['rise']:+.2f}", *shares, *times])
+    head = ["test error of the whole", "rise, points", "blocks that ran", "left early"]
+    return (
+        f"`python -m benchmarks.families --part ghosts`: {result['what']}; a row for each of {result['seeds']} seeds. Allowed were "
+        f"{result['allowed']:g} points, confirmed on the validation split. Time is a call's against the whole network's, side by side.\n\n"
+        + _table([*head, *(f"time at batch {batch}" for batch in result["ghosts"][0]["times"])], rows)
     )
 
 
@@ -222,8 +227,10 @@ SECTIONS = (
     ("paper-cifar10-jpeg", "Table 6 and degradation on CIFAR-10 as JPEG", _cifar),
     ("shrink-resnet56", "Inverse Curriculum Training", _shrink),
     ("ghost-resnet56", "Ghost Inference", _ghost),
-    ("families-resnet18", "Shrinking and ghosts: torchvision's ResNet-18", _families),
-    ("families-vit", "Shrinking and ghosts: a vision Transformer of timm's", _families),
+    ("families-resnet18", "Inverse Curriculum Training of torchvision's ResNet-18", _families),
+    ("families-vit", "Inverse Curriculum Training of a vision Transformer of timm's", _families),
+    ("ghosts-resnet18", "Ghosts of torchvision's ResNet-18", _ghosts),
+    ("ghosts-vit", "Ghosts of a vision Transformer of timm's", _ghosts),
     ("serving", "Serving under load, with and without a ghost", _serving),
     ("monitor-resnet56", "What `--lens every=1epoch` costs", _monitor),
     ("paper-quick", "The paper's claims, at the quick scale", _paper),
