@@ -43,7 +43,7 @@ class Record:
         bad = f"  {self.unreadable} unreadable images replaced" if self.unreadable else ""
         return (
             f"epoch {self.epoch:3d}  loss {self.loss:.4f}  train {self.train_error:6.2f} %  val {self.val_error:6.2f} %{test}"
-            f"  lr {self.lr:.4f}  {self.images_per_second:,.0f} images/s{bad}"
+            f"  lr {self.lr:<7.2g}  {self.images_per_second:,.0f} images/s{bad}"
         )
 
 
