@@ -1,4 +1,4 @@
-"""Training. Read: recipe -> run -> trainer -> loop; speed, memory, checkpoint, guard, distribute and progress serve it."""
+"""Training. Read: recipe -> run -> trainer -> loop; optimizer, speed, memory, exits, checkpoint, guard, distribute, progress serve it."""
 
 from deepres._room import callable_room
 from deepres.train.guard import NonFinite
