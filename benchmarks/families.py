@@ -51,7 +51,7 @@ class Case:
 
 
 CASES = {
-    "resnet18": Case("torchvision's ResNet-18", resnet18, 4, recipe("fast-cifar", lr=0.1)),
+    "resnet18": Case("torchvision's ResNet-18", resnet18, 4, recipe("fast-cifar", lr=0.05, batch=64)),
     "vit": Case("timm's VisionTransformer of 8 layers, 96 wide, patches of 8x8", vit, 4, recipe("transformer")),
 }
 
@@ -62,7 +62,7 @@ def shrunk(name: str, data: Data, epochs: float, seeds: int) -> dict[str, Any]:
     inputs, _ = next(batches(data, "test", 256, torch.device("cpu"), 256))
     half = dataclasses.replace(case.first, epochs=epochs / 2)
     once = dataclasses.replace(case.first, epochs=epochs)
-    then = dataclasses.replace(shrink_recipe(case.build()), epochs=epochs / 2)
+    then = dataclasses.replace(shrink_recipe(case.build()), epochs=epochs / 2, batch=case.first.batch)
     later, at_once, pressed = Plan(goal, 0.02, 0.5, distil=0.5), Plan(goal, 0.0, 0.01, distil=0.5), Plan(goal, 0.35, 0.65)
     ways: dict[str, list[dict[str, float]]] = {}
     for seed in range(seeds):
