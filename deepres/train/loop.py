@@ -145,6 +145,8 @@ def _let_go(out: Path) -> None:
         (out / FILE).unlink()
         with contextlib.suppress(OSError):
             out.rmdir()
+            if str(out.parent) == "runs":  # ours by default; goes if nothing else is there
+                out.parent.rmdir()
 
 
 def _train(
