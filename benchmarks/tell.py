@@ -156,6 +156,7 @@ def _ghost(result: dict[str, Any]) -> str:
         f"{result['whole']['test_error']:.2f} % test error. What chooses does so on the validation split, to a rise of at most "
         f"{result['allowed']:g} points. Time is a call's against the whole network's, side by side, everything included.\n\n"
         + _table(["", "test error", "above the whole, points", "time at batch 1", "at 32", "at 256"], rows)
+        + (f"\n\n{result['note']}" if "note" in result else "")
     )
 
 
