@@ -23,9 +23,9 @@ from torch import nn
 
 from benchmarks import rivals
 from benchmarks.common import record
-from benchmarks.shrink import subset
+from benchmarks.ghost import times_by_batch
+from benchmarks.shrink import errors_and_times, subset, what
 from deepres.data import Data, Resident, open_data
-from deepres.evaluate import time_against
 from deepres.ghost import ghost
 from deepres.ghost.fit import batches
 from deepres.shrink import Inverse, Plan, Target, time_ratio
@@ -93,7 +93,7 @@ def shrunk(name: str, data: Data, epochs: float, seeds: int) -> dict[str, Any]:
             ways.setdefault(way, []).append(one)
             print(name, seed, way, one, flush=True)
     return {
-        "what": _what(case, data, epochs),
+        "what": what(case.what, data, epochs),
         "seeds": seeds,
         "blocks": [8, case.blocks],
         "ways": {way: _row(many) for way, many in ways.items()},
@@ -103,7 +103,7 @@ def shrunk(name: str, data: Data, epochs: float, seeds: int) -> dict[str, Any]:
 def ghosts(name: str, data: Data, epochs: float, seeds: int, error: float) -> dict[str, Any]:
     """Of networks trained in one schedule, on photographs that they have not seen."""
     case = CASES[name]
-    inputs, _ = next(batches(data, "test", 256, torch.device("cpu"), 256))
+    inputs, _ = next(batches(data, "test", 512, torch.device("cpu"), 512))
     found: list[dict[str, Any]] = []
     for seed in range(seeds):
         torch.manual_seed(seed)
@@ -112,27 +112,16 @@ def ghosts(name: str, data: Data, epochs: float, seeds: int, error: float) -> di
         made = ghost(copy.deepcopy(whole), data, error=error, examples=500, say=print)
         seen = made.verified
         shares = {"error": seen.whole, "rise": seen.rise, "bound": seen.bound, "blocks": seen.blocks, "left": seen.left}
-        took = {}
-        for batch in (1, 32, 256):
-            took[str(batch)] = round(time_against(whole, made.model, inputs[: 48 if batch == 1 else 256], batch)[0], 3)
+        took = {str(batch): round(ratio, 3) for batch, ratio in times_by_batch(whole, made.model, inputs).items()}
         found.append({**{key: round(value, 3) for key, value in shares.items()}, "times": took})
         print(name, seed, *made.words(), found[-1], sep="\n  ", flush=True)
-    return {"what": _what(case, data, epochs), "seeds": seeds, "allowed": error, "ghosts": found}
-
-
-def _what(case: Case, data: Data, epochs: float) -> str:
-    return f"{case.what}, {len(data.train):,} images at {data.prepare.size}x{data.prepare.size}, {epochs:g} epochs"
+    return {"what": what(case.what, data, epochs), "seeds": seeds, "allowed": error, "ghosts": found}
 
 
 def _row(many: list[dict[str, float]]) -> dict[str, Any]:
-    errors, rises = ([one[key] for one in many] for key in ("error", "above_whole"))
     return {
-        "test_error": round(statistics.fmean(errors), 2),
-        "spread": round(statistics.stdev(errors), 2) if len(errors) > 1 else 0.0,
-        "errors": errors,
-        "above_whole": round(statistics.fmean(rises), 2),
-        "time": round(statistics.fmean(one["time"] for one in many), 3),
-        "times": [one["time"] for one in many],
+        **errors_and_times([one["error"] for one in many], [one["time"] for one in many]),
+        "above_whole": round(statistics.fmean(one["above_whole"] for one in many), 2),
     }
 
 

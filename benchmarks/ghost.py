@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import record
-from benchmarks.shrink import Bench, bench_of, common_options
+from benchmarks.shrink import Bench, bench_of, common_options, what
 from deepres.data import Data
 from deepres.evaluate import time_against
 from deepres.ghost import Gate, Ghost, ghost
@@ -95,9 +95,8 @@ def main() -> None:
         for seed in range(options.seeds):
             net, whole = way(seed), bench.model("whole", seed)
             errors.append(error_of(net, test))
-            for batch in BATCHES:
-                used = inputs[: 48 if batch == 1 else 256 if batch == 32 else 512]
-                times[batch].append(time_against(whole, net, used, batch)[0])
+            for batch, ratio in times_by_batch(whole, net, inputs).items():
+                times[batch].append(ratio)
         rises = [a - b for a, b in zip(errors, wholes, strict=True)]
         table[name] = {
             "test_error": round(statistics.fmean(errors), 3),
@@ -108,12 +107,23 @@ def main() -> None:
             "times": {str(b): [round(t, 3) for t in v] for b, v in times.items()},
         }
         print(name, table[name], flush=True)
-    what = f"{options.net}, {options.images:,} images at {options.size}x{options.size}, {options.epochs:g} epochs"
     whole = {"test_error": round(statistics.fmean(wholes), 3), "errors": [round(e, 2) for e in wholes]}
     record(
         f"ghost-{options.net.removesuffix('-cifar')}",
-        {"what": what, "seeds": options.seeds, "allowed": options.error, "whole": whole, "ways": table},
+        {
+            "what": what(options.net, data, options.epochs),
+            "seeds": options.seeds,
+            "allowed": options.error,
+            "whole": whole,
+            "ways": table,
+        },
     )
+
+
+def times_by_batch(whole: nn.Module, net: nn.Module, inputs: Tensor) -> dict[int, float]:
+    """Of a call, against the whole network's."""
+    used = {1: 48, 32: 256, 256: 512}
+    return {batch: time_against(whole, net, inputs[: used[batch]], batch)[0] for batch in BATCHES}
 
 
 @torch.no_grad()

@@ -126,6 +126,11 @@ def subset(data: Data, images: int, size: int | None) -> Data:
     return dataclasses.replace(data, train=data.train.take(index))
 
 
+def what(net: str, data: Data, epochs: float) -> str:
+    """In words, for a result's title."""
+    return f"{net}, {len(data.train):,} images at {data.prepare.size}x{data.prepare.size}, {epochs:g} epochs"
+
+
 def common_options(about: str | None) -> argparse.ArgumentParser:
     """Those that say which networks are meant, for all that trains or uses them."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -186,7 +191,7 @@ def _record(bench: Bench, options: argparse.Namespace) -> None:
     reference = bench.model("whole", 0)
     whole = [bench.whole(seed) for seed in seeds]
     out: dict[str, object] = {
-        "what": f"{options.net}, {options.images:,} images at {options.size}x{options.size}, {options.epochs:g} epochs",
+        "what": what(options.net, bench.data, options.epochs),
         "seeds": options.seeds,
         "whole": _row(whole, [1.0] * len(whole)),
     }
@@ -206,15 +211,21 @@ def _record(bench: Bench, options: argparse.Namespace) -> None:
 
 
 def _row(found: list[dict[str, object]], times: list[float]) -> dict[str, object]:
-    errors = [float(one["test_error"]) for one in found]  # type: ignore[arg-type]
+    return {
+        **errors_and_times([float(one["test_error"]) for one in found], times),  # type: ignore[arg-type]
+        "blocks": [one["blocks"] for one in found],
+        "training_seconds": round(statistics.fmean(float(one["seconds"]) for one in found)),  # type: ignore[arg-type]
+    }
+
+
+def errors_and_times(errors: list[float], times: list[float]) -> dict[str, object]:
+    """Over the seeds."""
     return {
         "test_error": round(statistics.fmean(errors), 3),
         "spread": round(statistics.stdev(errors), 3) if len(errors) > 1 else 0.0,
         "errors": [round(e, 2) for e in errors],
         "time": round(statistics.fmean(times), 3),
         "times": [round(t, 3) for t in times],
-        "blocks": [one["blocks"] for one in found],
-        "training_seconds": round(statistics.fmean(float(one["seconds"]) for one in found)),  # type: ignore[arg-type]
     }
 
 

@@ -68,6 +68,15 @@ def test_help_into_a_closed_pipe_is_no_error() -> None:
     assert "Traceback" not in done.stderr and done.returncode in (0, 1)
 
 
+def test_a_run_that_cannot_begin_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--net", "hf:nowhere"]) == 2
+    assert main(["train", "--net", "hf:nowhere", "--out", "a/b/c"]) == 2
+    assert "no config.json" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--version", capsys=capsys) == (0, f"deepres {deepres.__version__}\n", "")
 

@@ -127,6 +127,7 @@ class Shrink:
     def _shrink(self, resume: bool) -> int:
         from rich.console import Console
 
+        from deepres.lens.source import short_name
         from deepres.shrink import Target, shrink
         from deepres.shrink.page import HEAD, page, rows
 
@@ -178,7 +179,7 @@ class Shrink:
             say("")
             for line in one.words():
                 say(line)
-        name = Path(self.model).name if Path(self.model).exists() else self.model
+        name = short_name(self.model)
         footer = f"Made by `deepres shrink {self.model} --data {self.data}` in {time.perf_counter() - began:.0f} s."
         say(f"\nThe whole: {page(done, name=name, data=Path(self.data).name, footer=footer).write(out / 'report.html')}")
         say(f"The network: {out / self.target[-1].replace('=', '-')}")
@@ -208,6 +209,7 @@ class Ghost:
 
         from deepres.ghost import ghost, save_ghost
         from deepres.ghost.page import HEAD, page, rows
+        from deepres.lens.source import short_name
         from deepres.train.distribute import pick_device
 
         if self.budget is None and self.error is None:
@@ -240,7 +242,7 @@ class Ghost:
             say(line)
         asked = f"--budget {self.budget:g}" if self.budget is not None else f"--error {self.error:g}"
         footer = f"Made by `deepres ghost {self.model} --data {self.data} {asked}` in {time.perf_counter() - began:.0f} s."
-        name = Path(self.model).name if Path(self.model).exists() else self.model
+        name = short_name(self.model)
         say(f"\nThe whole: {page(made, name=name, data=Path(self.data).name, footer=footer).write(out / 'report.html')}")
         say(f"The ghost: {out}")
         return 0

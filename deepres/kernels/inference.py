@@ -66,9 +66,8 @@ def _low_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-SURE = (
-    4.0  # standard deviations of what low precision adds to the difference of two logits: closer ones may be in the wrong order
-)
+# standard deviations of what low precision adds to the difference of two logits: closer ones may be in the wrong order
+SURE = 4.0
 
 
 class Optimized(nn.Module):
@@ -98,18 +97,21 @@ class Optimized(nn.Module):
 
     def _settled(self, logits: Tensor, x: Tensor) -> Tensor:
         """``logits``, those of close calls from the exact network."""
-        assert self.exact is not None
         if logits.ndim != 2 or logits.shape[1] < 2:
             return logits
         if self.margin is None:
-            noise = logits[:64] - self.exact(x[:64].float().to(memory_format=torch.channels_last))
+            noise = logits[:64] - self._exactly(x[:64])
             self.margin = SURE * math.sqrt(2) * float((noise - noise.mean(1, keepdim=True)).square().mean().sqrt())
         best = logits.topk(2).values
         close = (best[:, 0] - best[:, 1] < self.margin).nonzero()[:, 0]
         if not len(close):
             return logits
-        again: Tensor = self.exact(x[close].float().to(memory_format=torch.channels_last))
-        return logits.index_copy(0, close, again)
+        return logits.index_copy(0, close, self._exactly(x[close]))
+
+    def _exactly(self, x: Tensor) -> Tensor:
+        assert self.exact is not None
+        logits: Tensor = self.exact(x.to(torch.float32, memory_format=torch.channels_last))
+        return logits
 
     def _first(self, x: Tensor) -> Tensor:
         """Compile with the weights as constants, so that they are laid out for the processor beforehand."""

@@ -17,6 +17,11 @@ from deepres.nn import ResNet, input_channels, input_size, open_model, output_cl
 from deepres.train.distribute import pick_device
 
 
+def short_name(reference: str) -> str:
+    """What a network is called on a page: its folder's or file's name, or the reference as it is."""
+    return Path(reference).name if Path(reference).exists() else reference
+
+
 @dataclass(eq=False)
 class Source:
     """What ``deepres look`` looks at."""
@@ -83,7 +88,7 @@ class Source:
             prepare = Prepare.usual(given.prepare.size, given.prepare.channels) if elsewhere else given.prepare
         trained = noted.get("classes")
         fits = list(trained) == list(given.classes) if trained else output_classes(model) == len(given.classes)
-        name = Path(reference).name if Path(reference).exists() else reference
+        name = short_name(reference)
         return cls(name, model, given, prepare, getattr(given, split), pick_device(device), fits)
 
     def batches(self, examples: int, batch: int) -> Iterator[tuple[Tensor, Tensor] | Tensor]:

@@ -102,15 +102,16 @@ def train(
             if mates.writes:
                 mates.wait()
         out = Path(run.out) if run.out else None
+        made: list[Path] = []
         if out is not None and mates.writes:
-            _claim(out, run, resume)
+            made = _claim(out, run, resume)
         mates.wait()
         with exactness(SPEEDS.get(run.speed, SPEEDS["float32"])):
             try:
                 return _train(run, data, mates, model, resume, show and mates.writes, watch, tap, curriculum)
             except DeepresError:
                 if out is not None and mates.writes:
-                    _let_go(out)
+                    _let_go(out, made)
                 raise
             except RuntimeError as error:
                 if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
@@ -127,8 +128,9 @@ def _channels(init: str | None) -> int | None:
     return stem.shape[1] if stem is not None else None
 
 
-def _claim(out: Path, run: Run, resume: bool) -> None:
-    """Make the run's folder and note the run there; never over another run."""
+def _claim(out: Path, run: Run, resume: bool) -> list[Path]:
+    """Make the run's folder and note the run there, never over another run; gives those above it that were not there, innermost first."""
+    made = [folder for folder in out.parents if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not resume and (out / FILE).exists():
@@ -137,16 +139,16 @@ def _claim(out: Path, run: Run, resume: bool) -> None:
             (out / FILE).write_text(run.to_json())
     except OSError as error:
         raise DeepresError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
+    return made
 
 
-def _let_go(out: Path) -> None:
+def _let_go(out: Path, made: list[Path]) -> None:
     """Leave nothing of a run that could not begin, so that the same command with its mistake mended can."""
     if [path.name for path in out.iterdir()] == [FILE]:
         (out / FILE).unlink()
         with contextlib.suppress(OSError):
-            out.rmdir()
-            if str(out.parent) == "runs":  # ours by default; goes if nothing else is there
-                out.parent.rmdir()
+            for folder in (out, *made):
+                folder.rmdir()
 
 
 def _train(

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepres.train.recipe import Recipe
+from deepres.train.recipe import Optimizer, Recipe
+
+KEPT: dict[Optimizer, int] = {"sgd": 1, "adamw": 2}  # values of each weight, from step to step
 
 
 def optimizer_for(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

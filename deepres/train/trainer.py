@@ -27,7 +27,7 @@ from deepres.nn.store import locate
 from deepres.train import checkpoint, memory
 from deepres.train.distribute import Team, synchronise_norms
 from deepres.train.guard import NonFinite, first_non_finite
-from deepres.train.optimizer import optimizer_for, set_rate
+from deepres.train.optimizer import KEPT, optimizer_for, set_rate
 from deepres.train.progress import Record, Reporter, peak_memory
 from deepres.train.recipe import Recipe
 from deepres.train.run import Run, parse_bytes
@@ -131,7 +131,7 @@ class Trainer:
         if run.memory != "all" and not data.is_text:
             rows = -(-self.loader.batch // team.world)
             bf16 = run.speed not in ("exact", "auto") and SPEEDS[run.speed].bf16
-            kept = 2 if self.recipe.optimizer == "adamw" else 1
+            kept = KEPT[self.recipe.optimizer]
             self.plan = memory.fit(self.model, data.shape, rows, team.device, limit=limit, bf16=bf16, kept=kept)
         self.speed = self._speed()
         self.model.to(memory_format=self.speed.layout)
@@ -235,10 +235,9 @@ class Trainer:
         weight = len(batch.labels) * self.team.world / batch.total
         self.optimizer.zero_grad(set_to_none=not self.keeps_gradients)
         (loss * weight if weight != 1 else loss).backward()
-        weights = [p for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
+        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         if self.recipe.clip:
-            nn.utils.clip_grads_with_norm_(weights, self.recipe.clip, norm)
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.recipe.clip, norm)
         answers = batch.labels.numel() / max(len(batch.labels), 1)  # tokens of an example
         wrong = (logits.detach().argmax(-1) != batch.labels).sum() / answers
         numbers = torch.stack((task.detach() * len(batch.labels), wrong.to(task.dtype), norm.to(task.dtype))).double()
