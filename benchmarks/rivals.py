@@ -47,7 +47,7 @@ class Responses(_Cut):
 
 class Lesions(_Cut):
     def scores(self) -> dict[int, float]:
-        return self._earnings()
+        return {i: earned * self.prices[i] for i, earned in self._earnings().items()}
 
 
 class NormScale(_Cut):

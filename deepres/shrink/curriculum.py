@@ -16,6 +16,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -37,6 +38,8 @@ TEMPERATURE = 2.0  # of distillation (Hinton et al. 2015)
 RATE = 0.02  # per step: how fast a penalty's weight follows the residual's excess over its line
 MEMORY = 0.9  # of running means, per step
 NORM_BATCHES = 20  # that norms are estimated anew on
+EASED = 0.5  # power of a unit's rise of the loss: most of what it costs to lose one at once is won back by training on
+SCORE_BATCHES = 2  # that tell what each unit earns
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ class Inverse:
             )
         costs = Target("macs", 0.5) if self.exact and self.plan.target.what in ("time", "error") else self.plan.target
         self.costs = costs.costs(self.units)
+        timed = costs.what == "blocks" and not self.exact  # a number of blocks shall go, and dear ones rather than cheap ones
+        self.prices = Target("time", 0.5).costs(self.units) if timed else self.costs
         self.amount = self.plan.target.amount(self.units)
         if costs is not self.plan.target:
             self.amount = min(self.amount, sum(c for u, c in zip(self.units, self.costs, strict=True) if u.removable))
@@ -119,7 +124,7 @@ class Inverse:
         self.whole_error: float | None = None
 
     def loss(self, task: Tensor, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        self._task, self._images, self._labels = float(task.detach()), images, labels
+        self._task = float(task.detach())
         total = task
         if self.teacher is not None:
             with torch.no_grad(), self.trainer.speed.autocast(images.device):
@@ -254,39 +259,41 @@ class Inverse:
 
     @torch.no_grad()
     def _earnings(self) -> dict[int, float]:
-        """Rise of the training loss without each unit that is not closed yet, over its cost; on the last batch, as it trains.
+        """Rise of the training loss without each unit that is not closed yet, over its cost; on a few batches, as it trains.
 
         Also notes the sizes of their residuals.
         """
-        model, images, labels = self.trainer.model, self._images, self._labels
+        trainer, model = self.trainer, self.trainer.model
         candidates = [i for i, unit in enumerate(self.units) if unit.removable and self.pressing.openness[i] > 0]
-        before, self.pressing.wanted = self.pressing.wanted, set(candidates)
-        was = model.training
+        before, was = self.pressing.wanted, model.training
+        seen = list(islice(trainer.loader.epoch(trainer.progress.epoch), SCORE_BATCHES))
+        found = torch.zeros(2, len(candidates), dtype=torch.float64)  # rises and sizes
+        model.train()
         try:
-            model.train()
-            with norms_at_rest(model), torch.random.fork_rng(), self.trainer.speed.autocast(images.device):
+            for batch in seen:
+                images = trainer.laid(batch.images)
+                with norms_at_rest(model), torch.random.fork_rng(), trainer.speed.autocast(images.device):
 
-                def loss() -> float:
-                    torch.manual_seed(0)  # dropout alike
-                    return float(F.cross_entropy(logits_of(model, images).flatten(0, -2).float(), labels.flatten()))
+                    def loss(images: Tensor = images, labels: Tensor = batch.labels) -> float:
+                        torch.manual_seed(0)  # dropout alike
+                        return float(F.cross_entropy(logits_of(model, images).flatten(0, -2).float(), labels.flatten()))
 
-                whole = loss()
-                self._sizes_now = {i: float(size) for i in candidates if (size := self.pressing.size(i)) is not None}
-                self.pressing.clear()
-                self.pressing.wanted = set()
-                rises = []
-                for i in candidates:
-                    with self.pressing.without(i):
-                        rises.append(loss() - whole)
+                    self.pressing.wanted = set(candidates)
+                    whole = loss()
+                    found[1] += torch.tensor([float(self.pressing.size(i) or 0) for i in candidates])
+                    self.pressing.clear()
+                    self.pressing.wanted = set()
+                    for place, i in enumerate(candidates):
+                        with self.pressing.without(i):
+                            found[0, place] += loss() - whole
         finally:
             model.train(was)
             self.pressing.wanted = before
             self.pressing.clear()
-        team = self.trainer.team
-        sums = torch.tensor([rises, [self._sizes_now[i] for i in candidates]], dtype=torch.float64, device=team.device)
-        rises, sizes = (team.total(sums) / team.world).tolist()
+        rises, sizes = (trainer.team.total(found.to(trainer.team.device)) / (trainer.team.world * len(seen))).tolist()
         self._sizes_now = dict(zip(candidates, sizes, strict=True))
-        return {i: rise / max(self.costs[i], 1e-12) for i, rise in zip(candidates, rises, strict=True)}
+        eased = [math.copysign(abs(rise) ** EASED, rise) for rise in rises]
+        return {i: rise / max(self.prices[i], 1e-12) for i, rise in zip(candidates, eased, strict=True)}
 
     def _may_go_on(self) -> bool:
         """Whether the validation error, with all that is closing closed, is within what the target allows."""
@@ -345,9 +352,7 @@ class Inverse:
         model.train()
         with torch.random.fork_rng(), trainer.speed.autocast(trainer.team.device):
             torch.manual_seed(0)
-            for count, batch in enumerate(trainer.loader.epoch(trainer.progress.epoch)):
-                if count == NORM_BATCHES:
-                    break
+            for batch in islice(trainer.loader.epoch(trainer.progress.epoch), NORM_BATCHES):
                 logits_of(model, trainer.laid(batch.images))
         model.train(was)
         for norm, value in zip(norms, momentum, strict=True):
@@ -365,6 +370,7 @@ class Inverse:
             "best",
             "whole_error",
             "costs",
+            "prices",
             "amount",
             "difference",
             "removed",
