@@ -140,6 +140,34 @@ def test_a_fixed_choice_is_the_same_for_all(fitted: Ghost, images: torch.Tensor)
     assert len(fitted.trace.ran.unique(dim=0)) == 1 and not fitted.trace.ran.all()
 
 
+@pytest.mark.parametrize("name", ["ours", "torchvision", "ViT"])
+def test_a_fixed_choice_is_an_ordinary_network(name: str) -> None:
+    """Blocks of every kind passed through, among them all of a stage."""
+    from torchvision.models import resnet18
+
+    torch.manual_seed(0)
+    build = {"ours": lambda: deepres.create("resnet20-cifar"), "torchvision": lambda: resnet18(num_classes=10), "ViT": hf_vit}
+    made = Ghost(build[name]())
+    x = torch.randn(2, 3, 32, 32)
+    for c, chunk in enumerate(made.chunks):
+        if chunk.skippable:
+            made.gates[c] = Gate(1, len(chunk.skippable))
+            made.gates[c].bias.copy_(-torch.ones(len(chunk.skippable)) if c == 0 else torch.arange(len(chunk.skippable)) % 2.0)
+    made.settings = Settings(0.5, fixed=True)
+    expected = made(x)
+    net = made.static()
+    assert type(net) is type(made.net) and sum(p.numel() for p in net.parameters()) < sum(
+        p.numel() for p in made.net.parameters()
+    )
+    torch.testing.assert_close(logits_of(net, x), getattr(expected, "logits", expected), atol=1e-5, rtol=1e-5)
+    if name != "ViT":
+        exported = torch.export.export(net, (x,)).module()
+        torch.testing.assert_close(exported(x), expected, atol=1e-5, rtol=1e-5)
+    made.settings = Settings(0.5)
+    with pytest.raises(DeepresError, match="depends on the input"):
+        made.static()
+
+
 def test_the_frontier_foretells_what_happens(fitted: Ghost, data: Data) -> None:
     given = list(batches(data, "val", 150, CPU))
     points = frontier(fitted, given, costs(fitted, given[0][0][:32]))

@@ -199,6 +199,7 @@ class Ghost:
     gates: Literal["both", "fitted", "fixed", "none"] = "both"  # blocks chosen by input, or the same for all; both are tried
     exits: bool = True  # whether inputs may leave early
     examples: int = 2000  # of the training split, to fit gates on, and of the validation split, to choose on
+    confirm: int = 4000  # further validation examples, at most, on which a rise of the error is confirmed
     weights: Path | None = None  # a state_dict for a network that is built by name
     size: int | None = None  # side of the input in pixels [what the network was trained with]
     device: str = "auto"  # auto, cpu, cuda
@@ -229,6 +230,7 @@ class Ghost:
                 gates=self.gates,
                 exits=self.exits,
                 examples=self.examples,
+                confirm=self.confirm,
                 weights=self.weights,
                 size=self.size,
                 device=pick_device(self.device),

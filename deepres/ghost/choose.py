@@ -23,7 +23,7 @@ SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of ghoste
 SURE = (0.0, 0.4, 0.6)
 Kinds = tuple[Literal["fitted", "fixed"], ...]
 CONFIDENCE = 0.9  # with which a rise of the error is within what was allowed
-TESTED = 8  # settings of a kind that are tested on fresh examples, at most
+TESTED = 12  # settings of a kind that are tested on fresh examples, at most, where each takes a pass of its own
 TOGETHER = 250  # examples of a pass, where nothing is timed
 
 
@@ -36,6 +36,7 @@ class Point:
     time: float  # of the whole network's, foretold from the blocks that ran and their measured times
     blocks: float  # mean share of blocks that ran
     left: float  # share of inputs that left early
+    moved: float = 0.0  # share of inputs whose answer became right or wrong
 
 
 def _answers(ghost: Ghost, given: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -153,19 +154,26 @@ class _Recorded:
                 spent += float(here * costs.exits[c])
         return spent
 
-    def point(self, ghost: Ghost, settings: Settings, whole: Tensor, labels: Tensor, costs: Costs) -> Point:
-        """What ``settings`` would have come to."""
+    def answers(self, ghost: Ghost, settings: Settings, whole: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(answers, blocks that ran, inputs that stayed to the end, inputs that were answered again), as ``whole`` answers them."""
         answer, ran, inside = self._leaving(ghost, settings)
         again = torch.zeros_like(inside)
         if settings.sure > 0:
             again = inside & ~self.ran.all(1) & (self.logits.softmax(1).amax(1) < settings.sure)
             answer = torch.where(again, whole.argmax(1), answer)
+        return answer, ran, inside, again
+
+    def point(self, ghost: Ghost, settings: Settings, whole: Tensor, labels: Tensor, costs: Costs) -> Point:
+        """What ``settings`` would have come to."""
+        answer, ran, inside, again = self.answers(ghost, settings, whole)
+        right = answer == labels
         return Point(
             settings,
-            error=100 * float((answer != labels).float().mean()),
+            error=100 * (1 - float(right.float().mean())),
             time=self._time(ghost, settings, costs) + float(again.float().mean()),
             blocks=float(ran.float().mean()),
             left=1 - float(inside.float().mean()),
+            moved=float((right != (whole.argmax(1) == labels)).float().mean()),
         )
 
 
@@ -265,14 +273,16 @@ def keeps_deadline(ghost: Ghost, inputs: Tensor, batch: int, *, calls: int = 100
 Kind = tuple[bool, bool, bool]
 
 
-def within_error(points: Sequence[Point], whole: float, rise: float) -> dict[Kind, list[Point]]:
+def within_error(points: Sequence[Point], whole: float, rise: float, doubt: int = 0) -> dict[Kind, list[Point]]:
     """The points whose error is at most ``rise`` points above the whole network's, fastest foretold first, by kind of setting.
 
-    Kinds are: skipping by input, by the mean, not at all; leaving or not. Of each kind those on its own frontier.
+    Kinds are: skipping by input, by the mean, not at all; leaving or not. Of each kind those on its own frontier. ``doubt``: of how
+    many examples the errors are, where others will confirm them: points then count that may be above by chance, a standard deviation.
     """
     kinds: dict[Kind, list[Point]] = {}
     for point in points:
-        if point.error <= whole + rise and not point.settings.whole:
+        chance = 100 * math.sqrt(point.moved / doubt) if doubt else 0.0
+        if point.error <= whole + rise + chance and not point.settings.whole:
             kind = (point.settings.skip is None, point.settings.fixed, point.settings.leave is None)
             kinds.setdefault(kind, []).append(point)
     return {kind: best(mine) for kind, mine in kinds.items()}
@@ -294,16 +304,23 @@ def confirmed(
     """
     if not fresh:
         return [mine[0] for mine in kinds.values()]
-    right = [logits_of(ghost.net, x).argmax(1) == y for x, y in fresh]
-    n, found = sum(map(len, right)), []
+    labels = torch.cat([y.cpu() for _, y in fresh])
+    passes: dict[Settings, _Recorded] = {}  # one for each choice of blocks tells of every confidence to leave at
+
+    def recorded(settings: Settings) -> _Recorded:
+        blocks = replace(settings, leave=None, exits=None, sure=0.0)
+        if blocks not in passes:
+            passes[blocks] = _Recorded.of(ghost, fresh, blocks)
+        return passes[blocks]
+
+    whole = recorded(Settings()).logits
+    right = whole.argmax(1) == labels
+    n, found = len(labels), []
     for mine in kinds.values():
         passed: Point | None = None
-        for point in _spaced(mine[::-1], TESTED):
-            ghost.settings = point.settings
-            lost = won = 0
-            for whole, (x, y) in zip(right, fresh, strict=True):
-                here = logits_in(ghost(x)).argmax(1) == y
-                lost, won = lost + int((whole & ~here).sum()), won + int((here & ~whole).sum())
+        for point in mine[::-1] if mine[0].settings.skip is None else _spaced(mine[::-1], TESTED):
+            here = recorded(point.settings).answers(ghost, point.settings, whole)[0] == labels
+            lost, won = int((right & ~here).sum()), int((here & ~right).sum())
             bound = rise_bound(lost, won, n)
             say(
                 f"{settings_in_words(point.settings)}, foretold {100 * point.time:.0f} %: {lost} right answers lost and {won} won of "

@@ -37,8 +37,7 @@ from deepres.ghost.route import Exit, Gate, Ghost, Settings
 from deepres.lens.source import Source
 from deepres.nn import load, notes, save
 
-NET, HEADS, FILE = "net.safetensors", "ghost.safetensors", "ghost.json"
-FRESH = 4000  # further validation examples, on which settings are confirmed
+NET, HEADS, STATIC, FILE = "net.safetensors", "ghost.safetensors", "static.safetensors", "ghost.json"
 Gates = Literal["both", "fitted", "fixed", "none"]
 _KINDS: dict[str, Kinds] = {"both": ("fitted", "fixed"), "fitted": ("fitted",), "fixed": ("fixed",), "none": ()}
 
@@ -56,6 +55,11 @@ class Made:
     kept: tuple[float, float] | None = None  # of a deadline: share of single-input calls within it, seconds of the slowest
     data: Data | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def static(self) -> bool:
+        """Whether the same blocks run for every input, to the end, so that ``model.static()`` is all of it."""
+        return self.model.settings.fixed and self.model.settings.leave is None
+
     def words(self) -> list[str]:
         """What it came to, with its figures and what they assume."""
         seen, settings = self.verified, self.model.settings
@@ -71,6 +75,10 @@ class Made:
                 f"{100 * seen.blocks:.0f} % of the blocks ran, {100 * seen.left:.0f} % of the inputs left early, "
                 f"{100 * seen.again:.1f} % were answered again with the full depth.",
             ]
+        if self.static:
+            said.append(
+                f"The same blocks run for every input, so {STATIC} holds them as an ordinary network, to compile or export."
+            )
         for batch, (ratio, low, high) in self.times.items():
             said.append(
                 f"At batch {batch} a call takes {100 * ratio:.0f} % of the whole network's time (middle half of the turns "
@@ -108,6 +116,7 @@ def ghost(
     gates: Gates = "both",
     exits: bool = True,
     examples: int = 2000,
+    confirm: int = 4000,
     weights: str | Path | None = None,
     size: int | None = None,
     device: torch.device | str = "cpu",
@@ -124,7 +133,8 @@ def ghost(
     the two, both decided on the validation split and told on the test split. ``deadline``: seconds for a call, after which its
     inputs leave at the next exit. ``gates``: ``"fitted"`` chooses blocks by input, ``"fixed"`` the same ones for every input, by
     their mean worth, which is the lens's lesion profile and needs no training; ``"both"`` tries both, and ``"none"`` leaves all
-    blocks. ``exits``: whether inputs may leave early.
+    blocks. ``exits``: whether inputs may leave early. ``examples``: of the training split, to fit gates on, and of the validation split, to
+    choose on; ``confirm``: further ones of the validation split, at most, on which a rise of the ``error`` is confirmed.
 
     Raises ``DeepresError`` for a network without blocks to pass through, one that is no classifier of the data's classes, and a
     budget that cannot be kept.
@@ -143,6 +153,8 @@ def ghost(
         raise DeepresError("without gates and without exits there is nothing to save time with")
     if batch < 1:
         raise DeepresError(f"batch is at least 1, not {batch}")
+    if examples < 1 or confirm < 0:
+        raise DeepresError(f"examples is at least 1 and confirm at least 0, not {examples} and {confirm}")
     net, opened = _open(model, data, weights, size)
     net = net.to(device)
     made = Ghost(net)
@@ -157,8 +169,9 @@ def ghost(
         chosen = within_budget(made, points, budget, inputs, batch, say)
     else:
         assert error is not None
-        fresh = list(batches(opened, "val", FRESH, torch.device(device), TOGETHER, skip=examples))
-        able = confirmed(made, within_error(points, whole.error, error), fresh, error, say)
+        fresh = list(batches(opened, "val", confirm, torch.device(device), TOGETHER, skip=examples))
+        doubt = sum(len(y) for _, y in held) if fresh else 0
+        able = confirmed(made, within_error(points, whole.error, error, doubt), fresh, error, say)
         chosen = fastest(made, able, whole, inputs, batch, say)
     made.settings = chosen.settings
     test = list(batches(opened, "test", len(opened.test), torch.device(device), TOGETHER))
@@ -205,6 +218,8 @@ def save_ghost(made: Made, out: str | Path, **noted: Any) -> Path:
         noted = {"classes": list(made.data.classes), "prepare": made.data.prepare.to_notes(), **noted}
     ghost.route(False)
     save(net, out / NET, **noted)
+    if made.static:
+        save(ghost.static(), out / STATIC, **noted)
     tensors = {f"gates.{k}": v.contiguous().cpu() for k, v in ghost.gates.state_dict().items()}
     tensors |= {f"exits.{k}": v.contiguous().cpu() for k, v in ghost.exits.state_dict().items()}
     header = {

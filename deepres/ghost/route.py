@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from deepres.errors import DeepresError
-from deepres.nn import logits_in
+from deepres.nn import can_delete, delete_blocks, logits_in
 from deepres.sites import chunks, find_units, pooled, pooled_by_quarter
 
 
@@ -173,6 +173,35 @@ class Ghost(nn.Module):
                 else:
                     del block.__dict__["forward"]
             self._routed = on
+
+    def static(self) -> nn.Module:
+        """The network without the blocks that a fixed setting passes through for all inputs: an ordinary one of its class.
+
+        Its shapes do not depend on the data, so ``torch.compile``, ``torch.export`` and CUDA graphs take it.
+        Raises ``DeepresError`` for settings that decide by input.
+        """
+        settings = self.settings
+        if settings.leave is not None or (settings.skip is not None and not settings.fixed):
+            raise DeepresError(
+                "which blocks run depends on the input here; make the ghost with gates='fixed' and exits=False for one whose shapes are "
+                "static"
+            )
+        self.route(False)
+        net = copy.deepcopy(self.net)
+        units = find_units(net)
+        for i in reversed(range(len(units))):  # from the end, so that the paths in front stay right
+            c, _ = self._where[i]
+            kept = self._judge(c, torch.empty(0), _Call(0, settings, torch.empty(0), None))
+            skippable = self.chunks[c].skippable
+            if kept is None or i not in skippable or bool(kept[0, skippable.index(i)]):
+                continue
+            if units[i].removable and can_delete(net, units[i].path):
+                delete_blocks(net, [units[i].path])
+            else:  # the only one of its list: what comes behind its sum is left
+                site = units[i].sites[0]
+                after = None if site.row.part else site.row.find(site.block, "after")
+                net.set_submodule(units[i].path, after if after is not None else nn.Identity())
+        return net
 
     def train(self, mode: bool = True) -> Ghost:
         """Stays in eval mode; gates and exits are fitted, not trained through."""
