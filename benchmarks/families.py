@@ -1,6 +1,9 @@
-"""Other libraries' networks, shrunk and made ghosts of: torchvision's ResNet-18 and timm's VisionTransformer, on photographs.
+"""Other libraries' networks, shrunk and made ghosts of: torchvision's ResNet-34 and timm's VisionTransformer, on photographs.
 
     python -m benchmarks.families --data ../shared/data/cifar10-jpeg --only vit
+    python -m benchmarks.cells --voc ../shared/data/bccd-voc
+    python -m benchmarks.families --data runs/cells --only resnet34 --part shrunk --size 96 --epochs 12
+    python -m benchmarks.families --data runs/cells --only resnet34 --part ghosts --size 224 --epochs 6
 
 Every way has the same total of epochs, as in ``benchmarks.shrink``: half of them train the whole network and half are spent on what a
 way does to it, or all of them follow one schedule. The ghost is made of the whole network and may cost ``--error`` points.
@@ -19,12 +22,12 @@ from typing import Any
 import torch
 import torchvision
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks import rivals
 from benchmarks.common import record
 from benchmarks.ghost import times_by_batch
-from benchmarks.shrink import errors_and_times, subset, what
+from benchmarks.shrink import SPEED, errors_and_times, subset, what
 from deepres.data import Data, Resident, open_data
 from deepres.ghost import ghost
 from deepres.ghost.fit import batches
@@ -34,45 +37,46 @@ from deepres.train import Recipe, Run, recipe, train
 from deepres.train.loop import Result
 
 
-def resnet18(blocks: int = 8) -> nn.Module:
-    return torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [blocks // 4] * 4, num_classes=10)
+def resnet34(classes: int, blocks: int = 16) -> nn.Module:
+    layers = [3, 4, 6, 3] if blocks == 16 else [blocks // 4] * 4
+    return torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, layers, num_classes=classes)
 
 
-def vit(blocks: int = 8) -> nn.Module:
-    return VisionTransformer(img_size=32, patch_size=8, embed_dim=96, depth=blocks, num_heads=3, num_classes=10)
+def vit(classes: int, blocks: int = 8) -> nn.Module:
+    return VisionTransformer(img_size=32, patch_size=8, embed_dim=96, depth=blocks, num_heads=3, num_classes=classes)
 
 
 @dataclass(frozen=True)
 class Case:
     what: str
-    build: Callable[..., nn.Module]
-    blocks: int  # that are left
+    build: Callable[..., nn.Module]  # of the classes, and of the blocks where these are not all
+    blocks: tuple[int, int]  # of the whole, and that are left
     first: Recipe
 
 
 CASES = {
-    "resnet18": Case("torchvision's ResNet-18", resnet18, 4, recipe("fast-cifar", lr=0.05, batch=64)),
-    "vit": Case("timm's VisionTransformer of 8 layers, 96 wide, patches of 8x8", vit, 4, recipe("transformer")),
+    "resnet34": Case("torchvision's ResNet-34", resnet34, (16, 8), recipe("fast-cifar", lr=0.05, batch=32)),
+    "vit": Case("timm's VisionTransformer of 8 layers, 96 wide, patches of 8x8", vit, (8, 4), recipe("transformer")),
 }
 
 
 def shrunk(name: str, data: Data, epochs: float, seeds: int) -> dict[str, Any]:
     case = CASES[name]
-    goal = Target("blocks", case.blocks)
+    goal, classes = Target("blocks", case.blocks[1]), len(data.classes)
     inputs, _ = next(batches(data, "test", 256, torch.device("cpu"), 256))
     half = dataclasses.replace(case.first, epochs=epochs / 2)
     once = dataclasses.replace(case.first, epochs=epochs)
-    then = dataclasses.replace(shrink_recipe(case.build()), epochs=epochs / 2, batch=case.first.batch)
+    then = dataclasses.replace(shrink_recipe(case.build(classes)), epochs=epochs / 2, batch=case.first.batch)
     later, at_once, pressed = Plan(goal, 0.02, 0.5, distil=0.5), Plan(goal, 0.0, 0.01, distil=0.5), Plan(goal, 0.35, 0.65)
     ways: dict[str, list[dict[str, float]]] = {}
     for seed in range(seeds):
 
         def trained(model: nn.Module, how: Recipe, curriculum: Inverse | None = None, seed: int = seed) -> Result:
-            run = Run("custom", data.name, how, seed=seed, speed="float32", memory="all")
+            run = Run("custom", data.name, how, seed=seed, speed=SPEED, memory="all")
             return train(run, data=data, model=model, curriculum=curriculum, show=False)
 
         torch.manual_seed(seed)
-        fresh, shallow = case.build(), case.build(case.blocks)
+        fresh, shallow = case.build(classes), case.build(classes, case.blocks[1])
         start = trained(copy.deepcopy(fresh), half).model
         whole = trained(copy.deepcopy(start), then)
         found = {
@@ -95,7 +99,7 @@ def shrunk(name: str, data: Data, epochs: float, seeds: int) -> dict[str, Any]:
     return {
         "what": what(case.what, data, epochs),
         "seeds": seeds,
-        "blocks": [8, case.blocks],
+        "blocks": list(case.blocks),
         "ways": {way: _row(many) for way, many in ways.items()},
     }
 
@@ -107,8 +111,8 @@ def ghosts(name: str, data: Data, epochs: float, seeds: int, error: float) -> di
     found: list[dict[str, Any]] = []
     for seed in range(seeds):
         torch.manual_seed(seed)
-        run = Run("custom", data.name, dataclasses.replace(case.first, epochs=epochs), seed=seed, speed="float32", memory="all")
-        whole = train(run, data=data, model=case.build(), show=False).model.eval()
+        run = Run("custom", data.name, dataclasses.replace(case.first, epochs=epochs), seed=seed, speed=SPEED, memory="all")
+        whole = train(run, data=data, model=case.build(len(data.classes)), show=False).model.eval()
         made = ghost(copy.deepcopy(whole), data, error=error, examples=500, say=print)
         seen = made.verified
         shares = {"error": seen.whole, "rise": seen.rise, "bound": seen.bound, "blocks": seen.blocks, "left": seen.left}
@@ -116,6 +120,10 @@ def ghosts(name: str, data: Data, epochs: float, seeds: int, error: float) -> di
         found.append({**{key: round(value, 3) for key, value in shares.items()}, "times": took})
         print(name, seed, *made.words(), found[-1], sep="\n  ", flush=True)
     return {"what": what(case.what, data, epochs), "seeds": seeds, "allowed": error, "ghosts": found}
+
+
+def thinned(split: Resident, every: int) -> Tensor:
+    return torch.arange(0, len(split), every)
 
 
 def _row(many: list[dict[str, float]]) -> dict[str, Any]:
@@ -136,13 +144,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--error", type=float, default=0.5, help="points that the ghost's error may rise")
     options = parser.parse_args()
-    data = subset(open_data(options.data, size=options.size), options.images, options.size)
-    assert isinstance(data.val, Resident) and isinstance(data.test, Resident)
-    fewer = {
-        "val": data.val.take(torch.arange(0, len(data.val), 2)),
-        "test": data.test.take(torch.arange(0, len(data.test), 2)),
-    }
-    data = dataclasses.replace(data, **fewer)  # type: ignore[arg-type]
+    data = open_data(options.data, size=options.size)
+    if isinstance(data.train, Resident) and isinstance(data.val, Resident) and isinstance(data.test, Resident):
+        data = subset(data, options.images)
+        every = 2 if len(data.test) > 5000 else 1
+        data = dataclasses.replace(
+            data, val=data.val.take(thinned(data.val, every)), test=data.test.take(thinned(data.test, every))
+        )
     for name in CASES:
         if options.only in (name, None):
             if options.part in ("shrunk", None):

@@ -22,7 +22,6 @@ from deepres.evaluate import time_against
 from deepres.ghost import Gate, Ghost, ghost
 from deepres.ghost.choose import confirmed, fastest, frontier, within_error
 from deepres.ghost.fit import batches, costs, fit
-from deepres.ghost.ghost import FRESH
 from deepres.nn import ResNet, logits_of
 
 CPU = torch.device("cpu")
@@ -50,8 +49,9 @@ def by_chance(net: nn.Module, data: Data, rise: float, examples: int) -> Ghost:
             made.gates[c] = Coin(gate.weight.shape[1], len(gate.bias))
     held = list(batches(data, "val", examples, CPU, 250))
     points = frontier(made, held, costs(made, held[0][0][:32]), kinds=("fitted",))
-    fresh = list(batches(data, "val", FRESH, CPU, 250, skip=examples))
-    fastest(made, confirmed(made, within_error(points, points[0].error, rise), fresh, rise), points[0], held[0][0], 32)
+    fresh = list(batches(data, "val", len(data.val), CPU, 250, skip=examples))
+    able = confirmed(made, within_error(points, points[0].error, rise, examples), fresh, rise)
+    fastest(made, able, points[0], held[0][0], 32)
     return made
 
 
@@ -74,7 +74,8 @@ def main() -> None:
     inputs = torch.cat([x for x, _ in test[:3]])
 
     def made(net: ResNet, **more: object) -> Ghost:
-        return ghost(net, data, error=options.error, examples=options.examples, **more).model  # type: ignore[arg-type]
+        found = ghost(net, data, error=options.error, examples=options.examples, confirm=len(data.val), **more)  # type: ignore[arg-type]
+        return found.model
 
     ways: dict[str, Callable[[int], nn.Module]] = {
         "ghost": lambda s: made(bench.model("whole", s)),

@@ -1,7 +1,7 @@
 """Inverse Curriculum Training beside what else gives a shallower network: same data, epochs, seeds and number of blocks.
 
     python -m benchmarks.shrink --data ../shared/data/cifar10-jpeg                      # trains what is missing, then records
-    python -m benchmarks.shrink --data ... --part 0/2 & ... --part 1/2                  # two processes share the training
+    python -m benchmarks.shrink --data ... --threads 1 &  (twice)                       # two processes share the training
 
 Every way has the same total of epochs. Those that train in one go follow one one-cycle; those that start from a trained network
 spend half of the epochs on training it (one network, shared by them all) and half on what they do to it, with the whole
@@ -15,7 +15,8 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from deepres.shrink import Inverse, Plan, Target, time_ratio
 from deepres.shrink.shrink import shrink_recipe
 from deepres.train import Run, recipe, train
 
+Way = Callable[[int], dict[str, object]]  # seed -> what came of it
 SPEED = "bf16-channels-last" if torch.cpu._is_avx512_bf16_supported() else "float32-channels-last"
 
 
@@ -84,7 +86,7 @@ class Bench:
         model.load_state_dict(torch.load(self.out / f"half-seed{seed}.pt", weights_only=True))
         return model
 
-    def ways(self, blocks: int) -> dict[str, Callable[[int], dict[str, object]]]:
+    def ways(self, blocks: int) -> dict[str, Way]:
         """Each way to a network of ``blocks`` blocks."""
         goal = Target("blocks", blocks)
         third = blocks // 3
@@ -92,7 +94,12 @@ class Bench:
             self.recipe(self.epochs),
             dataclasses.replace(shrink_recipe(self.fresh(0)), epochs=self.epochs / 2, lr=self.fine_lr),
         )
-        pressed, at_once = Plan(goal, 0.35, 0.65), Plan(goal, 0.0, 0.01, distil=0.5)
+        pressed, at_once = Plan(goal, 0.2, 0.5), Plan(goal, 0.0, 0.01, distil=0.5)
+
+        def shape(seed: int) -> ResNet:
+            """The control of Liu et al. 2019: is it the shape that was found, or the way to it?"""
+            found = json.loads((self.out / f"inverse-{blocks}-seed{seed}.json").read_text())["blocks"]
+            return self.fresh(seed, tuple(found))
 
         def go(name: str, how, model: Callable[[int], ResNet], curriculum: Callable[[], Inverse | None]):  # type: ignore[no-untyped-def]
             return lambda seed: self.train(f"{name}-{blocks}", seed, model(seed), how, curriculum())
@@ -103,6 +110,7 @@ class Bench:
                 "inverse-trained", fine, self.trained, lambda: Inverse(Plan(goal, 0.02, 0.5, distil=0.5))
             ),
             "shallow from scratch": go("shallow", scratch, lambda s: self.fresh(s, (third, third, third)), lambda: None),
+            "the shape it found, from scratch": go("shape", scratch, shape, lambda: None),
             "smallest responses, fine-tuned": go("responses", fine, self.trained, lambda: rivals.Responses(at_once)),
             "lesion scores, fine-tuned": go("lesions", fine, self.trained, lambda: rivals.Lesions(at_once)),
             "threshold": go("threshold", scratch, self.fresh, lambda: rivals.Threshold(pressed)),
@@ -119,7 +127,7 @@ class Bench:
         return model.eval()
 
 
-def subset(data: Data, images: int, size: int | None) -> Data:
+def subset(data: Data, images: int) -> Data:
     """Some of the training images, always the same ones."""
     assert isinstance(data.train, Resident)
     index = torch.randperm(len(data.train), generator=seeded(0))[:images].sort().values
@@ -137,8 +145,9 @@ def common_options(about: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True)
     parser.add_argument("--net", default="resnet56-cifar")
     parser.add_argument("--size", type=int, default=16)
-    parser.add_argument("--images", type=int, default=8_000)
-    parser.add_argument("--epochs", type=float, default=30.0)
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--val", type=float, default=0.2, help="share of the training images that is kept for validation")
+    parser.add_argument("--epochs", type=float, default=24.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--lr", type=float, default=0.2)
     parser.add_argument("--fine-lr", type=float, default=0.1)
@@ -147,42 +156,59 @@ def common_options(about: str | None) -> argparse.ArgumentParser:
 
 
 def bench_of(options: argparse.Namespace) -> Bench:
-    data = subset(open_data(options.data, size=options.size), options.images, options.size)
+    data = subset(open_data(options.data, size=options.size, val_share=options.val), options.images)
     return Bench(options.net, data, options.epochs, options.out, options.lr, options.fine_lr)
 
 
 def main() -> None:
     parser = common_options(__doc__)
     parser.add_argument("--blocks", type=int, nargs="+", default=[15, 9])
-    parser.add_argument("--part", default="0/1")
+    parser.add_argument("--ways", nargs="+", help="beginnings of the names of those to take [all]")
+    parser.add_argument("--threads", type=int, help="of this process, where several run at once")
     options = parser.parse_args()
-    part, parts = map(int, options.part.split("/"))
-    if parts > 1:
-        torch.set_num_threads(max(1, torch.get_num_threads() // parts))
+    if options.threads:
+        torch.set_num_threads(options.threads)
     bench = bench_of(options)
+    bench.out.mkdir(parents=True, exist_ok=True)
     for blocks in options.blocks:
         for seed in range(options.seeds):
-            tasks = {"whole": bench.whole, **bench.ways(blocks)}
-            for name, task in tasks.items():
-                if _mine(name, seed, options.seeds, part, parts):
-                    found = task(seed)
-                    told = f"{found['name']} {seed} {found['blocks']} {found['test_error']:.2f} {found['seconds']:.0f} s"
-                    print(told, flush=True)
-    if parts == 1:
+            tasks = {"whole": bench.whole, **chosen(bench.ways(blocks), options.ways)}
+            for group, names in grouped(tasks).items():
+                with claimed(bench.out / f"{group}-{blocks}-seed{seed}.claim") as mine:
+                    for name in names if mine else ():
+                        found = tasks[name](seed)
+                        told = f"{found['name']} {seed} {found['blocks']} {found['test_error']:.2f} {found['seconds']:.0f} s"
+                        print(told, flush=True)
+    if not list(bench.out.glob("*.claim")):  # the last of the processes, so that times are taken on a machine that is idle
         _record(bench, options)
 
 
-def _mine(name: str, seed: int, seeds: int, part: int, parts: int) -> bool:
-    """Whole seeds while they come out even; of the rest, what starts from a trained network goes together, as it shares that."""
-    if seed < seeds - seeds % parts:
-        return seed % parts == part
-    together = name in (
-        "inverse, from trained",
-        "smallest responses, fine-tuned",
-        "lesion scores, fine-tuned",
-        "shallow from scratch",
-    )
-    return parts == 1 or part == (0 if together else 1)
+def chosen(ways: dict[str, Way], starts: list[str] | None) -> dict[str, Way]:
+    return {name: way for name, way in ways.items() if starts is None or name.startswith(tuple(starts))}
+
+
+def grouped(names: Iterable[str]) -> dict[str, list[str]]:
+    """What needs another's outcome goes with it: the half-trained network, the shape that was found."""
+    shared = {"inverse, from scratch": "inverse", "the shape it found, from scratch": "inverse"}
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        group = "trained" if name.endswith(("from trained", "fine-tuned")) else shared.get(name, name)
+        groups.setdefault(group, []).append(name)
+    return groups
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Whether this process is the one to do what ``path`` stands for; others see the file while it does."""
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        path.unlink()
 
 
 def _record(bench: Bench, options: argparse.Namespace) -> None:
@@ -197,7 +223,7 @@ def _record(bench: Bench, options: argparse.Namespace) -> None:
     }
     for blocks in options.blocks:
         table = {}
-        for name, way in bench.ways(blocks).items():
+        for name, way in chosen(bench.ways(blocks), options.ways).items():
             found = [way(seed) for seed in seeds]
             times = [
                 time_ratio(reference, bench.model(str(one["name"]), seed), inputs)[0]

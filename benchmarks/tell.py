@@ -125,23 +125,38 @@ def _shrink(result: dict[str, Any]) -> str:
         "error. Time is a forward pass's against the whole network's, side by side. What starts from a trained network spends half of "
         "the epochs on training it."
     ]
-    lines: dict[str, list[tuple[float, float, float]]] = {}
+    whole = result["whole"]
+    frontiers: dict[str, dict[str, list[tuple[float, float, float]]]] = {"time": {}, "blocks": {}}
     for key, table in result.items():
         if not key.endswith(" blocks"):
             continue
         rows = []
         for name, one in sorted(table.items(), key=lambda pair: pair[1]["test_error"]):
+            shapes = sorted({"-".join(map(str, blocks)) for blocks in one["blocks"]})
             rows.append(
-                [name, _spread(one), f"{one['above_whole']:+.2f}", f"{100 * one['time']:.0f} %", f"{one['training_seconds']} s"]
+                [
+                    name,
+                    _spread(one),
+                    f"{one['above_whole']:+.2f}",
+                    f"{100 * one['time']:.0f} %",
+                    ", ".join(shapes),
+                    f"{one['training_seconds']} s",
+                ]
             )
-            lines.setdefault(name, []).append((100 * one["time"], one["test_error"], one["spread"]))
-        parts.append(f"To {key} of {sum(result['whole']['blocks'][0])}:")
-        parts.append(_table(["", "test error", "above the whole, points", "time", "training"], rows))
-    lines["whole network"] = [(100.0, result["whole"]["test_error"], result["whole"]["spread"])]
-    drawn = [Line(name, *map(list, zip(*sorted(points), strict=True))) for name, points in lines.items()]  # type: ignore[arg-type]
-    title = "Test error against the time of a forward pass, mean and deviation over the seeds"
-    draw(PICTURES / f"{result['name']}.svg", drawn, x="time, % of the whole network's", y="test error, %", title=title)
-    parts.append(f"![{title}](pictures/{result['name']}.svg)")
+            for what, x in (("time", 100 * one["time"]), ("blocks", float(key.split()[0]))):
+                frontiers[what].setdefault(name, []).append((x, one["test_error"], one["spread"]))
+        parts.append(f"To {key} of {sum(whole['blocks'][0])}:")
+        parts.append(
+            _table(["", "test error", "above the whole, points", "time", "blocks by stage, each seed's", "training"], rows)
+        )
+    labels = {"time": "time of a forward pass, % of the whole network's", "blocks": "blocks that are left"}
+    for what, full in (("time", 100.0), ("blocks", float(sum(whole["blocks"][0])))):
+        lines = {**frontiers[what], "whole network": [(full, whole["test_error"], whole["spread"])]}
+        drawn = [Line(name, *map(list, zip(*sorted(points), strict=True))) for name, points in lines.items()]  # type: ignore[arg-type]
+        title = f"Test error against the {labels[what]}, mean and deviation over the seeds"
+        picture = f"{result['name']}{'' if what == 'time' else '-blocks'}.svg"
+        draw(PICTURES / picture, drawn, x=labels[what], y="test error, %", title=title)
+        parts.append(f"![{title}](pictures/{picture})")
     return "\n\n".join(parts)
 
 
@@ -228,9 +243,9 @@ SECTIONS = (
     ("paper-cifar10-jpeg", "Table 6 and degradation on CIFAR-10 as JPEG", _cifar),
     ("shrink-resnet56", "Inverse Curriculum Training", _shrink),
     ("ghost-resnet56", "Ghost Inference", _ghost),
-    ("families-resnet18", "Inverse Curriculum Training of torchvision's ResNet-18", _families),
+    ("families-resnet34", "Inverse Curriculum Training of torchvision's ResNet-34", _families),
     ("families-vit", "Inverse Curriculum Training of a vision Transformer of timm's", _families),
-    ("ghosts-resnet18", "Ghosts of torchvision's ResNet-18", _ghosts),
+    ("ghosts-resnet34", "Ghosts of torchvision's ResNet-34", _ghosts),
     ("ghosts-vit", "Ghosts of a vision Transformer of timm's", _ghosts),
     ("serving", "Serving under load, with and without a ghost", _serving),
     ("monitor-resnet56", "What `--lens every=1epoch` costs", _monitor),
