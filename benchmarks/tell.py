@@ -157,7 +157,7 @@ def _shrink(result: dict[str, Any]) -> str:
         picture = f"{result['name']}{'' if what == 'time' else '-blocks'}.svg"
         draw(PICTURES / picture, drawn, x=labels[what], y="test error, %", title=title)
         parts.append(f"![{title}](pictures/{picture})")
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *([result["note"]] if "note" in result else [])])
 
 
 def _ghost(result: dict[str, Any]) -> str:
@@ -241,7 +241,8 @@ SECTIONS = (
     ("training-resnet50", "Training: ResNet-50", _speed),
     ("memory-resnet1202", "Memory: ResNet-1202", _memory),
     ("paper-cifar10-jpeg", "Table 6 and degradation on CIFAR-10 as JPEG", _cifar),
-    ("shrink-resnet56", "Inverse Curriculum Training", _shrink),
+    ("shrink-resnet56-16px", "Inverse Curriculum Training", _shrink),
+    ("shrink-resnet56", "Inverse Curriculum Training, on smaller images and with every rival", _shrink),
     ("ghost-resnet56", "Ghost Inference", _ghost),
     ("families-resnet34", "Inverse Curriculum Training of torchvision's ResNet-34", _families),
     ("families-vit", "Inverse Curriculum Training of a vision Transformer of timm's", _families),
