@@ -203,6 +203,7 @@ def claimed(path: Path) -> Iterator[bool]:
     try:
         path.touch(exist_ok=False)
     except FileExistsError:
+        print(f"left to another process, or to one that was killed, in which case delete it: {path}", flush=True)
         yield False
         return
     try:

@@ -189,12 +189,14 @@ class Ghost(nn.Module):
         self.route(False)
         net = copy.deepcopy(self.net)
         units = find_units(net)
-        for i in reversed(range(len(units))):  # from the end, so that the paths in front stay right
-            c, _ = self._where[i]
-            kept = self._judge(c, torch.empty(0), _Call(0, settings, torch.empty(0), None))
-            skippable = self.chunks[c].skippable
-            if kept is None or i not in skippable or bool(kept[0, skippable.index(i)]):
-                continue
+        through = [
+            i
+            for c, chunk in enumerate(self.chunks)
+            if (kept := self._kept_by_all(c)) is not None
+            for i, keeps in zip(chunk.skippable, kept.tolist(), strict=True)
+            if not keeps
+        ]
+        for i in reversed(through):  # from the end, so that the paths in front stay right
             if units[i].removable and can_delete(net, units[i].path):
                 delete_blocks(net, [units[i].path])
             else:  # the only one of its list: what comes behind its sum is left
@@ -278,6 +280,12 @@ class Ghost(nn.Module):
             if call.trace is not None:
                 call.trace.again[rows.cpu()] = True
         return answers
+
+    def _kept_by_all(self, c: int) -> Tensor | None:
+        """(skippable blocks,): which of chunk ``c`` a fixed setting computes; None for all of them."""
+        gate, settings = self.gates[c], self.settings
+        asked = settings.gates is None or c in settings.gates
+        return gate.bias >= settings.skip if settings.skip is not None and isinstance(gate, Gate) and asked else None
 
     # ---- inside the network
 
