@@ -20,7 +20,8 @@ from benchmarks.shrink import Bench, bench_of, common_options, what
 from deepres.data import Data
 from deepres.evaluate import time_against
 from deepres.ghost import Gate, Ghost, ghost
-from deepres.ghost.choose import confirmed, fastest, frontier, within_error
+from deepres.ghost.choose import fastest, frontier
+from deepres.ghost.confirm import confirmed, within_error
 from deepres.ghost.fit import batches, costs, fit
 from deepres.nn import ResNet, logits_of
 

@@ -16,9 +16,11 @@ from deepres import DeepresError, Run
 from deepres.cli.main import main
 from deepres.data import Data, open_data
 from deepres.ghost import Ghost, Made, Settings, ghost, load_ghost, save_ghost
-from deepres.ghost.choose import Point, best, clopper_pearson, confirmed, frontier, rise_bound, within_error
+from deepres.ghost.choose import Point, best, frontier
+from deepres.ghost.confirm import clopper_pearson, confirmed, rise_bound, within_error
 from deepres.ghost.fit import batches, costs, fit, harms, look
-from deepres.ghost.route import Exit, Gate, chunks
+from deepres.ghost.heads import Exit, Gate
+from deepres.ghost.route import chunks
 from deepres.nn import logits_of
 from deepres.sites import find_units
 from deepres.train import recipe, train
@@ -109,6 +111,19 @@ def test_a_slow_obvious_version_agrees(fitted: Ghost, images: torch.Tensor, data
             torch.testing.assert_close(found[i], answer, atol=1e-4, rtol=1e-4)
         else:
             assert trace.left[i] == -1
+
+
+@pytest.mark.parametrize(
+    "asked", [{}, {"gates": (0,), "exits": (1,)}, {"gates": (1,), "exits": (0,)}, {"skip": None, "exits": (1,)}]
+)
+def test_blocks_at_which_nothing_is_decided_change_nothing(
+    fitted: Ghost, images: torch.Tensor, data: Data, asked: dict
+) -> None:  # type: ignore[type-arg]
+    """Without a trace their calls go straight to them."""
+    fitted.settings = dataclasses.replace(some(fitted, data), **asked)
+    noted = fitted(images, trace=True)
+    assert not fitted.trace.ran.all()
+    torch.testing.assert_close(fitted(images), noted, atol=0, rtol=0)
 
 
 def test_skipped_means_not_computed(fitted: Ghost, images: torch.Tensor, data: Data) -> None:

@@ -26,7 +26,8 @@ import deepres
 from deepres.cli.main import main
 from deepres.data import open_data
 from deepres.ghost import Ghost, Made, Settings, save_ghost
-from deepres.ghost.choose import Point, Verified
+from deepres.ghost.choose import Point
+from deepres.ghost.confirm import Verified
 from deepres.ghost.fit import fit
 
 

@@ -1,9 +1,11 @@
-"""Ghost Inference: depth by input. Read: route -> fit -> choose -> ghost -> page."""
+"""Ghost Inference: depth by input. Read: heads -> route -> fit -> choose -> confirm -> ghost -> page."""
 
 from deepres._room import callable_room
-from deepres.ghost.choose import Point, Verified
+from deepres.ghost.choose import Point
+from deepres.ghost.confirm import Verified
 from deepres.ghost.ghost import Made, ghost, load_ghost, save_ghost
-from deepres.ghost.route import Exit, Gate, Ghost, Settings, Trace
+from deepres.ghost.heads import Exit, Gate
+from deepres.ghost.route import Ghost, Settings, Trace
 
 __all__ = ["Exit", "Gate", "Ghost", "Made", "Point", "Settings", "Trace", "Verified", "ghost", "load_ghost", "save_ghost"]
 

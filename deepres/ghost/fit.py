@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from deepres.data import Data, Loader, seeded
 from deepres.errors import DeepresError
-from deepres.ghost.route import Exit, Gate, Ghost, Head
+from deepres.ghost.heads import Exit, Gate, Head
+from deepres.ghost.route import Ghost
 from deepres.lens.signals import time_shares
 from deepres.nn import logits_of
 from deepres.sites import pooled, pooled_by_quarter

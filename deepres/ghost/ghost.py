@@ -21,19 +21,17 @@ from deepres.ghost.choose import (
     TOGETHER,
     Kinds,
     Point,
-    Verified,
-    confirmed,
     fastest,
     frontier,
     keeps_deadline,
     settings_in_words,
     time_against_whole,
-    verify,
     within_budget,
-    within_error,
 )
+from deepres.ghost.confirm import Verified, confirmed, verify, within_error
 from deepres.ghost.fit import batches, costs, fit
-from deepres.ghost.route import Exit, Gate, Ghost, Settings
+from deepres.ghost.heads import Exit, Gate
+from deepres.ghost.route import Ghost, Settings
 from deepres.lens.source import Source
 from deepres.nn import load, notes, save
 

@@ -19,68 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from deepres.errors import DeepresError
+from deepres.ghost.heads import Exit, Gate
 from deepres.nn import can_delete, delete_blocks, logits_in
-from deepres.sites import chunks, find_units, pooled, pooled_by_quarter
-
-
-class Head(nn.Module):
-    """A linear function of pooled signals, which knows how they were spread where it was fitted."""
-
-    shift: Tensor
-    inverse: Tensor
-    limit: Tensor
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, features: int, outputs: int) -> None:
-        super().__init__()
-        self.register_buffer("weight", torch.zeros(outputs, features))
-        self.register_buffer("bias", torch.zeros(outputs))
-        self.register_buffer("shift", torch.zeros(features))  # -mean / deviation
-        self.register_buffer("inverse", torch.ones(features))  # 1 / deviation
-        self.register_buffer("limit", torch.tensor(float("inf")))  # of the norm of the standardised features
-
-    def standardise(self, features: Tensor) -> None:
-        """Take the spread of ``features`` (N, F); what lies a quarter farther out than all but 0.5 % of them is strange."""
-        self.inverse.copy_(1 / features.std(0).clamp(min=1e-6))
-        self.shift.copy_(-features.mean(0) * self.inverse)
-        self.limit.copy_(1.25 * torch.quantile(self.standardised(features).norm(dim=1), 0.995))
-
-    def standardised(self, features: Tensor) -> Tensor:
-        return torch.addcmul(self.shift, features.float(), self.inverse)
-
-    def linear(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, F) -> (N, outputs), and (N, 1) of truth values: whether the features are strange."""
-        z = self.standardised(features)
-        return torch.addmm(self.bias, z, self.weight.T), torch.linalg.vector_norm(z, dim=1, keepdim=True) > self.limit
-
-
-class Gate(Head):
-    """What a chunk's blocks are worth for an input: the predicted log10 of how far its answer moves without each of them.
-
-    Where the pooled signal lies far from what the gate was fitted on, it says nothing and every block is kept.
-    """
-
-    def forward(self, signal: Tensor) -> Tensor:
-        """(N, C, ...) -> (N, blocks); infinite where the signal is strange."""
-        worth, strange = self.linear(pooled(signal))
-        return worth.masked_fill(strange, float("inf"))
-
-
-class Exit(Head):
-    """An answer from a chunk's output, with a calibrated temperature. It has no confidence in a signal that is strange."""
-
-    temperature: Tensor
-
-    def __init__(self, features: int, outputs: int) -> None:
-        super().__init__(features, outputs)
-        self.register_buffer("temperature", torch.ones(()))
-
-    def forward(self, signal: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, ...) -> (N, classes) calibrated logits, (N,) confidences."""
-        logits, strange = self.linear(pooled_by_quarter(signal))
-        logits = logits / self.temperature
-        return logits, logits.softmax(1).amax(1).masked_fill(strange[:, 0], 0.0)
+from deepres.sites import chunks, find_units
 
 
 @dataclass(frozen=True)
@@ -125,6 +66,7 @@ class _Call:
     kept: Tensor | None = None  # (rows, skippable blocks of this chunk) of truth values; None: all
     counts: list[int] = field(default_factory=list)  # of the rows that are kept, by skippable block
     record: bool = False  # note every exit's answer, and let nobody go
+    quiet: frozenset[int] = frozenset()  # blocks at which there is nothing to decide
     ghosted: Tensor | None = None  # (N,) of truth values: some block was passed through
     answers: Tensor | None = None  # (N, classes) of those who left
     exits: list[tuple[Tensor, Tensor] | None] = field(default_factory=list)  # by chunk: logits and confidences
@@ -162,6 +104,7 @@ class Ghost(nn.Module):
         self.trace: Trace | None = None  # of the last call, where it was asked for
         self._where = {i: (c, place) for c, chunk in enumerate(self.chunks) for place, i in enumerate(chunk.units)}
         self._routed = False
+        self._quiet = (Settings(), frozenset(range(len(self.units))))
 
     def route(self, on: bool) -> None:
         """Let the blocks' calls go through the ghost, or straight to the blocks, as the whole network's do: at no cost at all."""
@@ -252,6 +195,8 @@ class Ghost(nn.Module):
             yes = torch.zeros(n, blocks, dtype=torch.bool)
             noted = Trace(yes, torch.full((n,), -1), torch.zeros(n, dtype=torch.bool))
         call = _Call(n, settings, torch.arange(n, device=x.device), noted, record=record)
+        if not (trace or record or self.deadline is not None):
+            call.quiet = self._quiet_with(settings)
         if self.deadline is not None:
             call.deadline = time.perf_counter() + self.deadline
         token = _NOW.set(call)
@@ -263,6 +208,20 @@ class Ghost(nn.Module):
         finally:
             _NOW.reset(token)
         return out, call
+
+    def _quiet_with(self, settings: Settings) -> frozenset[int]:
+        """The blocks at which these settings decide nothing: their calls cost no more than one function call."""
+        if self._quiet[0] != settings:
+            busy: set[int] = set()
+            for c, chunk in enumerate(self.chunks):
+                if settings.skip is not None:
+                    busy.add(chunk.units[0])  # forgets what the chunk before was judged
+                    if settings.gates is None or c in settings.gates:
+                        busy |= set(chunk.skippable)
+                if settings.leave is not None and (settings.exits is None or c in settings.exits):
+                    busy.add(chunk.units[-1])
+            self._quiet = (settings, frozenset(range(len(self.units))) - busy)
+        return self._quiet[1]
 
     @staticmethod
     def _doubts(call: _Call) -> bool:
@@ -291,7 +250,7 @@ class Ghost(nn.Module):
 
     def _block(self, i: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         call = _NOW.get()
-        if call is None:
+        if call is None or (i in call.quiet and len(args) == 1 and not kwargs):
             return original(*args, **kwargs)
         if not args:  # some libraries name the signal
             name = next(iter(kwargs))

@@ -47,5 +47,8 @@ def pooled(signal: Tensor) -> Tensor:
 def pooled_by_quarter(signal: Tensor) -> Tensor:
     """(N, 4 C): the means over the quarters of (N, C, H, W); of (N, L, C) the mean over tokens and the first token, (N, 2 C)."""
     if signal.ndim == 4:
-        return F.adaptive_avg_pool2d(signal, 2).flatten(1)
+        high, wide = signal.shape[2:]
+        if high % 2 or wide % 2:
+            return F.adaptive_avg_pool2d(signal, 2).flatten(1)
+        return F.avg_pool2d(signal, (high // 2, wide // 2)).flatten(1)  # the same, and up to twice as fast
     return torch.cat([signal.mean(1), signal[:, 0]], 1)
