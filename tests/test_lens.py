@@ -24,8 +24,9 @@ from deepres.lens.page import page
 from deepres.lens.probes import FEATURES, RIDGE, probes
 from deepres.lens.responses import responses
 from deepres.lens.sample import Sample
-from deepres.lens.signals import _Sums, signals, time_shares
+from deepres.lens.signals import _Sums, signals
 from deepres.nn.reference import open_model
+from deepres.sites import block_times, branch_times, find_units
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +92,10 @@ def test_nothing_of_the_signal_is_kept(trained: tuple[nn.Module, Sample], monkey
 
 def test_times_are_shares(trained: tuple[nn.Module, Sample]) -> None:
     model, sample = trained
-    shares = time_shares(model, deepres.sites(model), sample.inputs[0], repeats=3)
+    shares = branch_times(model, deepres.sites(model), sample.inputs[0], repeats=3)
     assert len(shares) == 9 and all(0 < share < 1 for share in shares) and sum(shares) < 1
+    whole = block_times(model, find_units(model), sample.inputs[0], repeats=3)
+    assert len(whole) == 9 and all(0 < share < 1 for share in whole) and sum(shares) < sum(whole) <= 1
 
 
 def test_gradients_are_autograds(trained: tuple[nn.Module, Sample]) -> None:

@@ -101,7 +101,7 @@ class Recorded:
 
     def useful_gates(self, ghost: Ghost, costs: Costs) -> tuple[int, ...]:
         """Chunks whose gate saves more than it takes."""
-        saved = (~self.ran).float().mean(0) * costs.blocks
+        saved = (~self.ran).float().mean(0) * costs.branches
         return tuple(c for c, chunk in enumerate(ghost.chunks) if float(saved[list(chunk.units)].sum()) > float(costs.gates[c]))
 
     def with_useful_exits(self, ghost: Ghost, settings: Settings, costs: Costs) -> Settings:
@@ -113,9 +113,9 @@ class Recorded:
                 best, least = fewer, spent
         return best if best.exits else replace(settings, leave=None, exits=None)
 
-    def _leaving(self, ghost: Ghost, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
-        """(answers, blocks that ran, inputs that are left) with ``settings``."""
-        answer, ran = self.logits.argmax(1), self.ran.clone()
+    def _leaving(self, ghost: Ghost, settings: Settings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(answers, blocks that ran, blocks that were come to, inputs that are left) with ``settings``."""
+        answer, ran, come = self.logits.argmax(1), self.ran.clone(), torch.ones_like(self.ran)
         inside = torch.ones(len(answer), dtype=torch.bool)
         bar = settings.leave if settings.leave is not None else math.inf
         for c in sorted(self.exits):
@@ -124,16 +124,17 @@ class Recorded:
             said, confidence = self.exits[c]
             goes = inside & (confidence >= bar)
             answer = torch.where(goes, said, answer)
-            ran[goes, ghost.chunks[c].units[-1] + 1 :] = False
+            for told in (ran, come):
+                told[goes, ghost.chunks[c].units[-1] + 1 :] = False
             inside &= ~goes
-        return answer, ran, inside
+        return answer, ran, come, inside
 
     def _time(self, ghost: Ghost, settings: Settings, costs: Costs) -> float:
         """Foretold: blocks that run, gates and exits that are asked, and what always runs."""
-        _, ran, _ = self._leaving(ghost, settings)
-        spent = float((ran.float() @ costs.blocks).mean()) + costs.rest
+        _, ran, come, _ = self._leaving(ghost, settings)
+        spent = float((come.float() @ costs.blocks - (come & ~ran).float() @ costs.branches).mean()) + costs.rest
         for c, chunk in enumerate(ghost.chunks):
-            here = ran[:, chunk.units[0] :].any(1).float().mean()  # share of the inputs that come so far
+            here = come[:, chunk.units[0]].float().mean()  # share of the inputs that come so far
             if settings.skip is not None and not settings.fixed and (settings.gates is None or c in settings.gates):
                 spent += float(here * costs.gates[c])
             if settings.leave is not None and (settings.exits is None or c in settings.exits):
@@ -142,7 +143,7 @@ class Recorded:
 
     def answers(self, ghost: Ghost, settings: Settings, whole: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(answers, blocks that ran, inputs that stayed to the end, inputs that were answered again), as ``whole`` answers them."""
-        answer, ran, inside = self._leaving(ghost, settings)
+        answer, ran, _, inside = self._leaving(ghost, settings)
         again = torch.zeros_like(inside)
         if settings.sure > 0:
             again = inside & ~self.ran.all(1) & (self.logits.softmax(1).amax(1) < settings.sure)

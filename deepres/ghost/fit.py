@@ -22,9 +22,8 @@ from deepres.data import Data, Loader, seeded
 from deepres.errors import DeepresError
 from deepres.ghost.heads import Exit, Gate, Head
 from deepres.ghost.route import Ghost
-from deepres.lens.signals import time_shares
 from deepres.nn import logits_of
-from deepres.sites import pooled, pooled_by_quarter
+from deepres.sites import block_times, branch_times, pooled, pooled_by_quarter
 
 RIDGE = 0.01  # of the examples
 LEAST = 1e-6  # divergence below which an answer has not moved, nats
@@ -132,7 +131,7 @@ def fit(
     if gates:
         few = many[: -(-examples // len(many[0][1]))]
         count = sum(len(y) for _, y in few)
-        shares = block_times(ghost, few[0][0][:64])
+        shares = _branches(ghost, few[0][0][:64])
         worth = harms(ghost, few, seen.logits[:count], watch)
         middle = sum(shares) / len(shares)
         for c, chunk in enumerate(ghost.chunks):
@@ -172,18 +171,12 @@ def _ahead(ghost: Ghost, inputs: Tensor, turns: int = 5) -> list[tuple[float, fl
     return found
 
 
-def block_times(ghost: Ghost, inputs: Tensor) -> list[float]:
-    """Share of a forward pass of each block, measured."""
-    found = [site for unit in ghost.units for site in unit.sites]
-    shares = iter(time_shares(ghost.net, found, inputs))
-    return [sum(next(shares) for _ in unit.sites) for unit in ghost.units]
-
-
 @dataclass(frozen=True, eq=False)
 class Costs:
     """Measured shares of a forward pass."""
 
-    blocks: Tensor  # (blocks,)
+    blocks: Tensor  # (blocks,), as a whole
+    branches: Tensor  # (blocks,), what is saved where they are passed through
     gates: Tensor  # (chunks,)
     exits: Tensor
 
@@ -205,7 +198,14 @@ def costs(ghost: Ghost, inputs: Tensor, turns: int = 7) -> Costs:
     for gate, head, entry, output in zip(ghost.gates, ghost.exits, entries, outputs, strict=True):
         gates.append(_fastest(partial(_decide, gate, entry), turns) / whole if isinstance(gate, Head) else 0.0)
         exits.append(_fastest(partial(_decide, head, output), turns) / whole if isinstance(head, Head) else 0.0)
-    return Costs(torch.tensor(block_times(ghost, inputs)), torch.tensor(gates), torch.tensor(exits))
+    blocks, branches = block_times(ghost.net, ghost.units, inputs), _branches(ghost, inputs)
+    return Costs(*map(torch.tensor, (blocks, branches, gates, exits)))
+
+
+def _branches(ghost: Ghost, inputs: Tensor) -> list[float]:
+    """Share of a forward pass that each block's branches take."""
+    shares = iter(branch_times(ghost.net, [site for unit in ghost.units for site in unit.sites], inputs))
+    return [sum(next(shares) for _ in unit.sites) for unit in ghost.units]
 
 
 def _decide(head: Head, signal: Tensor) -> list[int]:

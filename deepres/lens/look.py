@@ -17,8 +17,8 @@ from deepres.lens.lesions import Deletion, Lesion, bypassed, deletions, pairs_to
 from deepres.lens.probes import Probes, probes
 from deepres.lens.responses import Response, responses
 from deepres.lens.sample import Sample
-from deepres.lens.signals import Signal, signals, time_shares
-from deepres.sites import Site, sites
+from deepres.lens.signals import Signal, signals
+from deepres.sites import Site, branch_times, sites
 
 if TYPE_CHECKING:
     import pandas
@@ -135,7 +135,7 @@ def look(
         whole = sample.right(model)
         steps.next("signals")
         forward = signals(model, found, sample)
-        shares = time_shares(model, found, sample.inputs[0][:32]) if found else []
+        shares = branch_times(model, found, sample.inputs[0][:32]) if found else []
         steps.next("responses")
         voices = responses(model, few)
         steps.next("gradients")

@@ -5,7 +5,6 @@ Statistics are summed while the signal passes; nothing of it is kept, so the mem
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -94,39 +93,3 @@ def signals(model: nn.Module, sites: Sequence[Site], sample: Sample) -> list[Sig
         for x in sample.inputs:
             logits_of(model, x)
     return [one.result() for one in sums]
-
-
-@torch.no_grad()
-def time_shares(model: nn.Module, sites: Sequence[Site], inputs: Tensor, *, repeats: int = 5) -> list[float]:
-    """The share of a forward pass's time that each branch takes, measured; the medians of ``repeats`` passes.
-
-    Clock readings stand at the site's input and behind its branch. On a GPU each waits for the device, so the shares are
-    right and the pass is slower than it would be.
-    """
-    wait = torch.cuda.synchronize if inputs.is_cuda else (lambda: None)
-    starts: dict[int, float] = {}
-    spent: list[list[float]] = [[] for _ in sites]
-    totals = []
-
-    def now() -> float:
-        wait()
-        return time.perf_counter()
-
-    with ExitStack() as stack:
-        for i, site in enumerate(sites):
-            entry = site.row.find(site.block, "start") or site.block
-
-            def enter(*_: object, i: int = i) -> None:
-                starts[i] = now()
-
-            def leave(*_: object, i: int = i) -> None:
-                spent[i].append(now() - starts[i])
-
-            stack.callback(entry.register_forward_pre_hook(enter).remove)
-            stack.callback(site.end.register_forward_hook(leave).remove)
-        for _ in range(repeats + 1):
-            began = now()
-            logits_of(model, inputs)
-            totals.append(now() - began)
-    shares = [sorted(t / total for t, total in zip(times[1:], totals[1:], strict=True)) for times in spent]
-    return [values[len(values) // 2] for values in shares]

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from deepres.lens.signals import time_shares
 from deepres.nn import logits_of
-from deepres.sites import Site, Unit, find_units
+from deepres.sites import Site, Unit, block_times, find_units
 
 
 def measured_units(model: nn.Module, inputs: Tensor) -> list[Unit]:
@@ -23,11 +22,11 @@ def measured_units(model: nn.Module, inputs: Tensor) -> list[Unit]:
     model.eval()
     try:
         found = [site for unit in plain for site in unit.sites]
-        shares = iter(time_shares(model, found, inputs))
+        times = block_times(model, plain, inputs)
         macs = _macs(model, found, inputs[:1])
     finally:
         model.train(was)
-    return [dataclasses.replace(unit, time=sum(next(shares) for _ in unit.sites), macs=macs[unit.path]) for unit in plain]
+    return [dataclasses.replace(unit, time=share, macs=macs[unit.path]) for unit, share in zip(plain, times, strict=True)]
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from deepres._room import callable_room
 from deepres.sites.adapters import Row, register_site
 from deepres.sites.chunks import Chunk, chunks, pooled, pooled_by_quarter
+from deepres.sites.clock import block_times, branch_times
 from deepres.sites.site import Flow, Observation, Site, sites
 from deepres.sites.units import Unit, find_units
 
@@ -13,6 +14,8 @@ __all__ = [
     "Row",
     "Site",
     "Unit",
+    "block_times",
+    "branch_times",
     "chunks",
     "find_units",
     "pooled",

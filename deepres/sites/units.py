@@ -19,7 +19,7 @@ class Unit:
     sites: tuple[Site, ...]
     removable: bool  # whether it can become the identity: its shortcut is one, and its list can do without it
     params: int
-    time: float = 0.0  # its branches' share of a forward pass, measured
+    time: float = 0.0  # its share of a forward pass, measured
     macs: int = 0  # multiply-adds of one example
 
     @property
