@@ -107,7 +107,7 @@ def shrunk(name: str, data: Data, epochs: float, seeds: int) -> dict[str, Any]:
 def ghosts(name: str, data: Data, epochs: float, seeds: int, error: float) -> dict[str, Any]:
     """Of networks trained in one schedule, on photographs that they have not seen."""
     case = CASES[name]
-    inputs, _ = next(batches(data, "test", 512, torch.device("cpu"), 512))
+    test = list(batches(data, "test", 512, torch.device("cpu"), 256))
     found: list[dict[str, Any]] = []
     for seed in range(seeds):
         torch.manual_seed(seed)
@@ -116,7 +116,7 @@ def ghosts(name: str, data: Data, epochs: float, seeds: int, error: float) -> di
         made = ghost(copy.deepcopy(whole), data, error=error, examples=500, say=print)
         seen = made.verified
         shares = {"error": seen.whole, "rise": seen.rise, "bound": seen.bound, "blocks": seen.blocks, "left": seen.left}
-        took = {str(batch): round(ratio, 3) for batch, ratio in times_by_batch(whole, made.model, inputs).items()}
+        took = {str(batch): round(ratio, 3) for batch, ratio in times_by_batch(whole, made.model, test).items()}
         found.append({**{key: round(value, 3) for key, value in shares.items()}, "times": took})
         print(name, seed, *made.words(), found[-1], sep="\n  ", flush=True)
     return {"what": what(case.what, data, epochs), "seeds": seeds, "allowed": error, "ghosts": found}

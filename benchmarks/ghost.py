@@ -3,14 +3,16 @@
     python -m benchmarks.shrink --data ... ; python -m benchmarks.ghost --data ...      # with the same options
 
 It takes the networks that ``benchmarks.shrink`` trained: the whole one, the shallower one trained as long, the shrunk one.
-Every way that chooses does so on the validation split, to a rise of at most ``--error`` points; the test split is only told.
+Every way that chooses does so on the validation split, to a rise of at most ``--error`` points, for each batch size anew, as one
+would for a service; the test split is only told.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +21,9 @@ from benchmarks.common import record
 from benchmarks.shrink import Bench, bench_of, common_options, what
 from deepres.data import Data
 from deepres.evaluate import time_against
-from deepres.ghost import Gate, Ghost, ghost
-from deepres.ghost.choose import fastest, frontier
-from deepres.ghost.confirm import confirmed, within_error
+from deepres.ghost import Gate, Ghost, Settings
+from deepres.ghost.choose import Kinds, Passes, fastest, frontier
+from deepres.ghost.confirm import confirmed, verify, within_error
 from deepres.ghost.fit import batches, costs, fit
 from deepres.nn import ResNet, logits_of
 
@@ -40,20 +42,37 @@ class Coin(Gate):
         return torch.rand(len(features), len(self.bias)), torch.zeros(len(features), 1, dtype=torch.bool)
 
 
-def by_chance(net: nn.Module, data: Data, rise: float, examples: int) -> Ghost:
-    """Blocks skipped at random, as many as the validation error bears."""
+@dataclass(frozen=True)
+class Way:
+    """How a setting is found for a network, at each batch size; without ``kinds`` and ``exits`` the network is timed as it is."""
+
+    net: Callable[[int], nn.Module]  # of a seed
+    kinds: Kinds = ()
+    exits: bool = False
+    chance: bool = False  # gates that know nothing
+
+
+def settings_by_batch(
+    way: Way, net: nn.Module, data: Data, rise: float, examples: int
+) -> tuple[nn.Module, dict[int, Settings]]:
+    """Of gates and exits that are fitted once, the setting that is confirmed and measured fastest at each batch size."""
+    if not (way.kinds or way.exits):
+        return net, dict.fromkeys(BATCHES, Settings())
     torch.manual_seed(0)
     made = Ghost(net)
-    fit(made, data, exits=False, examples=64)
+    fit(made, data, gates=bool(way.kinds), exits=way.exits, examples=examples)
     for c, gate in enumerate(made.gates):
-        if isinstance(gate, Gate):
+        if way.chance and isinstance(gate, Gate):
             made.gates[c] = Coin(gate.weight.shape[1], len(gate.bias))
-    held = list(batches(data, "val", examples, CPU, 250))
-    points = frontier(made, held, costs(made, held[0][0][:32]), kinds=("fitted",))
-    fresh = list(batches(data, "val", len(data.val), CPU, 250, skip=examples))
-    able = confirmed(made, within_error(points, points[0].error, rise, examples), fresh, rise)
-    fastest(made, able, points[0], held[0][0], 32)
-    return made
+    held = Passes(made, list(batches(data, "val", examples, CPU, 250)))
+    fresh = Passes(made, list(batches(data, "val", len(data.val), CPU, 250, skip=examples)))
+    inputs = torch.cat([x for x, _ in held.given])
+    found = {}
+    for batch in BATCHES:
+        points = frontier(held, costs(made, inputs[:batch]), kinds=way.kinds)
+        able = confirmed(within_error(points, points[0].error, rise, len(held)), fresh, rise)
+        found[batch] = fastest(made, able, points[0], inputs[:256], batch).settings
+    return made, found
 
 
 def trained_with_exits(bench: Bench, seed: int) -> ResNet:
@@ -68,46 +87,36 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=15)
     parser.add_argument("--error", type=float, default=0.2)
     parser.add_argument("--examples", type=int, default=1000)
+    parser.add_argument("--ways", nargs="+", help="beginnings of the names of those to take [all]")
     options = parser.parse_args()
     bench = bench_of(options)
     data = bench.data
     test = list(batches(data, "test", len(data.test), CPU, 250))
-    inputs = torch.cat([x for x, _ in test[:3]])
-
-    def made(net: ResNet, **more: object) -> Ghost:
-        found = ghost(net, data, error=options.error, examples=options.examples, confirm=len(data.val), **more)  # type: ignore[arg-type]
-        return found.model
-
-    ways: dict[str, Callable[[int], nn.Module]] = {
-        "ghost": lambda s: made(bench.model("whole", s)),
-        "exits alone": lambda s: made(bench.model("whole", s), gates="none"),
-        "gates alone": lambda s: made(bench.model("whole", s), gates="fitted", exits=False),
-        "lesion profile, no training": lambda s: made(bench.model("whole", s), gates="fixed", exits=False),
-        "random skipping": lambda s: by_chance(bench.model("whole", s), data, options.error, options.examples),
-        "shallower, trained as long": lambda s: bench.model(f"shallow-{options.blocks}", s),
-        "exits trained with the network": lambda s: trained_with_exits(bench, s),
-        "ghost of that": lambda s: made(trained_with_exits(bench, s)),
-        "shrunk": lambda s: bench.model(f"inverse-{options.blocks}", s),
-        "ghost of the shrunk": lambda s: made(bench.model(f"inverse-{options.blocks}", s)),
+    both: Kinds = ("fitted", "fixed")
+    ways = {
+        "ghost": Way(lambda s: bench.model("whole", s), both, True),
+        "exits alone": Way(lambda s: bench.model("whole", s), exits=True),
+        "gates alone": Way(lambda s: bench.model("whole", s), ("fitted",)),
+        "lesion profile, no training": Way(lambda s: bench.model("whole", s), ("fixed",)),
+        "random skipping": Way(lambda s: bench.model("whole", s), ("fitted",), chance=True),
+        "shallower, trained as long": Way(lambda s: bench.model(f"shallow-{options.blocks}", s)),
+        "exits trained with the network": Way(lambda s: trained_with_exits(bench, s)),
+        "ghost of that": Way(lambda s: trained_with_exits(bench, s), both, True),
+        "shrunk": Way(lambda s: bench.model(f"inverse-{options.blocks}", s)),
+        "ghost of the shrunk": Way(lambda s: bench.model(f"inverse-{options.blocks}", s), both, True),
     }
     table: dict[str, object] = {}
     wholes = [error_of(bench.model("whole", seed), test) for seed in range(options.seeds)]
     for name, way in ways.items():
-        errors, times = [], {batch: [] for batch in BATCHES}  # type: ignore[var-annotated]
+        if options.ways and not name.startswith(tuple(options.ways)):
+            continue
+        by_batch: dict[int, list[dict[str, float]]] = {batch: [] for batch in BATCHES}
         for seed in range(options.seeds):
-            net, whole = way(seed), bench.model("whole", seed)
-            errors.append(error_of(net, test))
-            for batch, ratio in times_by_batch(whole, net, inputs).items():
-                times[batch].append(ratio)
-        rises = [a - b for a, b in zip(errors, wholes, strict=True)]
-        table[name] = {
-            "test_error": round(statistics.fmean(errors), 3),
-            "errors": [round(e, 2) for e in errors],
-            "rise": round(statistics.fmean(rises), 3),
-            "rises": [round(r, 2) for r in rises],
-            **{f"time_batch_{b}": round(statistics.fmean(v), 3) for b, v in times.items()},
-            "times": {str(b): [round(t, 3) for t in v] for b, v in times.items()},
-        }
+            net, settings = settings_by_batch(way, way.net(seed), data, options.error, options.examples)
+            whole = bench.model("whole", seed)
+            for batch, chosen in settings.items():
+                by_batch[batch].append(outcome(net, chosen, whole, wholes[seed], test, batch))
+        table[name] = {str(batch): summary(many) for batch, many in by_batch.items()}
         print(name, table[name], flush=True)
     whole = {"test_error": round(statistics.fmean(wholes), 3), "errors": [round(e, 2) for e in wholes]}
     record(
@@ -122,10 +131,33 @@ def main() -> None:
     )
 
 
-def times_by_batch(whole: nn.Module, net: nn.Module, inputs: Tensor) -> dict[int, float]:
+def outcome(
+    net: nn.Module, chosen: Settings, whole: nn.Module, error: float, test: list[tuple[Tensor, Tensor]], batch: int
+) -> dict[str, float]:
+    """On the test split, and against the whole network's time."""
+    blocks = 1.0
+    if isinstance(net, Ghost):
+        net.settings = chosen
+        seen = verify(net, test, range(100))
+        here, blocks = seen.ghost, seen.blocks
+    else:
+        here = error_of(net, test)
+    return {"error": here, "rise": here - error, "blocks": blocks, "time": times_by_batch(whole, net, test, (batch,))[batch]}
+
+
+def summary(seeds: list[dict[str, float]]) -> dict[str, object]:
+    """Means, and each seed's."""
+    means = {key: round(statistics.fmean(one[key] for one in seeds), 3) for key in seeds[0]}
+    return {**means, "rises": [round(one["rise"], 2) for one in seeds], "times": [round(one["time"], 3) for one in seeds]}
+
+
+def times_by_batch(
+    whole: nn.Module, net: nn.Module, test: list[tuple[Tensor, Tensor]], batches: Sequence[int] = BATCHES
+) -> dict[int, float]:
     """Of a call, against the whole network's."""
-    used = {1: 48, 32: 256, 256: 512}
-    return {batch: time_against(whole, net, inputs[: used[batch]], batch)[0] for batch in BATCHES}
+    inputs = torch.cat([x for x, _ in test[:3]])
+    used = {1: 256, 32: 512, 256: 512}  # so many that easy and hard ones come in their proportion
+    return {batch: time_against(whole, net, inputs[: used[batch]], batch)[0] for batch in batches}
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from deepres import DeepresError, Run
 from deepres.cli.main import main
 from deepres.data import Data, open_data
 from deepres.ghost import Ghost, Made, Settings, ghost, load_ghost, save_ghost
-from deepres.ghost.choose import Point, best, frontier
+from deepres.ghost.choose import Passes, Point, best, frontier
 from deepres.ghost.confirm import clopper_pearson, confirmed, rise_bound, within_error
 from deepres.ghost.fit import batches, costs, fit, harms, look
 from deepres.ghost.heads import Exit, Gate
@@ -185,7 +185,7 @@ def test_a_fixed_choice_is_an_ordinary_network(name: str) -> None:
 
 def test_the_frontier_foretells_what_happens(fitted: Ghost, data: Data) -> None:
     given = list(batches(data, "val", 150, CPU))
-    points = frontier(fitted, given, costs(fitted, given[0][0][:32]))
+    points = frontier(Passes(fitted, given), costs(fitted, given[0][0][:32]))
     assert points[0].settings.whole and points[0].time == pytest.approx(1, abs=0.3)
     for point in (points[5], points[len(points) // 2], points[-3]):
         fitted.settings = point.settings
@@ -207,18 +207,18 @@ def test_what_fresh_examples_do_not_confirm_is_passed_over(fitted: Ghost, data: 
     bad, good = Settings(skip=1e9), Settings(leave=2.0)  # every block passed through; nobody leaves
     kind = (True, False, False)
     points = {kind: [Point(settings, 0.0, time, 1.0, 0.0) for settings, time in ((bad, 0.1), (good, 0.9))]}
-    fresh = list(batches(data, "test", 359, CPU))
+    fresh = Passes(fitted, list(batches(data, "test", 359, CPU)))
     said: list[str] = []
-    found = confirmed(fitted, points, fresh, 1.0, said.append)
+    found = confirmed(points, fresh, 1.0, said.append)
     assert [point.settings for point in found] == [good]
     assert "0 right answers lost and 0 won of 359" in said[0] and len(said) == 2
-    assert confirmed(fitted, points, fresh, 0.3) == []  # 359 examples cannot confirm as little
-    assert confirmed(fitted, points, [], 0.3)[0].settings == bad
+    assert confirmed(points, fresh, 0.3) == []  # 359 examples cannot confirm as little
+    assert confirmed(points, Passes(fitted, []), 0.3)[0].settings == bad
     rows = list(batches(data, "val", 40, CPU)), list(batches(data, "val", 1000, CPU, skip=40))
     assert [sum(len(y) for _, y in part) for part in rows] == [40, len(data.val) - 40]
     # a faster one that passes by luck behind one that fails is not looked at
     points = {kind: [Point(settings, 0.0, time, 1.0, 0.0) for settings, time in ((good, 0.1), (bad, 0.5), (good, 0.9))]}
-    assert [point.time for point in confirmed(fitted, points, fresh, 1.0)] == [0.9]
+    assert [point.time for point in confirmed(points, fresh, 1.0)] == [0.9]
 
 
 def test_the_bound_of_a_rise_holds_as_often_as_it_says() -> None:

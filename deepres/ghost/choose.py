@@ -36,9 +36,36 @@ class Point:
     moved: float = 0.0  # share of inputs whose answer became right or wrong
 
 
+class Passes:
+    """What a ghost does on labelled examples, one pass for each choice of blocks, made when it is first asked for.
+
+    A pass in which nobody leaves tells of every confidence to leave at, since an input that leaves changes nothing for the others.
+    """
+
+    def __init__(self, ghost: Ghost, given: Sequence[tuple[Tensor, Tensor]]) -> None:
+        self.ghost, self.given = ghost, given
+        self.labels = torch.cat([y.cpu() for _, y in given]) if given else torch.zeros(0, dtype=torch.long)
+        self._made: dict[Settings, Recorded] = {}
+
+    def __len__(self) -> int:
+        """How many examples there are."""
+        return len(self.labels)
+
+    def of(self, settings: Settings) -> Recorded:
+        """With the blocks that ``settings`` choose."""
+        blocks = replace(settings, leave=None, exits=None, sure=0.0)
+        if blocks not in self._made:
+            self._made[blocks] = Recorded.of(self.ghost, self.given, blocks)
+        return self._made[blocks]
+
+    @property
+    def whole(self) -> Tensor:
+        """(N, classes): the network's own answers."""
+        return self.of(Settings()).logits
+
+
 def frontier(
-    ghost: Ghost,
-    given: Sequence[tuple[Tensor, Tensor]],
+    passes: Passes,
     costs: Costs,
     *,
     kinds: Kinds = ("fitted", "fixed"),
@@ -46,26 +73,23 @@ def frontier(
 ) -> list[Point]:
     """All settings that are tried, on labelled examples.
 
-    ``kinds``: which ways to choose blocks are tried. One pass for each choice of blocks tells of every confidence to leave at,
-    since an input that leaves changes nothing for the others. Gates and exits that cost more than they save are not asked.
+    ``kinds``: which ways to choose blocks are tried. Gates and exits that cost more than they save are not asked.
     """
+    ghost, labels, whole = passes.ghost, passes.labels, passes.whole
     choices: list[Settings] = [Settings()]
     for kind in kinds:
-        choices += [Settings(skip, fixed=kind == "fixed") for skip in _thresholds(ghost, given, kind == "fixed")]
-    labels = torch.cat([y.cpu() for _, y in given])
-    whole: Tensor | None = None
+        choices += [Settings(skip, fixed=kind == "fixed") for skip in _thresholds(passes, kind == "fixed")]
     found: list[Point] = []
     for done, settings in enumerate(choices):
         watch("settings", done / len(choices))
-        seen = Recorded.of(ghost, given, settings)
-        whole = seen.logits if whole is None else whole
+        seen = passes.of(settings)
         if settings.skip is not None:
             useful = seen.useful_gates(ghost, costs)
             if not useful:
                 continue
             if not settings.fixed and len(useful) < len(ghost.gates):
                 settings = replace(settings, gates=useful)
-                seen = Recorded.of(ghost, given, settings)
+                seen = passes.of(settings)
         tries = [settings]
         for leave in LEAVES:  # the first exits are the least sure of what they say, so later ones are tried alone too
             for start in sorted(seen.exits):
@@ -165,15 +189,15 @@ class Recorded:
 
 
 @torch.no_grad()
-def _thresholds(ghost: Ghost, given: Sequence[tuple[Tensor, Tensor]], fixed: bool) -> list[float]:
+def _thresholds(passes: Passes, fixed: bool) -> list[float]:
     """Worths below which the tried shares of blocks lie, over the examples."""
-    gates = [(c, gate) for c, gate in enumerate(ghost.gates) if isinstance(gate, Gate)]
+    gates = [(c, gate) for c, gate in enumerate(passes.ghost.gates) if isinstance(gate, Gate)]
     if not gates:
         return []
     if fixed:
         values = torch.cat([gate.bias.cpu() for _, gate in gates]).sort().values
         return [float(values[count]) for count in range(1, len(values))]
-    seen = look(ghost, list(given)[:8])
+    seen = look(passes.ghost, list(passes.given)[:8])
     every = []
     for c, gate in gates:
         worth = gate.linear(seen.entries[c].to(gate.weight.device))[0]

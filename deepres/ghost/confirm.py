@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from deepres.ghost.choose import Point, Recorded, best, settings_in_words
-from deepres.ghost.route import Ghost, Settings
+from deepres.ghost.choose import Passes, Point, best, settings_in_words
+from deepres.ghost.route import Ghost
 from deepres.nn import logits_in, logits_of
 
 CONFIDENCE = 0.9  # with which a rise of the error is within what was allowed
@@ -37,9 +37,8 @@ def within_error(points: Sequence[Point], whole: float, rise: float, doubt: int 
 
 @torch.no_grad()
 def confirmed(
-    ghost: Ghost,
     kinds: dict[Kind, list[Point]],
-    fresh: Sequence[tuple[Tensor, Tensor]],
+    fresh: Passes,
     rise: float,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Point]:
@@ -49,24 +48,14 @@ def confirmed(
     many. So the points are tested in an order that was fixed before, from the slowest on, and the first that fails ends it
     (fixed-sequence testing, as in Angelopoulos et al. 2021). Without fresh examples the fastest of each kind is taken.
     """
-    if not fresh:
+    if not len(fresh):
         return [mine[0] for mine in kinds.values()]
-    labels = torch.cat([y.cpu() for _, y in fresh])
-    passes: dict[Settings, Recorded] = {}  # one for each choice of blocks tells of every confidence to leave at
-
-    def recorded(settings: Settings) -> Recorded:
-        blocks = replace(settings, leave=None, exits=None, sure=0.0)
-        if blocks not in passes:
-            passes[blocks] = Recorded.of(ghost, fresh, blocks)
-        return passes[blocks]
-
-    whole = recorded(Settings()).logits
-    right = whole.argmax(1) == labels
-    n, found = len(labels), []
+    right = fresh.whole.argmax(1) == fresh.labels
+    n, found = len(fresh), []
     for mine in kinds.values():
         passed: Point | None = None
         for point in mine[::-1] if mine[0].settings.skip is None else _spaced(mine[::-1], TESTED):
-            here = recorded(point.settings).answers(ghost, point.settings, whole)[0] == labels
+            here = fresh.of(point.settings).answers(fresh.ghost, point.settings, fresh.whole)[0] == fresh.labels
             lost, won = int((right & ~here).sum()), int((here & ~right).sum())
             bound = rise_bound(lost, won, n)
             say(

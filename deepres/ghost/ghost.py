@@ -20,6 +20,7 @@ from deepres.errors import DeepresError
 from deepres.ghost.choose import (
     TOGETHER,
     Kinds,
+    Passes,
     Point,
     fastest,
     frontier,
@@ -157,9 +158,9 @@ def ghost(
     net = net.to(device)
     made = Ghost(net)
     fit(made, opened, gates=gates != "none", exits=exits, examples=examples, watch=watch)
-    held = list(batches(opened, "val", examples, torch.device(device), TOGETHER))
-    inputs = torch.cat([x for x, _ in held])[: max(batch, 256)]
-    points = frontier(made, held, costs(made, inputs[:batch]), kinds=_KINDS[gates], watch=watch)
+    held = Passes(made, list(batches(opened, "val", examples, torch.device(device), TOGETHER)))
+    inputs = torch.cat([x for x, _ in held.given])[: max(batch, 256)]
+    points = frontier(held, costs(made, inputs[:batch]), kinds=_KINDS[gates], watch=watch)
     whole = points[0]
     if budget is not None and budget >= 1:
         chosen = whole
@@ -167,9 +168,9 @@ def ghost(
         chosen = within_budget(made, points, budget, inputs, batch, say)
     else:
         assert error is not None
-        fresh = list(batches(opened, "val", confirm, torch.device(device), TOGETHER, skip=examples))
-        doubt = sum(len(y) for _, y in held) if fresh else 0
-        able = confirmed(made, within_error(points, whole.error, error, doubt), fresh, error, say)
+        fresh = Passes(made, list(batches(opened, "val", confirm, torch.device(device), TOGETHER, skip=examples)))
+        doubt = len(held) if len(fresh) else 0
+        able = confirmed(within_error(points, whole.error, error, doubt), fresh, error, say)
         chosen = fastest(made, able, whole, inputs, batch, say)
     made.settings = chosen.settings
     test = list(batches(opened, "test", len(opened.test), torch.device(device), TOGETHER))
