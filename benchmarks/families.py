@@ -30,7 +30,7 @@ from benchmarks.ghost import times_by_batch
 from benchmarks.shrink import SPEED, errors_and_times, subset, what
 from deepres.data import Data, Resident, open_data
 from deepres.ghost import ghost
-from deepres.ghost.fit import batches
+from deepres.ghost.look import batches
 from deepres.shrink import Inverse, Plan, Target, time_ratio
 from deepres.shrink.shrink import shrink_recipe
 from deepres.train import Recipe, Run, recipe, train

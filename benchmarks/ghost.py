@@ -24,7 +24,8 @@ from deepres.evaluate import time_against
 from deepres.ghost import Gate, Ghost, Settings
 from deepres.ghost.choose import Kinds, Passes, fastest, frontier
 from deepres.ghost.confirm import confirmed, verify, within_error
-from deepres.ghost.fit import batches, costs, fit
+from deepres.ghost.fit import costs, fit
+from deepres.ghost.look import batches
 from deepres.nn import ResNet, logits_of
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import deepres
 from deepres import DeepresError, Run
 from deepres.data import open_data
-from deepres.ghost.fit import batches
+from deepres.ghost.look import batches
 from deepres.nn import read
 from deepres.sites import chunks, find_units, pooled_by_quarter
 from deepres.train import Interrupted, Recipe, Trainer

@@ -1,4 +1,4 @@
-"""Ghost Inference: depth by input. Read: heads -> route -> fit -> choose -> confirm -> ghost -> page."""
+"""Ghost Inference: depth by input. Read: heads -> route -> look -> exits -> fit -> choose -> confirm -> ghost -> page."""
 
 from deepres._room import callable_room
 from deepres.ghost.choose import Point

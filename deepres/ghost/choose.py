@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -13,14 +13,16 @@ from torch import Tensor
 
 from deepres.errors import DeepresError
 from deepres.evaluate import time_against
-from deepres.ghost.fit import Costs, look
-from deepres.ghost.heads import Gate
+from deepres.ghost.fit import Costs
+from deepres.ghost.heads import Gate, Said
+from deepres.ghost.look import look
 from deepres.ghost.route import Ghost, Settings
 
 LEAVES = (0.999, 0.995, 0.99, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # confidences that are tried
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of ghosted blocks that are tried
 SURE = (0.0, 0.4, 0.6)
 Kinds = tuple[Literal["fitted", "fixed"], ...]
+ROOM = 1 << 30  # bytes of passes that are kept
 TOGETHER = 250  # examples of a pass, where nothing is timed
 
 
@@ -53,8 +55,10 @@ class Passes:
 
     def of(self, settings: Settings) -> Recorded:
         """With the blocks that ``settings`` choose."""
-        blocks = replace(settings, leave=None, exits=None, sure=0.0)
+        blocks = replace(settings, leave=None, exits=None, sure=0.0, mean=False)
         if blocks not in self._made:
+            if sum(one.nbytes for one in self._made.values()) > ROOM:
+                self._made = {key: one for key, one in self._made.items() if key == Settings()}
             self._made[blocks] = Recorded.of(self.ghost, self.given, blocks)
         return self._made[blocks]
 
@@ -84,30 +88,37 @@ def frontier(
         watch("settings", done / len(choices))
         seen = passes.of(settings)
         if settings.skip is not None:
-            useful = seen.useful_gates(ghost, costs)
+            useful = seen.useful_gates(costs)
             if not useful:
                 continue
             if not settings.fixed and len(useful) < len(ghost.gates):
                 settings = replace(settings, gates=useful)
                 seen = passes.of(settings)
         tries = [settings]
-        for leave in LEAVES:  # the first exits are the least sure of what they say, so later ones are tried alone too
-            for start in sorted(seen.exits):
-                tried = replace(settings, leave=leave, exits=tuple(c for c in seen.exits if c >= start))
-                tries.append(seen.with_useful_exits(ghost, tried, costs))
+        for leave in LEAVES:
+            for asked in stretches(sorted(seen.exits), settings.skip is not None):
+                for mean in (False, True):
+                    tried = replace(settings, leave=leave, exits=asked, mean=mean)
+                    tries.append(seen.with_useful_exits(tried, costs))
         for tried in dict.fromkeys(tries):
             for sure in SURE if settings.skip is not None and not settings.fixed else (0.0,):
-                found.append(seen.point(ghost, replace(tried, sure=sure), whole, labels, costs))
+                found.append(seen.point(replace(tried, sure=sure), whole, labels, costs))
     return found
+
+
+Exits = tuple[int, ...]
+Told = tuple[Tensor, Tensor]  # answers (N,), and how sure they are (N,)
 
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
     """Passes in which nobody left: each exit's answers beside the last ones."""
 
+    ghost: Ghost
     logits: Tensor  # (N, classes)
     ran: Tensor  # (N, blocks) of truth values
-    exits: dict[int, tuple[Tensor, Tensor]]  # by chunk: answers (N,) and confidences (N,)
+    exits: dict[int, tuple[Tensor, Tensor]]  # by chunk: calibrated logits (N, classes), confidences (N,)
+    _told: dict[tuple[Exits, bool], tuple[dict[int, Told], Told]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, ghost: Ghost, given: Sequence[tuple[Tensor, Tensor]], settings: Settings) -> Recorded:
@@ -119,45 +130,69 @@ class Recorded:
             ran.append(trace.ran)
             for c, answer in enumerate(answers):
                 if answer is not None:
-                    exits.setdefault(c, []).append((answer[0].argmax(1).cpu(), answer[1].cpu()))
+                    exits.setdefault(c, []).append((answer[0].cpu(), answer[1].cpu()))
         joined = {c: (torch.cat([a for a, _ in many]), torch.cat([b for _, b in many])) for c, many in exits.items()}
-        return cls(torch.cat(logits), torch.cat(ran), joined)
+        return cls(ghost, torch.cat(logits), torch.cat(ran), joined)
 
-    def useful_gates(self, ghost: Ghost, costs: Costs) -> tuple[int, ...]:
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in (self.logits, self.ran, *(t for pair in self.exits.values() for t in pair)))
+
+    def told(self, asked: Exits, mean: bool) -> tuple[dict[int, Told], Told]:
+        """By chunk that is ``asked`` what its exit answers; and what is answered at the end."""
+        if (asked, mean) not in self._told:
+            found, said = {}, None
+            for c in asked:
+                logits, confidence = self.exits[c]
+                if mean:
+                    known = confidence > 0
+                    said = Said.of(said, logits, known)
+                    logits = said.mean
+                    confidence = logits.softmax(1).amax(1).masked_fill(~known, 0.0)
+                found[c] = (logits.argmax(1), confidence)
+            last = self.logits if said is None else self.ghost.with_exits(self.logits, said)
+            self._told[asked, mean] = found, (last.argmax(1), last.softmax(1).amax(1))
+        return self._told[asked, mean]
+
+    def useful_gates(self, costs: Costs) -> tuple[int, ...]:
         """Chunks whose gate saves more than it takes."""
         saved = (~self.ran).float().mean(0) * costs.branches
-        return tuple(c for c, chunk in enumerate(ghost.chunks) if float(saved[list(chunk.units)].sum()) > float(costs.gates[c]))
+        return tuple(
+            c for c, chunk in enumerate(self.ghost.chunks) if float(saved[list(chunk.units)].sum()) > float(costs.gates[c])
+        )
 
-    def with_useful_exits(self, ghost: Ghost, settings: Settings, costs: Costs) -> Settings:
+    def with_useful_exits(self, settings: Settings, costs: Costs) -> Settings:
         """Without the exits that take more than they save, tried from the last to the first."""
-        best, least = settings, self._time(ghost, settings, costs)
+        best, least = settings, self._time(settings, costs)
         for c in sorted(settings.exits or (), reverse=True):
             fewer = replace(best, exits=tuple(one for one in best.exits or () if one != c))
-            if (spent := self._time(ghost, fewer, costs)) <= least:
+            if (spent := self._time(fewer, costs)) <= least:
                 best, least = fewer, spent
-        return best if best.exits else replace(settings, leave=None, exits=None)
+        return best if best.exits else replace(settings, leave=None, exits=None, mean=False)
 
-    def _leaving(self, ghost: Ghost, settings: Settings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _leaving(self, settings: Settings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(answers, blocks that ran, blocks that were come to, inputs that are left) with ``settings``."""
-        answer, ran, come = self.logits.argmax(1), self.ran.clone(), torch.ones_like(self.ran)
-        inside = torch.ones(len(answer), dtype=torch.bool)
-        bar = settings.leave if settings.leave is not None else math.inf
-        for c in sorted(self.exits):
-            if settings.exits is not None and c not in settings.exits:
-                continue
-            said, confidence = self.exits[c]
-            goes = inside & (confidence >= bar)
+        ran, come = self.ran.clone(), torch.ones_like(self.ran)
+        inside = torch.ones(len(ran), dtype=torch.bool)
+        found, (answer, _) = self.told(self._asked(settings), settings.mean)
+        for c, (said, confidence) in found.items():
+            goes = inside & (confidence >= (settings.leave or 0))
             answer = torch.where(goes, said, answer)
-            for told in (ran, come):
-                told[goes, ghost.chunks[c].units[-1] + 1 :] = False
+            for row in (ran, come):
+                row[goes, self.ghost.chunks[c].units[-1] + 1 :] = False
             inside &= ~goes
         return answer, ran, come, inside
 
-    def _time(self, ghost: Ghost, settings: Settings, costs: Costs) -> float:
+    def _asked(self, settings: Settings) -> Exits:
+        if settings.leave is None:
+            return ()
+        return tuple(c for c in sorted(self.exits) if settings.exits is None or c in settings.exits)
+
+    def _time(self, settings: Settings, costs: Costs) -> float:
         """Foretold: blocks that run, gates and exits that are asked, and what always runs."""
-        _, ran, come, _ = self._leaving(ghost, settings)
+        _, ran, come, _ = self._leaving(settings)
         spent = float((come.float() @ costs.blocks - (come & ~ran).float() @ costs.branches).mean()) + costs.rest
-        for c, chunk in enumerate(ghost.chunks):
+        for c, chunk in enumerate(self.ghost.chunks):
             here = come[:, chunk.units[0]].float().mean()  # share of the inputs that come so far
             if settings.skip is not None and not settings.fixed and (settings.gates is None or c in settings.gates):
                 spent += float(here * costs.gates[c])
@@ -165,23 +200,24 @@ class Recorded:
                 spent += float(here * costs.exits[c])
         return spent
 
-    def answers(self, ghost: Ghost, settings: Settings, whole: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def answers(self, settings: Settings, whole: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(answers, blocks that ran, inputs that stayed to the end, inputs that were answered again), as ``whole`` answers them."""
-        answer, ran, _, inside = self._leaving(ghost, settings)
+        answer, ran, _, inside = self._leaving(settings)
         again = torch.zeros_like(inside)
         if settings.sure > 0:
-            again = inside & ~self.ran.all(1) & (self.logits.softmax(1).amax(1) < settings.sure)
+            sure = self.told(self._asked(settings), settings.mean)[1][1]
+            again = inside & ~self.ran.all(1) & (sure < settings.sure)
             answer = torch.where(again, whole.argmax(1), answer)
         return answer, ran, inside, again
 
-    def point(self, ghost: Ghost, settings: Settings, whole: Tensor, labels: Tensor, costs: Costs) -> Point:
+    def point(self, settings: Settings, whole: Tensor, labels: Tensor, costs: Costs) -> Point:
         """What ``settings`` would have come to."""
-        answer, ran, inside, again = self.answers(ghost, settings, whole)
+        answer, ran, inside, again = self.answers(settings, whole)
         right = answer == labels
         return Point(
             settings,
             error=100 * (1 - float(right.float().mean())),
-            time=self._time(ghost, settings, costs) + float(again.float().mean()),
+            time=self._time(settings, costs) + float(again.float().mean()),
             blocks=float(ran.float().mean()),
             left=1 - float(inside.float().mean()),
             moved=float((right != (whole.argmax(1) == labels)).float().mean()),
@@ -204,6 +240,13 @@ def _thresholds(passes: Passes, fixed: bool) -> list[float]:
         every.append(worth.flatten().cpu())
     values = torch.cat(every).sort().values
     return [float(values[int(share * len(values))]) for share in SHARES]
+
+
+def stretches(exits: Sequence[int], to_the_end: bool) -> list[Exits]:
+    """Runs of consecutive exits: the first are the least sure of what they say, and behind the last little is left to save."""
+    return [
+        tuple(exits[a:b]) for a in range(len(exits)) for b in range(a + 1, len(exits) + 1) if b == len(exits) or not to_the_end
+    ]
 
 
 def best(points: Sequence[Point]) -> list[Point]:
@@ -259,7 +302,7 @@ def settings_in_words(settings: Settings) -> str:
     if settings.skip is not None:
         said.append("the same blocks passed through for all" if settings.fixed else "blocks passed through by input")
     if settings.leave is not None:
-        said.append(f"leaving at a confidence of {settings.leave:g}")
+        said.append(f"leaving at a confidence of {settings.leave:g}" + (" of the exits' mean" if settings.mean else ""))
     if settings.sure:
         said.append(f"again in full below {settings.sure:g}")
     return ", ".join(said)

@@ -1,4 +1,4 @@
-"""Fit gates and exits to a frozen network: a few passes over some training examples, no gradient through the network.
+"""Fit gates and exits to a frozen network: some passes over some training examples, no gradient through the network.
 
 What a gate learns is measured, not guessed: for each block and example, how far the network's answer moves when that block alone is
 passed through, as the Kullback-Leibler divergence to the undisturbed answer.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -18,78 +18,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepres.data import Data, Loader, seeded
-from deepres.errors import DeepresError
-from deepres.ghost.heads import Exit, Gate, Head
+from deepres.data import Data
+from deepres.ghost.exits import fit_exit, learn_to_read, learnt, temperature_of
+from deepres.ghost.heads import Gate, Head
+from deepres.ghost.look import at_chunks, batches, look
 from deepres.ghost.route import Ghost
 from deepres.nn import logits_of
-from deepres.sites import block_times, branch_times, pooled, pooled_by_quarter
+from deepres.sites import block_times, branch_times
 
 RIDGE = 0.01  # of the examples
 LEAST = 1e-6  # divergence below which an answer has not moved, nats
-EASY = 5  # exits are fitted on this many times the gates' examples: they need one pass, gates one for each block
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """Pooled signals in front of and behind each chunk, and answers, over some examples."""
-
-    entries: list[Tensor]  # (N, C) each
-    outputs: list[Tensor]
-    logits: Tensor  # (N, K)
-    labels: Tensor
-
-
-def batches(
-    data: Data, split: str, most: int, device: torch.device, size: int = 128, *, skip: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Up to ``most`` examples of a split, always the same, as the network gets them; behind the first ``skip``."""
-    part = getattr(data, split)
-    index = torch.randperm(len(part), generator=seeded(0))[skip : skip + most].sort().values
-    if not len(index):
-        return
-    for batch in Loader(part.take(index), data.prepare, min(size, len(index)), shuffle=False, device=device).epoch(0):
-        if len(batch.labels):
-            yield batch.images, batch.labels
-
-
-@contextmanager
-def _at_chunks(
-    ghost: Ghost,
-    *,
-    enter: Callable[[int, Tensor], None] = lambda c, signal: None,
-    leave: Callable[[int, Tensor], None] = lambda c, signal: None,
-) -> Iterator[None]:
-    """While open: ``enter`` gets each chunk and the signal in front of it, ``leave`` the one behind."""
-    with ExitStack() as stack:
-        for c, chunk in enumerate(ghost.chunks):
-            first, last = (ghost.units[i].sites[0].block for i in (chunk.units[0], chunk.units[-1]))
-            before = first.register_forward_pre_hook(lambda _, args, c=c: enter(c, args[0]))
-            behind = last.register_forward_hook(lambda _, __, out, c=c: leave(c, out[0] if isinstance(out, tuple) else out))
-            stack.callback(before.remove)
-            stack.callback(behind.remove)
-        yield
-
-
-@torch.no_grad()
-def look(ghost: Ghost, given: list[tuple[Tensor, Tensor]]) -> Seen:
-    """One pass of the whole network."""
-    entries: list[list[Tensor]] = [[] for _ in ghost.chunks]
-    outputs: list[list[Tensor]] = [[] for _ in ghost.chunks]
-    with _at_chunks(
-        ghost,
-        enter=lambda c, signal: entries[c].append(pooled(signal).float().cpu()),
-        leave=lambda c, signal: outputs[c].append(pooled_by_quarter(signal).float().cpu()),
-    ):
-        logits = [logits_of(ghost.net, x).float().cpu() for x, _ in given]
-    if logits[0].ndim != 2:
-        raise DeepresError("a ghost classifies whole inputs; a language model gives an answer for every token")
-    return Seen(
-        [torch.cat(e) for e in entries],
-        [torch.cat(o) for o in outputs],
-        torch.cat(logits),
-        torch.cat([y.cpu() for _, y in given]),
-    )
+EASY = 10  # exits are fitted on this many times the gates' examples: they need a few passes, gates one for each block
+ROOM = 2 << 30  # bytes of the images that all is fitted on
 
 
 @torch.no_grad()
@@ -124,8 +64,10 @@ def fit(
     """
     device = next(ghost.net.parameters()).device
     watch("answers", 0.0)
-    many = list(batches(data, "train", EASY * examples if exits else examples, device))
-    seen = look(ghost, many)
+    most = max(examples, min(EASY * examples, ROOM // (4 * math.prod(data.shape)))) if exits else examples
+    many = list(batches(data, "train", most, device))
+    reading = learn_to_read(ghost, many, watch) if exits else ()
+    seen = look(ghost, many, reading)
     ghost.gates = nn.ModuleList([nn.Identity() for _ in ghost.chunks])
     ghost.exits = nn.ModuleList([nn.Identity() for _ in ghost.chunks])
     if gates:
@@ -140,10 +82,12 @@ def fit(
                 mine = worth[:, list(chunk.skippable)] - dearer
                 ghost.gates[c] = _gate(seen.entries[c][:count], mine).to(device)
     if exits:
-        held = look(ghost, list(batches(data, "val", examples, device)))
+        held = look(ghost, list(batches(data, "val", examples, device)), reading)
+        wanted = learnt(seen.logits, seen.labels)
         for c in range(len(ghost.chunks) - 1):
             watch("exits", c / len(ghost.chunks))
-            ghost.exits[c] = _exit(seen.outputs[c], seen.logits, held.outputs[c], held.labels).to(device)
+            ghost.exits[c] = fit_exit(seen.outputs[c], wanted, held.outputs[c], held.labels, reading[c]).to(device)
+        ghost.temperature = float(temperature_of(held.logits, held.labels))
     ghost.requires_grad_(False)
     ghost.ahead = _ahead(ghost, many[0][0])
     watch("done", 1.0)
@@ -158,7 +102,7 @@ def _ahead(ghost: Ghost, inputs: Tensor, turns: int = 5) -> list[tuple[float, fl
         spans: list[list[float]] = []
         for turn in range(turns + 1):
             at: list[float] = []
-            with _at_chunks(ghost, leave=lambda c, signal, at=at: at.append(time.perf_counter())):  # type: ignore[misc]
+            with at_chunks(ghost, leave=lambda c, signal, at=at: at.append(time.perf_counter())):  # type: ignore[misc]
                 ghost.net(inputs[:n])
             at.append(time.perf_counter())
             if turn:  # the first warms up
@@ -191,7 +135,7 @@ def costs(ghost: Ghost, inputs: Tensor, turns: int = 7) -> Costs:
     """What each block, gate and exit takes, on these inputs in one batch."""
     entries: list[Tensor] = []
     outputs: list[Tensor] = []
-    with _at_chunks(ghost, enter=lambda c, x: entries.append(x), leave=lambda c, x: outputs.append(x)):
+    with at_chunks(ghost, enter=lambda c, x: entries.append(x), leave=lambda c, x: outputs.append(x)):
         ghost.net(inputs)
     whole = _fastest(lambda: ghost.net(inputs), turns)
     gates, exits = [], []
@@ -232,30 +176,3 @@ def _gate(entry: Tensor, worth: Tensor) -> Gate:
     gate.weight.copy_(torch.linalg.solve(normal, z.T @ (worth - worth.mean(0)).double()).T)
     gate.bias.copy_(worth.mean(0))
     return gate
-
-
-def _exit(features: Tensor, logits: Tensor, held: Tensor, labels: Tensor) -> Exit:
-    """A classifier that learns the network's own answers; its temperature from labels it has not seen (Guo et al. 2017)."""
-    head = Exit(features.shape[1], logits.shape[1])
-    head.standardise(features)
-    z, wanted = head.standardised(features), logits.softmax(1)
-    weight = torch.zeros_like(head.weight).requires_grad_()
-    bias = torch.zeros_like(head.bias).requires_grad_()
-    solver = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        solver.zero_grad()
-        loss = F.cross_entropy(z @ weight.T + bias, wanted) + 1e-4 * weight.square().sum()
-        loss.backward()
-        return loss
-
-    with torch.enable_grad():
-        solver.step(closure)
-    with torch.no_grad():
-        head.weight.copy_(weight)
-        head.bias.copy_(bias)
-        own = head.linear(held)[0]
-        choices = torch.logspace(-0.7, 1.0, 60)
-        losses = torch.stack([F.cross_entropy(own / t, labels) for t in choices])
-        head.temperature.copy_(choices[losses.argmin()])
-    return head

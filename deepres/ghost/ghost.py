@@ -30,8 +30,9 @@ from deepres.ghost.choose import (
     within_budget,
 )
 from deepres.ghost.confirm import Verified, confirmed, verify, within_error
-from deepres.ghost.fit import batches, costs, fit
+from deepres.ghost.fit import costs, fit
 from deepres.ghost.heads import Exit, Gate
+from deepres.ghost.look import batches
 from deepres.ghost.route import Ghost, Settings
 from deepres.lens.source import Source
 from deepres.nn import load, notes, save
@@ -225,6 +226,7 @@ def save_ghost(made: Made, out: str | Path, **noted: Any) -> Path:
         "settings": dataclasses.asdict(ghost.settings),
         "most": max(len(chunk.units) for chunk in ghost.chunks),
         "ahead": ghost.ahead,
+        "temperature": ghost.temperature,
         "deadline": ghost.deadline,
     }
     part = out / f".{HEADS}.{os.getpid()}"
@@ -250,13 +252,14 @@ def load_ghost(folder: str | Path) -> tuple[Ghost, dict[str, Any]]:
     made = Ghost(load(folder / NET), Settings(**header["settings"]), most=header["most"])
     made.ahead = [(float(base), float(each)) for base, each in header["ahead"]]
     made.deadline = header["deadline"]
+    made.temperature = header.get("temperature", 1.0)
     for kind, modules in (("gates", made.gates), ("exits", made.exits)):
         for c in range(len(made.chunks)):
             mine = {k.removeprefix(f"{kind}.{c}."): v for k, v in tensors.items() if k.startswith(f"{kind}.{c}.")}
             if not mine:
                 continue
             outputs, features = mine["weight"].shape
-            head = (Gate if kind == "gates" else Exit)(features, outputs)
+            head = Gate(features, outputs) if kind == "gates" else Exit.of_state(mine)
             head.load_state_dict(mine)
             modules[c] = head.requires_grad_(False)
     return made, notes(folder / NET)

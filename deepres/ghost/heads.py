@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from deepres.sites import pooled, pooled_by_quarter
 
@@ -53,16 +56,67 @@ class Gate(Head):
 
 
 class Exit(Head):
-    """An answer from a chunk's output, with a calibrated temperature. It has no confidence in a signal that is strange."""
+    """An answer from a chunk's output, with a calibrated temperature. It has no confidence in a signal that is strange.
+
+    ``reader`` is what it does to the signal before it pools: a few strided convolutions where stages still lie ahead.
+    """
 
     temperature: Tensor
 
-    def __init__(self, features: int, outputs: int) -> None:
+    def __init__(self, features: int, outputs: int, reader: nn.Sequential | None = None) -> None:
         super().__init__(features, outputs)
+        self.reader = reader if reader is not None else nn.Sequential()
         self.register_buffer("temperature", torch.ones(()))
 
     def forward(self, signal: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, ...) -> (N, classes) calibrated logits, (N,) confidences."""
-        logits, strange = self.linear(pooled_by_quarter(signal))
+        """(N, C, ...) -> (N, classes) calibrated logits, (N,) confidences, 0 where the signal is strange."""
+        logits, strange = self.linear(self.read(signal))
         logits = logits / self.temperature
         return logits, logits.softmax(1).amax(1).masked_fill(strange[:, 0], 0.0)
+
+    def read(self, signal: Tensor) -> Tensor:
+        """(N, C, ...) -> (N, features)."""
+        return pooled_by_quarter(self.reader(signal))
+
+    @classmethod
+    def of_state(cls, state: dict[str, Tensor]) -> Exit:
+        """One that ``state`` can be loaded into: its shapes tell of the reader."""
+        convs = [value for key, value in state.items() if key.startswith("reader.") and key.endswith(".weight")]
+        layers = [layer for w in convs for layer in (nn.Conv2d(w.shape[1], w.shape[0], 3, 2, 1), nn.ReLU(inplace=True))]
+        outputs, features = state["weight"].shape
+        return cls(features, outputs, nn.Sequential(*layers))
+
+
+@dataclass
+class Said:
+    """What exits have said of some inputs, to take the mean of; an exit to which an input is strange says nothing of it."""
+
+    total: Tensor  # (N, classes), of log-probabilities
+    count: Tensor  # (N, 1)
+
+    @classmethod
+    def of(cls, before: Said | None, logits: Tensor, known: Tensor) -> Said:
+        """``before``, and one more exit's ``logits`` (N, classes) where the inputs are ``known`` (N,) to it."""
+        heard = known.unsqueeze(1)
+        total = logits.log_softmax(1).masked_fill(~heard, 0.0)
+        return cls(total, heard.long()) if before is None else cls(before.total + total, before.count + heard)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.total / self.count.clamp(min=1)
+
+    def take(self, rows: Tensor) -> Said:
+        return Said(self.total[rows], self.count[rows])
+
+
+def without_norms(reader: nn.Sequential) -> nn.Sequential:
+    """The same in eval mode, its norms folded into its convolutions."""
+    layers: list[nn.Module] = []
+    for layer in reader.eval():
+        if isinstance(layer, nn.BatchNorm2d):
+            conv = layers.pop()
+            assert isinstance(conv, nn.Conv2d)
+            layers.append(fuse_conv_bn_eval(conv, layer))
+        else:
+            layers.append(layer)
+    return nn.Sequential(*layers)

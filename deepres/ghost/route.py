@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from deepres.errors import DeepresError
-from deepres.ghost.heads import Exit, Gate
+from deepres.ghost.heads import Exit, Gate, Said
 from deepres.nn import can_delete, delete_blocks, logits_in
 from deepres.sites import chunks, find_units
 
@@ -34,6 +34,7 @@ class Settings:
     fixed: bool = False  # a block's mean worth decides, so that the same blocks run for every input and shapes are static
     gates: tuple[int, ...] | None = None  # chunks whose gates are asked, those that save more than they cost; None: all
     exits: tuple[int, ...] | None = None  # chunks whose exits are asked; None: all
+    mean: bool = False  # an answer is the mean of those of all exits asked so far, the end's among them
 
     def __post_init__(self) -> None:
         for name in ("gates", "exits"):  # read from a file they are lists
@@ -69,6 +70,7 @@ class _Call:
     quiet: frozenset[int] = frozenset()  # blocks at which there is nothing to decide
     ghosted: Tensor | None = None  # (N,) of truth values: some block was passed through
     answers: Tensor | None = None  # (N, classes) of those who left
+    said: Said | None = None  # by the exits so far, of the inputs that are still inside
     exits: list[tuple[Tensor, Tensor] | None] = field(default_factory=list)  # by chunk: logits and confidences
 
 
@@ -101,6 +103,7 @@ class Ghost(nn.Module):
         self.ahead = [(0.0, 0.0)] * len(
             self.chunks
         )  # seconds from behind each chunk to behind the next: of a call, and of a row
+        self.temperature = 1.0  # of the network's own answer, where it is one of those that a mean is taken of
         self.trace: Trace | None = None  # of the last call, where it was asked for
         self._where = {i: (c, place) for c, chunk in enumerate(self.chunks) for place, i in enumerate(chunk.units)}
         self._routed = False
@@ -166,9 +169,11 @@ class Ghost(nn.Module):
             return self.net(*args, **kwargs)
         out, call = self._pass(args, kwargs, self.settings, trace)
         self.trace = call.trace
-        if call.answers is None and not self._doubts(call):
+        if call.answers is None and call.said is None and not self._doubts(call):
             return out
         last = logits_in(out).float() if out is not None else None
+        if last is not None and call.said is not None:
+            last = self.with_exits(last, call.said)
         answers = call.answers if call.answers is not None else last
         assert answers is not None
         if last is not None and call.answers is not None:
@@ -176,6 +181,10 @@ class Ghost(nn.Module):
         if last is not None and self._doubts(call):
             answers = self._again(args, kwargs, answers, last, call)
         return _wrapped(out, answers)
+
+    def with_exits(self, last: Tensor, said: Said) -> Tensor:
+        """(N, classes): the mean of the network's answer, calibrated, and of those that the exits gave before it."""
+        return Said.of(said, last / self.temperature, last.new_ones(len(last), dtype=torch.bool)).mean
 
     @torch.no_grad()
     def record(self, x: Tensor, settings: Settings) -> tuple[Tensor, Trace, list[tuple[Tensor, Tensor] | None]]:
@@ -332,6 +341,11 @@ class Ghost(nn.Module):
         if not late and call.settings.exits is not None and c not in call.settings.exits:
             return out
         logits, confidence = head(signal)
+        if call.settings.mean:
+            known = confidence > 0
+            call.said = Said.of(call.said, logits, known)
+            logits = call.said.mean
+            confidence = logits.softmax(1).amax(1).masked_fill(~known, 0.0)
         done = torch.ones_like(confidence, dtype=torch.bool) if late else confidence >= bar
         count = int(done.sum())
         if count == 0:
@@ -343,9 +357,12 @@ class Ghost(nn.Module):
             call.trace.left[call.rows[done].cpu()] = c
         if count == len(call.rows):
             call.rows = call.rows[:0]
+            call.said = None
             raise _Everyone
         stay = (~done).nonzero().squeeze(1)
         call.rows = call.rows[stay]
+        if call.said is not None:
+            call.said = call.said.take(stay)
         signal = signal.index_select(0, stay)
         return (signal, *out[1:]) if isinstance(out, tuple) else signal
 

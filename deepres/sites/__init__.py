@@ -2,8 +2,9 @@
 
 from deepres._room import callable_room
 from deepres.sites.adapters import Row, register_site
-from deepres.sites.chunks import Chunk, chunks, pooled, pooled_by_quarter
+from deepres.sites.chunks import Chunk, chunks
 from deepres.sites.clock import block_times, branch_times
+from deepres.sites.readout import pooled, pooled_by_quarter, readers
 from deepres.sites.site import Flow, Observation, Site, sites
 from deepres.sites.units import Unit, find_units
 
@@ -20,6 +21,7 @@ __all__ = [
     "find_units",
     "pooled",
     "pooled_by_quarter",
+    "readers",
     "register_site",
     "sites",
 ]

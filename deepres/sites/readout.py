@@ -1,0 +1,46 @@
+"""What gates and exits read of a signal in the middle of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WIDEST = 128  # channels of a reader, so that it costs less than a block
+
+
+def pooled(signal: Tensor) -> Tensor:
+    """(N, C): the mean over places of (N, C, H, W), or over tokens of (N, L, C)."""
+    return signal.mean((2, 3)) if signal.ndim == 4 else signal.mean(1)
+
+
+def pooled_by_quarter(signal: Tensor) -> Tensor:
+    """(N, 4 C): the means over the quarters of (N, C, H, W); of (N, L, C) the mean over tokens and the first token, (N, 2 C)."""
+    if signal.ndim == 4:
+        high, wide = signal.shape[2:]
+        if high % 2 or wide % 2:
+            return F.adaptive_avg_pool2d(signal, 2).flatten(1)
+        return F.avg_pool2d(signal, (high // 2, wide // 2)).flatten(1)  # the same, and up to twice as fast
+    return torch.cat([signal.mean(1), signal[:, 0]], 1)
+
+
+def readers(signals: Sequence[Tensor]) -> list[nn.Sequential]:
+    """For each signal but the last, what an exit there does before it pools: as many halvings as still lie ahead of it.
+
+    Early features are local and are no classes yet when they are averaged (Huang et al. 2018, MSDNet); a strided convolution for
+    each stage that is to come makes a network in miniature of the exit, for less than what a block costs. A signal of the last size,
+    or of tokens, is read as it is, by an empty sequence.
+    """
+    last = signals[-1]
+    return [_reader(one.shape[1], one.shape[2] if one.ndim == 4 else 1, last.shape[2]) for one in signals[:-1]]
+
+
+def _reader(channels: int, side: int, last: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    while side > last:
+        width = min(2 * channels, WIDEST)
+        layers += [nn.Conv2d(channels, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        channels, side = width, -(-side // 2)
+    return nn.Sequential(*layers)
