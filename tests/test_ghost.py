@@ -18,12 +18,13 @@ from deepres.data import Data, open_data
 from deepres.ghost import Ghost, Made, Settings, ghost, load_ghost, save_ghost
 from deepres.ghost.choose import Passes, Point, best, frontier
 from deepres.ghost.confirm import clopper_pearson, confirmed, rise_bound, within_error
+from deepres.ghost.exits import learn_to_read
 from deepres.ghost.fit import costs, fit, harms
-from deepres.ghost.heads import Exit, Gate
+from deepres.ghost.heads import Exit, Gate, without_norms
 from deepres.ghost.look import batches, look
 from deepres.ghost.route import chunks
 from deepres.nn import logits_of
-from deepres.sites import find_units
+from deepres.sites import find_units, pooled_by_quarter, readers
 from deepres.train import recipe, train
 
 CPU = torch.device("cpu")
@@ -83,15 +84,17 @@ def test_the_answer_does_not_depend_on_the_batch(fitted: Ghost, images: torch.Te
     torch.testing.assert_close(fitted(images[order]), whole[order], atol=1e-4, rtol=1e-4)
 
 
-def test_a_slow_obvious_version_agrees(fitted: Ghost, images: torch.Tensor, data: Data) -> None:
+@pytest.mark.parametrize("mean", [False, True])
+def test_a_slow_obvious_version_agrees(fitted: Ghost, images: torch.Tensor, data: Data, mean: bool) -> None:
     """Every branch computed, one input at a time, through the sites' own scales."""
-    fitted.settings = dataclasses.replace(some(fitted, data), sure=0.0)
-    found = fitted(images[:8], trace=True)
+    fitted.settings = dataclasses.replace(some(fitted, data), sure=0.0, mean=mean)
+    found = fitted(images[:24], trace=True)
     trace = fitted.trace
-    for i in range(8):
+    assert len(trace.left.unique()) > 1
+    for i in range(24):
         x = fitted.net.stem(images[i : i + 1]) if hasattr(fitted.net, "stem") else None
         assert x is not None
-        answer = None
+        answer, said = None, []
         for c, chunk in enumerate(fitted.chunks):
             gate, head = fitted.gates[c], fitted.exits[c]
             worth = gate(x) if isinstance(gate, Gate) else None
@@ -104,14 +107,53 @@ def test_a_slow_obvious_version_agrees(fitted: Ghost, images: torch.Tensor, data
                 x = out
             if isinstance(head, Exit):
                 logits, confidence = head(x)
-                if confidence >= fitted.settings.leave:
-                    answer = logits[0]
+                known = bool(confidence > 0)
+                said += [logits[0].log_softmax(0)] if known else []
+                now = torch.stack(said).mean(0) if mean and said else logits[0]
+                if known and now.softmax(0).max() >= fitted.settings.leave:
+                    answer = now
                     assert trace.left[i] == c
                     break
-        if answer is not None:
-            torch.testing.assert_close(found[i], answer, atol=1e-4, rtol=1e-4)
-        else:
+        if answer is None:
             assert trace.left[i] == -1
+            answer = fitted.net.head(fitted.net.stages[-1].close(x))[0]
+            if mean:
+                answer = torch.stack([*said, (answer / fitted.temperature).log_softmax(0)]).mean(0)
+        torch.testing.assert_close(found[i], answer, atol=1e-4, rtol=1e-4)
+
+
+def test_norms_are_folded_into_what_reads() -> None:
+    """Of signals of four sizes the last is read as it is, and so are tokens."""
+    torch.manual_seed(0)
+    signals = [torch.randn(4, *shape) for shape in ((16, 16, 16), (32, 7, 7), (200, 8, 8), (64, 4, 4))]
+    reading = readers(signals)
+    assert [sum(isinstance(layer, nn.Conv2d) for layer in one) for one in reading] == [2, 1, 1]
+    for reader, signal in zip(reading, signals, strict=False):
+        for _ in range(3):
+            reader.train()(signal)
+        expected = reader.eval()(signal)
+        plain = without_norms(reader)
+        assert not any(isinstance(layer, nn.BatchNorm2d) for layer in plain)
+        torch.testing.assert_close(plain(signal), expected, atol=1e-5, rtol=1e-5)
+        head = Exit(pooled_by_quarter(expected).shape[1], 10, plain)
+        again = Exit.of_state(head.state_dict())
+        again.load_state_dict(head.state_dict())
+        torch.testing.assert_close(again(signal), head(signal))
+    assert not any(len(one) for one in readers([torch.randn(2, 17, 48)] * 3))
+
+
+def test_reading_is_learnt_alike_with_and_without_room_for_the_signals(
+    run: Path, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = list(batches(data, "train", 200, CPU))
+    monkeypatch.setattr("deepres.ghost.exits.PASSES", 2)
+    kept = learn_to_read(Ghost(deepres.load(run)), given)
+    monkeypatch.setattr("deepres.ghost.exits.ROOM", 0)
+    anew = learn_to_read(Ghost(deepres.load(run)), given)
+    assert [len(one) for one in kept] == [4, 2]
+    for one, other in zip(kept, anew, strict=True):
+        for a, b in zip(one.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -187,8 +229,10 @@ def test_a_fixed_choice_is_an_ordinary_network(name: str) -> None:
 def test_the_frontier_foretells_what_happens(fitted: Ghost, data: Data) -> None:
     given = list(batches(data, "val", 150, CPU))
     points = frontier(Passes(fitted, given), costs(fitted, given[0][0][:32]))
+    assert {point.settings.mean for point in points} == {False, True}
     assert points[0].settings.whole and points[0].time == pytest.approx(1, abs=0.3)
-    for point in (points[5], points[len(points) // 2], points[-3]):
+    averaged = max((point for point in points if point.settings.mean), key=lambda point: point.left)
+    for point in (points[5], points[len(points) // 2], points[-3], averaged):
         fitted.settings = point.settings
         right, ran = 0, []
         for x, y in given:

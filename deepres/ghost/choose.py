@@ -191,9 +191,10 @@ class Recorded:
     def _time(self, settings: Settings, costs: Costs) -> float:
         """Foretold: blocks that run, gates and exits that are asked, and what always runs."""
         _, ran, come, _ = self._leaving(settings)
-        spent = float((come.float() @ costs.blocks - (come & ~ran).float() @ costs.branches).mean()) + costs.rest
+        coming, running = costs.paid(come.float().mean(0)), costs.paid(ran.float().mean(0))
+        spent = float((costs.blocks - costs.branches) @ coming + costs.branches @ running) + costs.rest
         for c, chunk in enumerate(self.ghost.chunks):
-            here = come[:, chunk.units[0]].float().mean()  # share of the inputs that come so far
+            here = coming[chunk.units[0]]
             if settings.skip is not None and not settings.fixed and (settings.gates is None or c in settings.gates):
                 spent += float(here * costs.gates[c])
             if settings.leave is not None and (settings.exits is None or c in settings.exits):
@@ -232,7 +233,8 @@ def _thresholds(passes: Passes, fixed: bool) -> list[float]:
         return []
     if fixed:
         values = torch.cat([gate.bias.cpu() for _, gate in gates]).sort().values
-        return [float(values[count]) for count in range(1, len(values))]
+        counts = {max(1, round(share * len(values))) for share in SHARES}
+        return [float(values[count]) for count in sorted(counts) if count < len(values)]
     seen = look(passes.ghost, list(passes.given)[:8])
     every = []
     for c, gate in gates:
