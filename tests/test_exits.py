@@ -13,7 +13,7 @@ from deepres import DeepresError, Run
 from deepres.data import open_data
 from deepres.ghost.look import batches
 from deepres.nn import read
-from deepres.sites import chunks, find_units, pooled_by_quarter
+from deepres.sites import chunks, find_units
 from deepres.train import Interrupted, Recipe, Trainer
 from deepres.train.distribute import Team
 from deepres.train.exits import Exits
@@ -50,10 +50,11 @@ def test_network_and_exits_learn(learnt: tuple[deepres.train.Result, Exits]) -> 
     ends = [units[chunk.units[-1]].sites[0].block for chunk in chunks(units)[:-1]]
     assert len(ends) == len(exits.heads) == 2
     signals: list[torch.Tensor] = []
-    handles = [block.register_forward_hook(lambda _, __, out: signals.append(pooled_by_quarter(out))) for block in ends]
+    handles = [block.register_forward_hook(lambda _, __, out: signals.append(out)) for block in ends]
     images, labels = next(batches(open_data("digits"), "test", 400, CPU, 400))
     with torch.no_grad():
         result.model(images)
+        exits.heads.eval()
         errors = [float((head(z).argmax(1) != labels).float().mean()) for z, head in zip(signals, exits.heads, strict=True)]
     for handle in handles:
         handle.remove()
@@ -71,8 +72,9 @@ def test_the_loss_and_its_gradient_are_those_of_a_slow_version() -> None:
     exits = Exits(0.5)
     exits.begin(trainer)
     torch.manual_seed(0)
-    for parameter in exits.heads.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
+    for head in exits.heads:
+        torch.nn.init.normal_(head[-1].weight, std=0.1)
+    assert [len(head[0]) for head in exits.heads] == [6, 3]  # two halvings lie ahead of the first, one of the second
     batch, model = next(trainer.loader.epoch(0)), trainer.model.eval()
     first = model.stem[0].weight
 
@@ -83,7 +85,7 @@ def test_the_loss_and_its_gradient_are_those_of_a_slow_version() -> None:
         for b, block in enumerate(stage.blocks):
             x = block(x)
             if f"stages.{s}.blocks.{b}" in ends:
-                signals.append(pooled_by_quarter(x))
+                signals.append(x)
         x = stage.close(x)
     logits = model.head(x)
     wanted = (logits.detach().softmax(1) + F.one_hot(batch.labels, 10)) / 2

@@ -152,7 +152,8 @@ def costs(ghost: Ghost, inputs: Tensor, turns: int = 7) -> Costs:
     n = len(inputs)
     half = _fastest(lambda: ghost.net(inputs[: n // 2]), turns) if n > 1 else 0.0
     fixed = min(max((2 * half / whole - 1) if n > 1 else 0.0, 0.0), 1.0)
-    return Costs(*map(torch.tensor, (blocks, branches, gates, exits)), batch=n, fixed=fixed)
+    shares = [torch.tensor(one) for one in (blocks, branches, gates, exits)]
+    return Costs(shares[0], shares[1], shares[2], shares[3], batch=n, fixed=fixed)
 
 
 def _branches(ghost: Ghost, inputs: Tensor) -> list[float]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from deepres.errors import DeepresError
 from deepres.nn import logits_of
-from deepres.sites import chunks, find_units, pooled_by_quarter
+from deepres.sites import chunks, find_units, pooled_by_quarter, readers
 from deepres.train.optimizer import optimizer_for, set_rate
 from deepres.train.progress import Record
 
@@ -23,8 +23,23 @@ if TYPE_CHECKING:
     from deepres.train.trainer import Trainer
 
 
+class _Pool(nn.Module):
+    def forward(self, signal: Tensor) -> Tensor:
+        return pooled_by_quarter(signal)
+
+
+def _head(reader: nn.Sequential, signal: Tensor, classes: int) -> nn.Sequential:
+    """What reads the signal, and a classifier, which begins with no answer at all."""
+    with torch.no_grad():
+        features = pooled_by_quarter(reader.to(signal.device).eval()(signal.float())).shape[1]
+    linear = nn.Linear(features, classes)
+    for parameter in linear.parameters():
+        nn.init.zeros_(parameter)
+    return nn.Sequential(reader.train(), _Pool(), linear)
+
+
 class Exits:
-    """A curriculum: a linear exit behind each chunk of blocks but the last, at the places where a ghost has its own.
+    """A curriculum: an exit behind each chunk of blocks but the last, at the places and of the kind that a ghost has its own.
 
     Each learns the labels and, half by half, the network's own answer (Zhang et al. 2019); their mean loss counts ``weight``
     times. Where images are mixed, the network's answer alone.
@@ -37,21 +52,25 @@ class Exits:
     def begin(self, trainer: Trainer) -> None:
         self.trainer = trainer
         model, units = trainer.model, find_units(trainer.model)
-        ends = [units[chunk.units[-1]].sites[0].block for chunk in chunks(units)[:-1]]
+        ends = [units[chunk.units[-1]].sites[0].block for chunk in chunks(units)]
         if trainer.data.is_text:
             raise DeepresError("exits answer for whole inputs, and a language model for every token; train without --exits")
-        if not ends:
+        if len(ends) < 2:
             raise DeepresError("the network has too few residual blocks for exits; train without --exits")
         self._hooks = [block.register_forward_hook(partial(self._see, c)) for c, block in enumerate(ends)]
         was = model.training
         with torch.no_grad():
             logits_of(model.eval(), trainer.laid(next(trainer.loader.epoch(0)).images[:2]))
         model.train(was)
+        self._hooks.pop().remove()  # the last signal's size tells what lies ahead of an exit, and has none itself
         classes, signals = len(trainer.data.classes), [self._signals[c] for c in range(len(ends))]
-        self.heads = nn.ModuleList([nn.Linear(pooled_by_quarter(signal).shape[1], classes) for signal in signals])
-        for parameter in self.heads.parameters():
-            nn.init.zeros_(parameter)
+        with torch.random.fork_rng():
+            torch.manual_seed(trainer.run.seed)  # in every process alike
+            self.heads = nn.ModuleList(
+                [_head(reader, signal, classes) for reader, signal in zip(readers(signals), signals[:-1], strict=True)]
+            )
         self.heads.to(trainer.team.device)
+        self.heads.to(memory_format=trainer.speed.layout)
         self._signals.clear()
         self.optimizer = optimizer_for(self.heads, trainer.recipe)
         trainer.forward = trainer.eager  # what hooks keep is not compiled
@@ -64,7 +83,8 @@ class Exits:
         wanted = logits.detach().softmax(1)
         if not (how.mixup or how.cutmix):
             wanted = (wanted + F.one_hot(labels, logits.shape[1])) / 2
-        said = [head(pooled_by_quarter(self._signals[c]).float()) for c, head in enumerate(self.heads)]
+        with self.trainer.speed.autocast(images.device):
+            said = [head(self._signals[c]).float() for c, head in enumerate(self.heads)]
         self._signals.clear()
         losses = [F.cross_entropy(one, wanted, label_smoothing=how.label_smoothing) for one in said]
         return task + self.weight * torch.stack(losses).mean()
