@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-WIDEST = 128  # channels of a reader, so that it costs less than a block
+WIDEST = 128  # channels of a reader, so that it costs no more than a block
 
 
 def pooled(signal: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def readers(signals: Sequence[Tensor]) -> list[nn.Sequential]:
     """For each signal but the last, what an exit there does before it pools: as many halvings as still lie ahead of it.
 
     Early features are local and are no classes yet when they are averaged (Huang et al. 2018, MSDNet); a strided convolution for
-    each stage that is to come makes a network in miniature of the exit, for less than what a block costs. A signal of the last size,
+    each stage that is to come makes a network in miniature of the exit, for about what a block costs. A signal of the last size,
     or of tokens, is read as it is, by an empty sequence.
     """
     last = signals[-1]
