@@ -18,7 +18,25 @@ from deepres.ghost.heads import Gate, Said
 from deepres.ghost.look import look
 from deepres.ghost.route import Ghost, Settings
 
-LEAVES = (0.999, 0.995, 0.99, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # confidences that are tried
+LEAVES = (
+    0.999,
+    0.99,
+    0.98,
+    0.95,
+    0.9,
+    0.85,
+    0.8,
+    0.75,
+    0.7,
+    0.65,
+    0.6,
+    0.55,
+    0.5,
+    0.45,
+    0.4,
+    0.3,
+    0.2,
+)  # confidences that are tried
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of ghosted blocks that are tried
 SURE = (0.0, 0.4, 0.6)
 Kinds = tuple[Literal["fitted", "fixed"], ...]

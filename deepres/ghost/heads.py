@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -74,6 +76,17 @@ class Exit(Head):
         logits = logits / self.temperature
         return logits, logits.softmax(1).amax(1).masked_fill(strange[:, 0], 0.0)
 
+    def of_one(self, signal: Tensor) -> tuple[np.ndarray, float]:
+        """(1, C, ...) on a CPU -> (classes,) calibrated logits, and the confidence: the same by NumPy.
+
+        For a single input all that is behind the pooling is a dozen calls on a few numbers each, of which NumPy's cost a tenth.
+        """
+        features = self.read(signal)[0].float().numpy()
+        z = features * self.inverse.numpy() + self.shift.numpy()
+        logits = (self.weight.numpy() @ z + self.bias.numpy()) / float(self.temperature.numpy())
+        known = float(z @ z) <= float(self.limit.numpy()) ** 2
+        return logits, 1 / float(np.exp(logits - logits.max()).sum()) if known else 0.0
+
     def read(self, signal: Tensor) -> Tensor:
         """(N, C, ...) -> (N, features)."""
         return pooled_by_quarter(self.reader(signal))
@@ -85,6 +98,25 @@ class Exit(Head):
         layers = [layer for w in convs for layer in (nn.Conv2d(w.shape[1], w.shape[0], 3, 2, 1), nn.ReLU(inplace=True))]
         outputs, features = state["weight"].shape
         return cls(features, outputs, nn.Sequential(*layers))
+
+
+@dataclass
+class SaidOfOne:
+    """What exits have said of a single input."""
+
+    total: np.ndarray  # (classes,), of log-probabilities
+    count: int
+
+    @classmethod
+    def of(cls, before: Said | SaidOfOne | None) -> SaidOfOne:
+        if isinstance(before, Said):
+            return cls(before.total[0].numpy(), int(before.count))
+        return before if before is not None else cls(np.zeros((), np.float32), 0)
+
+    def and_of(self, logits: np.ndarray) -> SaidOfOne:
+        """With what one more exit says."""
+        shifted = logits - logits.max()
+        return SaidOfOne(self.total + shifted - math.log(np.exp(shifted).sum()), self.count + 1)
 
 
 @dataclass

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from deepres.errors import DeepresError
-from deepres.ghost.heads import Exit, Gate, Said
+from deepres.ghost.heads import Exit, Gate, Said, SaidOfOne
 from deepres.nn import can_delete, delete_blocks, logits_in
 from deepres.sites import chunks, find_units
 
@@ -70,7 +71,7 @@ class _Call:
     quiet: frozenset[int] = frozenset()  # blocks at which there is nothing to decide
     ghosted: Tensor | None = None  # (N,) of truth values: some block was passed through
     answers: Tensor | None = None  # (N, classes) of those who left
-    said: Said | None = None  # by the exits so far, of the inputs that are still inside
+    said: Said | SaidOfOne | None = None  # by the exits so far, of the inputs that are still inside
     exits: list[tuple[Tensor, Tensor] | None] = field(default_factory=list)  # by chunk: logits and confidences
 
 
@@ -182,8 +183,10 @@ class Ghost(nn.Module):
             answers = self._again(args, kwargs, answers, last, call)
         return _wrapped(out, answers)
 
-    def with_exits(self, last: Tensor, said: Said) -> Tensor:
+    def with_exits(self, last: Tensor, said: Said | SaidOfOne) -> Tensor:
         """(N, classes): the mean of the network's answer, calibrated, and of those that the exits gave before it."""
+        if isinstance(said, SaidOfOne):
+            return ((last / self.temperature).log_softmax(1) + torch.from_numpy(said.total)) / (said.count + 1)
         return Said.of(said, last / self.temperature, last.new_ones(len(last), dtype=torch.bool)).mean
 
     @torch.no_grad()
@@ -340,9 +343,12 @@ class Ghost(nn.Module):
             return out
         if not late and call.settings.exits is not None and c not in call.settings.exits:
             return out
+        if len(call.rows) == 1 and signal.device.type == "cpu":
+            return self._leave_alone(c, head, signal, out, call, late)
         logits, confidence = head(signal)
         if call.settings.mean:
             known = confidence > 0
+            assert not isinstance(call.said, SaidOfOne)
             call.said = Said.of(call.said, logits, known)
             logits = call.said.mean
             confidence = logits.softmax(1).amax(1).masked_fill(~known, 0.0)
@@ -361,10 +367,29 @@ class Ghost(nn.Module):
             raise _Everyone
         stay = (~done).nonzero().squeeze(1)
         call.rows = call.rows[stay]
-        if call.said is not None:
+        if isinstance(call.said, Said):
             call.said = call.said.take(stay)
         signal = signal.index_select(0, stay)
         return (signal, *out[1:]) if isinstance(out, tuple) else signal
+
+    def _leave_alone(self, c: int, head: Exit, signal: Tensor, out: Any, call: _Call, late: bool) -> Any:
+        """The same for the only input that is inside."""
+        answer, confidence = head.of_one(signal)
+        if call.settings.mean and confidence > 0:
+            call.said = SaidOfOne.of(call.said).and_of(answer)
+            answer = call.said.total / call.said.count
+            confidence = 1 / float(np.exp(answer - answer.max()).sum())
+        if not late and confidence < (call.settings.leave or 0):
+            return out
+        logits = torch.from_numpy(answer).unsqueeze(0)
+        if call.answers is None:
+            call.answers = logits if call.n == 1 else logits.new_zeros(call.n, logits.shape[1])
+        if call.n > 1:
+            call.answers[call.rows] = logits
+        if call.trace is not None:
+            call.trace.left[call.rows.cpu()] = c
+        call.rows, call.said = call.rows[:0], None
+        raise _Everyone
 
 
 def _gather(index: Tensor, n: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

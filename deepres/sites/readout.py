@@ -39,8 +39,9 @@ def readers(signals: Sequence[Tensor]) -> list[nn.Sequential]:
 
 def _reader(channels: int, side: int, last: int) -> nn.Sequential:
     layers: list[nn.Module] = []
+    factor = 4  # narrow first layers see too little: at once as wide as two stages on
     while side > last:
-        width = min(2 * channels, WIDEST)
+        width, factor = min(factor * channels, WIDEST), 2
         layers += [nn.Conv2d(channels, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
         channels, side = width, -(-side // 2)
     return nn.Sequential(*layers)
