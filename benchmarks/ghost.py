@@ -10,6 +10,7 @@ would for a service; the test split is only told.
 from __future__ import annotations
 
 import dataclasses
+import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,9 +21,10 @@ from torch import Tensor, nn
 from benchmarks.common import record
 from benchmarks.shrink import Bench, bench_of, common_options, what
 from deepres.data import Data
+from deepres.errors import DeepresError
 from deepres.evaluate import time_against
 from deepres.ghost import Gate, Ghost, Settings
-from deepres.ghost.choose import Kinds, Passes, fastest, frontier
+from deepres.ghost.choose import Kinds, Passes, fastest, frontier, within_budget
 from deepres.ghost.confirm import confirmed, verify, within_error
 from deepres.ghost.fit import costs, fit
 from deepres.ghost.look import batches
@@ -31,6 +33,7 @@ from deepres.nn import ResNet, logits_of
 CPU = torch.device("cpu")
 BATCHES = (1, 32, 256)
 EXITS = 0.5
+BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 class Coin(Gate):
@@ -102,23 +105,30 @@ def main() -> None:
         "random skipping": Way(lambda s: bench.model("whole", s), ("fitted",), chance=True),
         "shallower, trained as long": Way(lambda s: bench.model(f"shallow-{options.blocks}", s)),
         "exits trained with the network": Way(lambda s: trained_with_exits(bench, s)),
-        "ghost of that": Way(lambda s: trained_with_exits(bench, s), both, True),
+        "exits trained with the network, and used": Way(lambda s: trained_with_exits(bench, s), exits=True),
         "shrunk": Way(lambda s: bench.model(f"inverse-{options.blocks}", s)),
-        "ghost of the shrunk": Way(lambda s: bench.model(f"inverse-{options.blocks}", s), both, True),
+        "shrunk, and exits": Way(lambda s: bench.model(f"inverse-{options.blocks}", s), exits=True),
     }
     table: dict[str, object] = {}
     wholes = [error_of(bench.model("whole", seed), test) for seed in range(options.seeds)]
     for name, way in ways.items():
         if options.ways and not name.startswith(tuple(options.ways)):
             continue
-        by_batch: dict[int, list[dict[str, float]]] = {batch: [] for batch in BATCHES}
+        seeds: list[dict[str, dict[str, float]]] = []
         for seed in range(options.seeds):
-            net, settings = settings_by_batch(way, way.net(seed), data, options.error, options.examples)
-            whole = bench.model("whole", seed)
-            for batch, chosen in settings.items():
-                by_batch[batch].append(outcome(net, chosen, whole, wholes[seed], test, batch))
-        table[name] = {str(batch): summary(many) for batch, many in by_batch.items()}
+            kept = bench.out / f"ghost, {name}, {seed}.json"  # delete it to measure anew
+            if not kept.exists():
+                net, settings = settings_by_batch(way, way.net(seed), data, options.error, options.examples)
+                whole = bench.model("whole", seed)
+                found = {str(n): outcome(net, chosen, whole, wholes[seed], test, n) for n, chosen in settings.items()}
+                kept.write_text(json.dumps(found))
+                print(name, seed, found, flush=True)
+            seeds.append(json.loads(kept.read_text()))
+        table[name] = {batch: summary([one[batch] for one in seeds]) for batch in seeds[0]}
         print(name, table[name], flush=True)
+    kept = bench.out / "ghost, budgets.json"
+    if not kept.exists():
+        kept.write_text(json.dumps(by_budget(bench.model("whole", 0), data, options.examples, test)))
     whole = {"test_error": round(statistics.fmean(wholes), 3), "errors": [round(e, 2) for e in wholes]}
     record(
         f"ghost-{options.net.removesuffix('-cifar')}",
@@ -128,8 +138,34 @@ def main() -> None:
             "allowed": options.error,
             "whole": whole,
             "ways": table,
+            "budgets": json.loads(kept.read_text()),
         },
     )
+
+
+def by_budget(
+    net: nn.Module, data: Data, examples: int, test: list[tuple[Tensor, Tensor]]
+) -> dict[str, dict[str, dict[str, float] | None]]:
+    """For each batch size and budget of time: the share that is taken on the test split, and the error; None: it is refused."""
+    torch.manual_seed(0)
+    made = Ghost(net)
+    fit(made, data, gates=False, examples=examples)
+    held = Passes(made, list(batches(data, "val", examples, CPU, 250)))
+    inputs = torch.cat([x for x, _ in held.given])[:512]
+    found: dict[str, dict[str, dict[str, float] | None]] = {}
+    for batch in BATCHES:
+        points = frontier(held, costs(made, inputs[:batch]), kinds=())
+        for budget in BUDGETS:
+            made.settings = Settings()
+            try:
+                if budget < 1:
+                    within_budget(made, points, budget, inputs[:256], batch, lambda text: None)
+            except DeepresError:
+                found.setdefault(str(batch), {})[f"{budget:g}"] = None
+                continue
+            seen = {"time": times_by_batch(net, made, test, (batch,))[batch], "error": verify(made, test, range(100)).ghost}
+            found.setdefault(str(batch), {})[f"{budget:g}"] = {key: round(value, 3) for key, value in seen.items()}
+    return found
 
 
 def outcome(

@@ -161,16 +161,24 @@ def _shrink(result: dict[str, Any]) -> str:
 
 
 def _ghost(result: dict[str, Any]) -> str:
+    batches = list(next(iter(result["ways"].values())))
     rows = []
-    for name, one in sorted(result["ways"].items(), key=lambda pair: pair[1]["time_batch_32"]):
-        rises = f"{one['rise']:+.2f} ({min(one['rises']):+.2f} to {max(one['rises']):+.2f})"
-        times = [f"{100 * one[f'time_batch_{batch}']:.0f} %" for batch in (1, 32, 256)]
-        rows.append([name, f"{one['test_error']:.2f} %", rises, *times])
+    for name, by_batch in sorted(result["ways"].items(), key=lambda pair: pair[1]["1"]["time"]):
+        cells = [name]
+        for one in by_batch.values():
+            low, high = (100 * pick(one["times"]) for pick in (min, max))
+            cells += [
+                f"{100 * one['time']:.0f} % ({low:.0f} to {high:.0f})",
+                f"{one['rise']:+.2f} ({min(one['rises']):+.2f} to {max(one['rises']):+.2f})",
+            ]
+        rows.append(cells)
+    head = [text for batch in batches for text in (f"time at batch {batch}", "points above the whole")]
     return (
         f"`python -m benchmarks.ghost`: {result['what']}, {result['seeds']} seeds. The whole network has "
         f"{result['whole']['test_error']:.2f} % test error. What chooses does so on the validation split, to a rise of at most "
-        f"{result['allowed']:g} points. Time is a call's against the whole network's, side by side, everything included.\n\n"
-        + _table(["", "test error", "above the whole, points", "time at batch 1", "at 32", "at 256"], rows)
+        f"{result['allowed']:g} points, for each batch size by itself. Time is a call's against the whole network's, side by side, "
+        "everything included; means over the seeds, and their range.\n\n"
+        + _table(["", *head], rows)
         + (f"\n\n{result['note']}" if "note" in result else "")
     )
 

@@ -15,7 +15,7 @@ from deepres.ghost.route import Ghost
 from deepres.nn import logits_in, logits_of
 
 CONFIDENCE = 0.9  # with which a rise of the error is within what was allowed
-TESTED = 12  # settings of a kind that are tested on fresh examples, at most, where each takes a pass of its own
+TESTED = 8  # settings of a kind that are tested on fresh examples, at most, where each takes a pass of its own
 
 Kind = tuple[bool, bool, bool]
 
