@@ -302,14 +302,20 @@ def test_chunks_end_with_their_lists() -> None:
     assert [i for i in range(27) if not any(i in chunk.skippable for chunk in found)] == [9, 18]
 
 
-def test_no_time_left_means_leaving_at_once(fitted: Ghost, images: torch.Tensor) -> None:
-    fitted.settings, fitted.deadline = Settings(), 1e-9
+@pytest.mark.parametrize("mean", [False, True])
+def test_no_time_left_means_leaving_at_once(fitted: Ghost, images: torch.Tensor, mean: bool) -> None:
+    """Also for what is strange, which is answered as well as can be, and alone as in a batch."""
+    images = torch.cat([images[:6], 50 * torch.randn_like(images[:6])])
+    fitted.settings, fitted.deadline = Settings(mean=mean), 1e-9
     try:
-        fitted(images, trace=True)
+        answers = fitted(images, trace=True)
+        trace = fitted.trace
+        alone = torch.cat([fitted(image) for image in images.split(1)])
     finally:
         fitted.deadline = None
-    assert (fitted.trace.left == 0).all()
-    assert not fitted.trace.ran[:, fitted.chunks[0].units[-1] + 1 :].any()
+    assert (trace.left == 0).all() and not trace.ran[:, fitted.chunks[0].units[-1] + 1 :].any()
+    assert (answers.amax(1) > answers.amin(1)).all()
+    torch.testing.assert_close(alone, answers, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("count", "n", "bound"), [(0, 100, 0.02951), (5, 100, 0.10225), (100, 100, 1.0), (0, 1, 0.95)])

@@ -350,7 +350,7 @@ class Ghost(nn.Module):
             known = confidence > 0
             assert not isinstance(call.said, SaidOfOne)
             call.said = Said.of(call.said, logits, known)
-            logits = call.said.mean
+            logits = torch.where(call.said.count > 0, call.said.mean, logits)
             confidence = logits.softmax(1).amax(1).masked_fill(~known, 0.0)
         done = torch.ones_like(confidence, dtype=torch.bool) if late else confidence >= bar
         count = int(done.sum())
@@ -375,10 +375,12 @@ class Ghost(nn.Module):
     def _leave_alone(self, c: int, head: Exit, signal: Tensor, out: Any, call: _Call, late: bool) -> Any:
         """The same for the only input that is inside."""
         answer, confidence = head.of_one(signal)
-        if call.settings.mean and confidence > 0:
-            call.said = SaidOfOne.of(call.said).and_of(answer)
-            answer = call.said.total / call.said.count
-            confidence = 1 / float(np.exp(answer - answer.max()).sum())
+        if call.settings.mean:
+            known, said = confidence > 0, SaidOfOne.of(call.said)
+            call.said = said = said.and_of(answer) if known else said
+            if said.count:
+                answer = said.total / said.count
+                confidence = 1 / float(np.exp(answer - answer.max()).sum()) if known else 0.0
         if not late and confidence < (call.settings.leave or 0):
             return out
         logits = torch.from_numpy(answer).unsqueeze(0)
