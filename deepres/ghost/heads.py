@@ -69,6 +69,7 @@ class Exit(Head):
         super().__init__(features, outputs)
         self.reader = reader if reader is not None else nn.Sequential()
         self.register_buffer("temperature", torch.ones(()))
+        self._numpy: tuple[object, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]] | None = None
 
     def forward(self, signal: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, ...) -> (N, classes) calibrated logits, (N,) confidences, 0 where the signal is strange."""
@@ -81,11 +82,25 @@ class Exit(Head):
 
         For a single input all that is behind the pooling is a dozen calls on a few numbers each, of which NumPy's cost a tenth.
         """
+        weight, bias, inverse, shift, limit = self._by_numpy()
         features = self.read(signal)[0].float().numpy()
-        z = features * self.inverse.numpy() + self.shift.numpy()
-        logits = (self.weight.numpy() @ z + self.bias.numpy()) / float(self.temperature.numpy())
-        known = float(z @ z) <= float(self.limit.numpy()) ** 2
-        return logits, 1 / float(np.exp(logits - logits.max()).sum()) if known else 0.0
+        logits = weight @ features
+        logits += bias
+        z = features * inverse
+        z += shift
+        if z @ z > limit:
+            return logits, 0.0
+        return logits, 1 / float(np.exp(logits - logits.max()).sum())
+
+    def _by_numpy(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
+        """(weight and bias of the features as they are, with the temperature in them; inverse, shift, the limit's square)."""
+        version = (self.weight._version, self.temperature._version)
+        if self._numpy is None or self._numpy[0] != version:
+            weight = self.weight / self.temperature
+            bias = self.bias / self.temperature + weight @ self.shift
+            arrays = [t.numpy() for t in (weight * self.inverse, bias, self.inverse, self.shift)]
+            self._numpy = version, (arrays[0], arrays[1], arrays[2], arrays[3], float(self.limit) ** 2)
+        return self._numpy[1]
 
     def read(self, signal: Tensor) -> Tensor:
         """(N, C, ...) -> (N, features)."""
