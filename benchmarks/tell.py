@@ -179,7 +179,22 @@ def _ghost(result: dict[str, Any]) -> str:
         f"{result['allowed']:g} points, for each batch size by itself. Time is a call's against the whole network's, side by side, "
         "everything included; means over the seeds, and their range.\n\n"
         + _table(["", *head], rows)
+        + (_budgets(result["budgets"], result["whole"]["errors"][0]) if "budgets" in result else "")
         + (f"\n\n{result['note']}" if "note" in result else "")
+    )
+
+
+def _budgets(result: dict[str, Any], whole: float) -> str:
+    """Of the first seed's network, whose error is ``whole``."""
+    rows = []
+    for budget in next(iter(result.values())):
+        found = [by_budget[budget] for by_budget in result.values()]
+        cells = [f"{100 * one['time']:.0f} %, {one['error'] - whole:+.2f}" if one else "refused" for one in found]
+        rows.append([f"{float(budget):g}", *cells])
+    head = ["budget", *(f"time, points above the whole at batch {batch}" for batch in result)]
+    return (
+        "\n\nBudgets of time, asked of exits alone (first seed; chosen on the validation split, time and error told on the test split):\n\n"
+        + _table(head, rows)
     )
 
 
