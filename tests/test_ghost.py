@@ -331,6 +331,10 @@ def test_within_an_error_and_kept_on_disk(run: Path, data: Data, images: torch.T
         100 * (1 - sum((made.model(x).argmax(1) == y).sum().item() for x, y in batches(data, "test", 359, CPU)) / 359),
         rel=1e-5,
     )
+    if made.model.settings.leave is not None:
+        for whole, says in ((made.verified.ghost, False), (made.verified.ghost + 10, True)):
+            worse = dataclasses.replace(made, verified=dataclasses.replace(made.verified, whole=whole))
+            assert ("would gain from longer training" in " ".join(worse.words())) == says
     save_ghost(made, tmp_path / "ghost")
     again, noted = load_ghost(tmp_path / "ghost")
     assert noted["classes"] == list(data.classes) and again.settings == made.model.settings

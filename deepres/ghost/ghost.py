@@ -75,6 +75,10 @@ class Made:
                 f"{100 * seen.blocks:.0f} % of the blocks ran, {100 * seen.left:.0f} % of the inputs left early, "
                 f"{100 * seen.again:.1f} % were answered again with the full depth.",
             ]
+        if seen.rise < -0.5 and settings.leave is not None:
+            said.append(
+                "Its exits, which learnt the labels too, are more right than the network itself, which would gain from longer training."
+            )
         if self.static:
             said.append(
                 f"The same blocks run for every input, so {STATIC} holds them as an ordinary network, to compile or export."
