@@ -56,19 +56,24 @@ class Way:
     chance: bool = False  # gates that know nothing
 
 
+def fitted(net: nn.Module, data: Data, examples: int, *, gates: bool, exits: bool) -> tuple[Ghost, Passes]:
+    """A ghost of ``net``, and what it does on the examples that its settings are chosen on."""
+    torch.manual_seed(0)
+    made = Ghost(net)
+    fit(made, data, gates=gates, exits=exits, examples=examples)
+    return made, Passes(made, list(batches(data, "val", examples, CPU, 250)))
+
+
 def settings_by_batch(
     way: Way, net: nn.Module, data: Data, rise: float, examples: int
 ) -> tuple[nn.Module, dict[int, Settings]]:
     """Of gates and exits that are fitted once, the setting that is confirmed and measured fastest at each batch size."""
     if not (way.kinds or way.exits):
         return net, dict.fromkeys(BATCHES, Settings())
-    torch.manual_seed(0)
-    made = Ghost(net)
-    fit(made, data, gates=bool(way.kinds), exits=way.exits, examples=examples)
+    made, held = fitted(net, data, examples, gates=bool(way.kinds), exits=way.exits)
     for c, gate in enumerate(made.gates):
         if way.chance and isinstance(gate, Gate):
             made.gates[c] = Coin(gate.weight.shape[1], len(gate.bias))
-    held = Passes(made, list(batches(data, "val", examples, CPU, 250)))
     fresh = Passes(made, list(batches(data, "val", len(data.val), CPU, 250, skip=examples)))
     inputs = torch.cat([x for x, _ in held.given])
     found = {}
@@ -120,7 +125,7 @@ def main() -> None:
             if not kept.exists():
                 net, settings = settings_by_batch(way, way.net(seed), data, options.error, options.examples)
                 whole = bench.model("whole", seed)
-                found = {str(n): outcome(net, chosen, whole, wholes[seed], test, n) for n, chosen in settings.items()}
+                found = {str(n): outcome(net, chosen, whole, wholes[seed], data, test, n) for n, chosen in settings.items()}
                 kept.write_text(json.dumps(found))
                 print(name, seed, found, flush=True)
             seeds.append(json.loads(kept.read_text()))
@@ -147,10 +152,7 @@ def by_budget(
     net: nn.Module, data: Data, examples: int, test: list[tuple[Tensor, Tensor]]
 ) -> dict[str, dict[str, dict[str, float] | None]]:
     """For each batch size and budget of time: the share that is taken on the test split, and the error; None: it is refused."""
-    torch.manual_seed(0)
-    made = Ghost(net)
-    fit(made, data, gates=False, examples=examples)
-    held = Passes(made, list(batches(data, "val", examples, CPU, 250)))
+    made, held = fitted(net, data, examples, gates=False, exits=True)
     inputs = torch.cat([x for x, _ in held.given])[:512]
     found: dict[str, dict[str, dict[str, float] | None]] = {}
     for batch in BATCHES:
@@ -163,19 +165,19 @@ def by_budget(
             except DeepresError:
                 found.setdefault(str(batch), {})[f"{budget:g}"] = None
                 continue
-            seen = {"time": times_by_batch(net, made, test, (batch,))[batch], "error": verify(made, test, range(100)).ghost}
+            seen = {"time": times_by_batch(net, made, test, (batch,))[batch], "error": verify(made, test, data.classes).ghost}
             found.setdefault(str(batch), {})[f"{budget:g}"] = {key: round(value, 3) for key, value in seen.items()}
     return found
 
 
 def outcome(
-    net: nn.Module, chosen: Settings, whole: nn.Module, error: float, test: list[tuple[Tensor, Tensor]], batch: int
+    net: nn.Module, chosen: Settings, whole: nn.Module, error: float, data: Data, test: list[tuple[Tensor, Tensor]], batch: int
 ) -> dict[str, float]:
     """On the test split, and against the whole network's time."""
     blocks = 1.0
     if isinstance(net, Ghost):
         net.settings = chosen
-        seen = verify(net, test, range(100))
+        seen = verify(net, test, data.classes)
         here, blocks = seen.ghost, seen.blocks
     else:
         here = error_of(net, test)

@@ -16,27 +16,11 @@ from deepres.evaluate import time_against
 from deepres.ghost.fit import Costs
 from deepres.ghost.heads import Gate, Said
 from deepres.ghost.look import look
-from deepres.ghost.route import Ghost, Settings
+from deepres.ghost.route import Ghost
+from deepres.ghost.settings import Settings
 
-LEAVES = (
-    0.999,
-    0.99,
-    0.98,
-    0.95,
-    0.9,
-    0.85,
-    0.8,
-    0.75,
-    0.7,
-    0.65,
-    0.6,
-    0.55,
-    0.5,
-    0.45,
-    0.4,
-    0.3,
-    0.2,
-)  # confidences that are tried
+# confidences that are tried
+LEAVES = (0.999, 0.99, 0.98, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.3, 0.2)
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of ghosted blocks that are tried
 SURE = (0.0, 0.4, 0.6)
 Kinds = tuple[Literal["fitted", "fixed"], ...]
@@ -163,10 +147,7 @@ class Recorded:
             for c in asked:
                 logits, confidence = self.exits[c]
                 if mean:
-                    known = confidence > 0
-                    said = Said.of(said, logits, known)
-                    logits = said.mean
-                    confidence = logits.softmax(1).amax(1).masked_fill(~known, 0.0)
+                    said, logits, confidence = Said.hear(said, logits, confidence)
                 found[c] = (logits.argmax(1), confidence)
             last = self.logits if said is None else self.ghost.with_exits(self.logits, said)
             self._told[asked, mean] = found, (last.argmax(1), last.softmax(1).amax(1))
@@ -181,63 +162,67 @@ class Recorded:
 
     def with_useful_exits(self, settings: Settings, costs: Costs) -> Settings:
         """Without the exits that take more than they save, tried from the last to the first."""
-        best, least = settings, self._time(settings, costs)
+
+        def time_of(tried: Settings) -> float:
+            return self._time(self._leaving(tried)[1], tried, costs)
+
+        best, least = settings, time_of(settings)
         for c in sorted(settings.exits or (), reverse=True):
             fewer = replace(best, exits=tuple(one for one in best.exits or () if one != c))
-            if (spent := self._time(fewer, costs)) <= least:
+            if (spent := time_of(fewer)) <= least:
                 best, least = fewer, spent
         return best if best.exits else replace(settings, leave=None, exits=None, mean=False)
 
-    def _leaving(self, settings: Settings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(answers, blocks that ran, blocks that were come to, inputs that are left) with ``settings``."""
-        ran, come = self.ran.clone(), torch.ones_like(self.ran)
-        inside = torch.ones(len(ran), dtype=torch.bool)
+    def _leaving(self, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
+        """(answers, blocks that were come to, inputs that are left) with ``settings``."""
+        come = torch.ones_like(self.ran)
+        inside = torch.ones(len(come), dtype=torch.bool)
         found, (answer, _) = self.told(self._asked(settings), settings.mean)
         for c, (said, confidence) in found.items():
             goes = inside & (confidence >= (settings.leave or 0))
             answer = torch.where(goes, said, answer)
-            for row in (ran, come):
-                row[goes, self.ghost.chunks[c].units[-1] + 1 :] = False
+            come[goes, self.ghost.chunks[c].units[-1] + 1 :] = False
             inside &= ~goes
-        return answer, ran, come, inside
+        return answer, come, inside
 
     def _asked(self, settings: Settings) -> Exits:
-        if settings.leave is None:
-            return ()
-        return tuple(c for c in sorted(self.exits) if settings.exits is None or c in settings.exits)
+        return tuple(c for c in sorted(self.exits) if settings.asks_exit(c))
 
-    def _time(self, settings: Settings, costs: Costs) -> float:
-        """Foretold: blocks that run, gates and exits that are asked, and what always runs."""
-        _, ran, come, _ = self._leaving(settings)
-        coming, running = costs.paid(come.float().mean(0)), costs.paid(ran.float().mean(0))
+    def _time(self, come: Tensor, settings: Settings, costs: Costs) -> float:
+        """Foretold: blocks that run of those that are come to, gates and exits that are asked, and what always runs."""
+        coming, running = costs.paid(come.float().mean(0)), costs.paid((self.ran & come).float().mean(0))
         spent = float((costs.blocks - costs.branches) @ coming + costs.branches @ running) + costs.rest
         for c, chunk in enumerate(self.ghost.chunks):
             here = coming[chunk.units[0]]
-            if settings.skip is not None and not settings.fixed and (settings.gates is None or c in settings.gates):
+            if settings.asks_gate(c) and not settings.fixed:
                 spent += float(here * costs.gates[c])
-            if settings.leave is not None and (settings.exits is None or c in settings.exits):
+            if settings.asks_exit(c):
                 spent += float(here * costs.exits[c])
         return spent
 
-    def answers(self, settings: Settings, whole: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(answers, blocks that ran, inputs that stayed to the end, inputs that were answered again), as ``whole`` answers them."""
-        answer, ran, _, inside = self._leaving(settings)
+    def answers(self, settings: Settings, whole: Tensor) -> Tensor:
+        """(N,): the answers with ``settings``, where ``whole`` (N, classes) are the network's own."""
+        return self._answers(settings, whole)[0]
+
+    def _answers(self, settings: Settings, whole: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(answers, blocks that were come to, inputs that stayed to the end, inputs that were answered again)."""
+        answer, come, inside = self._leaving(settings)
         again = torch.zeros_like(inside)
         if settings.sure > 0:
             sure = self.told(self._asked(settings), settings.mean)[1][1]
             again = inside & ~self.ran.all(1) & (sure < settings.sure)
             answer = torch.where(again, whole.argmax(1), answer)
-        return answer, ran, inside, again
+        return answer, come, inside, again
 
     def point(self, settings: Settings, whole: Tensor, labels: Tensor, costs: Costs) -> Point:
         """What ``settings`` would have come to."""
-        answer, ran, inside, again = self.answers(settings, whole)
+        answer, come, inside, again = self._answers(settings, whole)
         right = answer == labels
         return Point(
             settings,
             error=100 * (1 - float(right.float().mean())),
-            time=self._time(settings, costs) + float(again.float().mean()),
-            blocks=float(ran.float().mean()),
+            time=self._time(come, settings, costs) + float(again.float().mean()),
+            blocks=float((self.ran & come).float().mean()),
             left=1 - float(inside.float().mean()),
             moved=float((right != (whole.argmax(1) == labels)).float().mean()),
         )

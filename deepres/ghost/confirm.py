@@ -55,7 +55,7 @@ def confirmed(
     for mine in kinds.values():
         passed: Point | None = None
         for point in mine[::-1] if mine[0].settings.skip is None else _spaced(mine[::-1], TESTED):
-            here = fresh.of(point.settings).answers(point.settings, fresh.whole)[0] == fresh.labels
+            here = fresh.of(point.settings).answers(point.settings, fresh.whole) == fresh.labels
             lost, won = int((right & ~here).sum()), int((here & ~right).sum())
             bound = rise_bound(lost, won, n)
             say(

@@ -13,15 +13,10 @@ from deepres.ghost.heads import Exit, without_norms
 from deepres.ghost.look import at_chunks
 from deepres.ghost.route import Ghost
 from deepres.nn import logits_of
-from deepres.sites import pooled_by_quarter, readers
+from deepres.sites import learnt, pooled_by_quarter, readers
 
 PASSES, BATCH, RATE, DECAY = 20, 128, 3e-3, 0.05  # of what exits learn to read with, by AdamW in one cycle
 ROOM = 2 << 30  # bytes of signals that are kept
-
-
-def learnt(logits: Tensor, labels: Tensor) -> Tensor:
-    """(N, classes): what exits learn, half the network's own answer and half the label (Zhang et al. 2019)."""
-    return (logits.softmax(1) + F.one_hot(labels, logits.shape[1])) / 2
 
 
 def learn_to_read(

@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepres.data import Data
-from deepres.ghost.exits import fit_exit, learn_to_read, learnt, temperature_of
+from deepres.ghost.exits import fit_exit, learn_to_read, temperature_of
 from deepres.ghost.heads import Exit, Gate, Head
 from deepres.ghost.look import at_chunks, batches, look
 from deepres.ghost.route import Ghost
 from deepres.nn import logits_of
-from deepres.sites import block_times, branch_times
+from deepres.sites import block_times, branch_times, learnt
 
 RIDGE = 0.01  # of the examples
 LEAST = 1e-6  # divergence below which an answer has not moved, nats

@@ -33,7 +33,8 @@ from deepres.ghost.confirm import Verified, confirmed, verify, within_error
 from deepres.ghost.fit import costs, fit
 from deepres.ghost.heads import Exit, Gate
 from deepres.ghost.look import batches
-from deepres.ghost.route import Ghost, Settings
+from deepres.ghost.route import Ghost
+from deepres.ghost.settings import Settings
 from deepres.lens.source import Source
 from deepres.nn import load, notes, save
 

@@ -123,15 +123,20 @@ class SaidOfOne:
     count: int
 
     @classmethod
-    def of(cls, before: Said | SaidOfOne | None) -> SaidOfOne:
+    def hear(
+        cls, before: Said | SaidOfOne | None, logits: np.ndarray, confidence: float
+    ) -> tuple[SaidOfOne, np.ndarray, float]:
+        """As ``Said.hear``."""
         if isinstance(before, Said):
-            return cls(before.total[0].numpy(), int(before.count))
-        return before if before is not None else cls(np.zeros((), np.float32), 0)
-
-    def and_of(self, logits: np.ndarray) -> SaidOfOne:
-        """With what one more exit says."""
-        shifted = logits - logits.max()
-        return SaidOfOne(self.total + shifted - math.log(np.exp(shifted).sum()), self.count + 1)
+            before = cls(before.total[0].numpy(), int(before.count))
+        said = before if before is not None else cls(np.zeros((), np.float32), 0)
+        if confidence > 0:
+            shifted = logits - logits.max()
+            said = cls(said.total + shifted - math.log(np.exp(shifted).sum()), said.count + 1)
+        if not said.count:
+            return said, logits, confidence
+        mean = said.total / said.count
+        return said, mean, 1 / float(np.exp(mean - mean.max()).sum()) if confidence > 0 else 0.0
 
 
 @dataclass
@@ -147,6 +152,17 @@ class Said:
         heard = known.unsqueeze(1)
         total = logits.log_softmax(1).masked_fill(~heard, 0.0)
         return cls(total, heard.long()) if before is None else cls(before.total + total, before.count + heard)
+
+    @classmethod
+    def hear(cls, before: Said | None, logits: Tensor, confidence: Tensor) -> tuple[Said, Tensor, Tensor]:
+        """(all that was said, its mean, how sure that is) after one more exit's ``logits`` (N, classes) and ``confidence`` (N,).
+
+        Where the input is strange to the exit the confidence stays 0; where it is strange to all so far, the exit's own logits are left.
+        """
+        known = confidence > 0
+        said = cls.of(before, logits, known)
+        mean = torch.where(said.count > 0, said.mean, logits)
+        return said, mean, mean.softmax(1).amax(1).masked_fill(~known, 0.0)
 
     @property
     def mean(self) -> Tensor:

@@ -15,36 +15,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from deepres.errors import DeepresError
 from deepres.ghost.heads import Exit, Gate, Said, SaidOfOne
+from deepres.ghost.settings import Settings
 from deepres.nn import can_delete, delete_blocks, logits_in
 from deepres.sites import chunks, find_units
-
-
-@dataclass(frozen=True)
-class Settings:
-    """When a block is a ghost and when an input leaves. The default is the whole network."""
-
-    skip: float | None = None  # blocks worth less than this, per share of the time, are passed through; None: none
-    leave: float | None = None  # inputs leave at an exit whose confidence is at least this; None: none does
-    sure: float = 0.0  # inputs that were skipped through and end below this confidence are answered again with the full depth
-    fixed: bool = False  # a block's mean worth decides, so that the same blocks run for every input and shapes are static
-    gates: tuple[int, ...] | None = None  # chunks whose gates are asked, those that save more than they cost; None: all
-    exits: tuple[int, ...] | None = None  # chunks whose exits are asked; None: all
-    mean: bool = False  # an answer is the mean of those of all exits asked so far, the end's among them
-
-    def __post_init__(self) -> None:
-        for name in ("gates", "exits"):  # read from a file they are lists
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-
-    @property
-    def whole(self) -> bool:
-        return self.skip is None and self.leave is None
 
 
 @dataclass
@@ -139,7 +117,7 @@ class Ghost(nn.Module):
         through = [
             i
             for c, chunk in enumerate(self.chunks)
-            if (kept := self._kept_by_all(c)) is not None
+            if (kept := self._kept_by_all(c, settings)) is not None
             for i, keeps in zip(chunk.skippable, kept.tolist(), strict=True)
             if not keeps
         ]
@@ -228,9 +206,9 @@ class Ghost(nn.Module):
             for c, chunk in enumerate(self.chunks):
                 if settings.skip is not None:
                     busy.add(chunk.units[0])  # forgets what the chunk before was judged
-                    if settings.gates is None or c in settings.gates:
+                    if settings.asks_gate(c):
                         busy |= set(chunk.skippable)
-                if settings.leave is not None and (settings.exits is None or c in settings.exits):
+                if settings.asks_exit(c):
                     busy.add(chunk.units[-1])
             self._quiet = (settings, frozenset(range(len(self.units))) - busy)
         return self._quiet[1]
@@ -252,11 +230,12 @@ class Ghost(nn.Module):
                 call.trace.again[rows.cpu()] = True
         return answers
 
-    def _kept_by_all(self, c: int) -> Tensor | None:
+    def _kept_by_all(self, c: int, settings: Settings) -> Tensor | None:
         """(skippable blocks,): which of chunk ``c`` a fixed setting computes; None for all of them."""
-        gate, settings = self.gates[c], self.settings
-        asked = settings.gates is None or c in settings.gates
-        return gate.bias >= settings.skip if settings.skip is not None and isinstance(gate, Gate) and asked else None
+        gate = self.gates[c]
+        if settings.skip is None or not isinstance(gate, Gate) or not settings.asks_gate(c):
+            return None
+        return gate.bias >= settings.skip
 
     # ---- inside the network
 
@@ -282,12 +261,11 @@ class Ghost(nn.Module):
     def _judge(self, c: int, x: Tensor, call: _Call) -> Tensor | None:
         """(rows, skippable blocks): which blocks of the chunk are computed; None for all of them."""
         gate, settings = self.gates[c], call.settings
-        if settings.skip is None or not isinstance(gate, Gate) or (settings.gates is not None and c not in settings.gates):
+        if not isinstance(gate, Gate) or not settings.asks_gate(c):
             return None
-        if settings.fixed:  # one row for all
-            kept = (gate.bias >= settings.skip)[None]
-            call.counts = [len(x) * int(one) for one in kept[0].tolist()]
-            return kept
+        if settings.fixed and (by_all := self._kept_by_all(c, settings)) is not None:
+            call.counts = [len(x) * int(one) for one in by_all.tolist()]
+            return by_all[None]  # one row for all
         kept = gate(x) >= settings.skip
         call.counts = (kept[0] if len(kept) == 1 else kept.sum(0)).tolist()  # once for the chunk, since a GPU is waited for
         if settings.sure > 0 or call.record:
@@ -330,7 +308,7 @@ class Ghost(nn.Module):
 
     def _leave(self, c: int, out: Any, call: _Call) -> Any:
         """Let go of the inputs whose answer is settled behind chunk ``c``, and of all where time runs out."""
-        head, bar = self.exits[c], call.settings.leave
+        head = self.exits[c]
         signal = out[0] if isinstance(out, tuple) else out
         if call.record:
             call.exits.append(head(signal) if isinstance(head, Exit) else None)
@@ -339,20 +317,15 @@ class Ghost(nn.Module):
         if call.deadline is not None:
             base, each = self.ahead[c]
             late = time.perf_counter() + base + each * len(call.rows) > call.deadline
-        if not isinstance(head, Exit) or (bar is None and not late):
-            return out
-        if not late and call.settings.exits is not None and c not in call.settings.exits:
+        if not isinstance(head, Exit) or not (late or call.settings.asks_exit(c)):
             return out
         if len(call.rows) == 1 and signal.device.type == "cpu":
             return self._leave_alone(c, head, signal, out, call, late)
         logits, confidence = head(signal)
         if call.settings.mean:
-            known = confidence > 0
             assert not isinstance(call.said, SaidOfOne)
-            call.said = Said.of(call.said, logits, known)
-            logits = torch.where(call.said.count > 0, call.said.mean, logits)
-            confidence = logits.softmax(1).amax(1).masked_fill(~known, 0.0)
-        done = torch.ones_like(confidence, dtype=torch.bool) if late else confidence >= bar
+            call.said, logits, confidence = Said.hear(call.said, logits, confidence)
+        done = torch.ones_like(confidence, dtype=torch.bool) if late else confidence >= call.settings.leave
         count = int(done.sum())
         if count == 0:
             return out
@@ -376,11 +349,7 @@ class Ghost(nn.Module):
         """The same for the only input that is inside."""
         answer, confidence = head.of_one(signal)
         if call.settings.mean:
-            known, said = confidence > 0, SaidOfOne.of(call.said)
-            call.said = said = said.and_of(answer) if known else said
-            if said.count:
-                answer = said.total / said.count
-                confidence = 1 / float(np.exp(answer - answer.max()).sum()) if known else 0.0
+            call.said, answer, confidence = SaidOfOne.hear(call.said, answer, confidence)
         if not late and confidence < (call.settings.leave or 0):
             return out
         logits = torch.from_numpy(answer).unsqueeze(0)

@@ -158,7 +158,7 @@ def _load(spec: Spec) -> tuple[Any, Facts, list[Any]]:
     from deepres.ghost import Ghost, load_ghost
     from deepres.ghost.choose import Point, best
     from deepres.ghost.ghost import FILE, HEADS
-    from deepres.ghost.route import Settings
+    from deepres.ghost.settings import Settings
     from deepres.nn import input_channels, input_size, open_model, output_classes
     from deepres.train.distribute import pick_device
 

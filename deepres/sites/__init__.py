@@ -4,7 +4,7 @@ from deepres._room import callable_room
 from deepres.sites.adapters import Row, register_site
 from deepres.sites.chunks import Chunk, chunks
 from deepres.sites.clock import block_times, branch_times
-from deepres.sites.readout import pooled, pooled_by_quarter, readers
+from deepres.sites.readout import learnt, pooled, pooled_by_quarter, readers
 from deepres.sites.site import Flow, Observation, Site, sites
 from deepres.sites.units import Unit, find_units
 
@@ -19,6 +19,7 @@ __all__ = [
     "branch_times",
     "chunks",
     "find_units",
+    "learnt",
     "pooled",
     "pooled_by_quarter",
     "readers",

@@ -1,4 +1,4 @@
-"""What gates and exits read of a signal in the middle of a network."""
+"""What gates and exits read of a signal in the middle of a network, and what exits learn to say."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ def pooled_by_quarter(signal: Tensor) -> Tensor:
             return F.adaptive_avg_pool2d(signal, 2).flatten(1)
         return F.avg_pool2d(signal, (high // 2, wide // 2)).flatten(1)  # the same, and up to twice as fast
     return torch.cat([signal.mean(1), signal[:, 0]], 1)
+
+
+def learnt(logits: Tensor, labels: Tensor) -> Tensor:
+    """(N, classes): what exits learn, half the network's own answer and half the label (Zhang et al. 2019)."""
+    return (logits.softmax(1) + F.one_hot(labels, logits.shape[1])) / 2
 
 
 def readers(signals: Sequence[Tensor]) -> list[nn.Sequential]:

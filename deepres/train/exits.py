@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from deepres.errors import DeepresError
 from deepres.nn import logits_of
-from deepres.sites import chunks, find_units, pooled_by_quarter, readers
+from deepres.sites import chunks, find_units, learnt, pooled_by_quarter, readers
 from deepres.train.optimizer import optimizer_for, set_rate
 from deepres.train.progress import Record
 
@@ -80,9 +80,8 @@ class Exits:
 
     def loss(self, task: Tensor, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         how = self.trainer.recipe
-        wanted = logits.detach().softmax(1)
-        if not (how.mixup or how.cutmix):
-            wanted = (wanted + F.one_hot(labels, logits.shape[1])) / 2
+        own = logits.detach()
+        wanted = own.softmax(1) if how.mixup or how.cutmix else learnt(own, labels)
         with self.trainer.speed.autocast(images.device):
             said = [head(self._signals[c]).float() for c, head in enumerate(self.heads)]
         self._signals.clear()
