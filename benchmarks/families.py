@@ -17,6 +17,7 @@ import dataclasses
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -104,15 +105,22 @@ def shrunk(name: str, data: Data, epochs: float, seeds: int) -> dict[str, Any]:
     }
 
 
-def ghosts(name: str, data: Data, epochs: float, seeds: int, error: float) -> dict[str, Any]:
-    """Of networks trained in one schedule, on photographs that they have not seen."""
+def ghosts(name: str, data: Data, epochs: float, seeds: int, error: float, out: Path) -> dict[str, Any]:
+    """Of networks trained in one schedule, or of those that ``out`` has; on photographs that they have not seen."""
     case = CASES[name]
     test = list(batches(data, "test", 512, torch.device("cpu"), 256))
     found: list[dict[str, Any]] = []
     for seed in range(seeds):
         torch.manual_seed(seed)
-        run = Run("custom", data.name, dataclasses.replace(case.first, epochs=epochs), seed=seed, speed=SPEED, memory="all")
-        whole = train(run, data=data, model=case.build(len(data.classes)), show=False).model.eval()
+        whole, kept = case.build(len(data.classes)), out / f"{name}-{data.prepare.size}px-{epochs:g}-seed{seed}.pt"
+        if kept.exists():
+            whole.load_state_dict(torch.load(kept, weights_only=True))
+        else:
+            run = Run("custom", data.name, dataclasses.replace(case.first, epochs=epochs), seed=seed, speed=SPEED, memory="all")
+            whole = train(run, data=data, model=whole, show=False).model
+            out.mkdir(parents=True, exist_ok=True)
+            torch.save(whole.state_dict(), kept)
+        whole.eval()
         made = ghost(copy.deepcopy(whole), data, error=error, examples=500, say=print)
         seen = made.verified
         shares = {"error": seen.whole, "rise": seen.rise, "bound": seen.bound, "blocks": seen.blocks, "left": seen.left}
@@ -142,8 +150,14 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--epochs", type=float, default=8.0, help="of every way, in all")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="of this process, where several run at once")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/families"), help="where the networks are kept that ghosts are made of"
+    )
     parser.add_argument("--error", type=float, default=0.5, help="points that the ghost's error may rise")
     options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     data = open_data(options.data, size=options.size)
     if isinstance(data.train, Resident) and isinstance(data.val, Resident) and isinstance(data.test, Resident):
         data = subset(data, options.images)
@@ -156,7 +170,7 @@ def main() -> None:
             if options.part in ("shrunk", None):
                 record(f"families-{name}", shrunk(name, data, options.epochs, options.seeds))
             if options.part in ("ghosts", None):
-                record(f"ghosts-{name}", ghosts(name, data, options.epochs, options.seeds, options.error))
+                record(f"ghosts-{name}", ghosts(name, data, options.epochs, options.seeds, options.error, options.out))
 
 
 if __name__ == "__main__":

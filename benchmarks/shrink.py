@@ -234,7 +234,7 @@ def _record(bench: Bench, options: argparse.Namespace) -> None:
             differences = [float(a["test_error"]) - float(b["test_error"]) for a, b in zip(found, whole, strict=True)]  # type: ignore[arg-type]
             table[name]["above_whole"] = round(statistics.fmean(differences), 3)
         out[f"{blocks} blocks"] = table
-    record(f"shrink-{options.net.removesuffix('-cifar')}", out)
+    record(f"shrink-{options.net.removesuffix('-cifar')}-{options.size}px", out)
 
 
 def _row(found: list[dict[str, object]], times: list[float]) -> dict[str, object]:

@@ -13,10 +13,11 @@ from deepres.ghost.heads import Exit, without_norms
 from deepres.ghost.look import at_chunks
 from deepres.ghost.route import Ghost
 from deepres.nn import logits_of
-from deepres.sites import learnt, pooled_by_quarter, readers
+from deepres.sites import coarse, learnt, pooled_by_quarter, readers
 
 PASSES, BATCH, RATE, DECAY = 20, 128, 3e-3, 0.05  # of what exits learn to read with, by AdamW in one cycle
 ROOM = 2 << 30  # bytes of signals that are kept
+ROUNDS = 4  # over the examples where not all of their signals can be kept: the network runs once in each
 
 
 def learn_to_read(
@@ -26,33 +27,56 @@ def learn_to_read(
 
     All of them learn at once, with a classifier behind each, which is dropped: ``fit_exit`` fits it anew.
     """
-    images, labels = (torch.cat(column) for column in zip(*given, strict=True))
+    device = given[0][0].device
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        first, logits = _signals(ghost, images[:2])
-        reading = [one.to(images.device) for one in readers([first[c] for c in sorted(first)])]
+        first, logits = _signals(ghost, given[0][0][:2])
+        reading = [one.to(device) for one in readers([first[c] for c in sorted(first)])]
         at = [c for c, reader in enumerate(reading) if len(reader)]
         if not at:
             return reading
         widths = [pooled_by_quarter(reading[c].eval()(first[c])).shape[1] for c in at]
-        answers = nn.ModuleList([nn.Linear(width, logits.shape[1]) for width in widths]).to(images.device)
-        rows = torch.cat([torch.randperm(len(labels)) for _ in range(PASSES)]).to(images.device).split(BATCH)
-    seen = _Kept.of(ghost, images, at) if sum(first[c].nbytes for c in at) / 2 * len(images) <= ROOM else None
+        answers = nn.ModuleList([nn.Linear(width, logits.shape[1]) for width in widths]).to(device)
+        parts = _parts(given, int(ROOM // sum(coarse(first[c])[0].nbytes for c in at)))
+        rounds = 1 if len(parts) == 1 else ROUNDS
+        plan = [(part, _rows(part, PASSES // rounds)) for _ in range(rounds) for part in parts]
+    steps, done = sum(len(rows) for _, rows in plan), 0
     learning = nn.ModuleList([answers, *(reading[c] for c in at)]).train()
     optimizer = torch.optim.AdamW(learning.parameters(), RATE, weight_decay=DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, len(rows))
-    for done, mine in enumerate(rows):
-        watch("exits", done / len(rows))
-        signals, logits = seen.take(mine) if seen is not None else _signals(ghost, images[mine])
-        wanted = learnt(logits, labels[mine])
-        with torch.enable_grad():
-            said = [answer(pooled_by_quarter(reading[c](signals[c]))) for c, answer in zip(at, answers, strict=True)]
-            loss = torch.stack([F.cross_entropy(one, wanted) for one in said]).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps)
+    for part, rows in plan:
+        watch("exits", done / steps)
+        kept = _Kept.of(ghost, part, at)
+        for mine in rows:
+            watch("exits", done / steps)
+            signals, wanted = kept.take(mine)
+            with torch.enable_grad():
+                said = [answer(pooled_by_quarter(reading[c](signals[c]))) for c, answer in zip(at, answers, strict=True)]
+                loss = torch.stack([F.cross_entropy(one, wanted) for one in said]).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            done += 1
+        del kept  # before the next ones are made
     return [without_norms(reader) for reader in reading]
+
+
+def _parts(given: Sequence[tuple[Tensor, Tensor]], most: int) -> list[list[tuple[Tensor, Tensor]]]:
+    """Runs of batches with up to ``most`` examples each, and at least one batch."""
+    parts: list[list[tuple[Tensor, Tensor]]] = [[]]
+    for batch in given:
+        if parts[-1] and sum(len(labels) for _, labels in [*parts[-1], batch]) > most:
+            parts.append([])
+        parts[-1].append(batch)
+    return parts
+
+
+def _rows(part: Sequence[tuple[Tensor, Tensor]], passes: int) -> tuple[Tensor, ...]:
+    """Of each step in ``passes`` over a part's examples; of a single one a norm could not take the spread."""
+    count, device = sum(len(labels) for _, labels in part), part[0][1].device
+    steps = torch.cat([torch.randperm(count) for _ in range(passes)]).to(device).split(BATCH)
+    return tuple(rows for rows in steps if len(rows) > 1)
 
 
 @torch.no_grad()
@@ -66,18 +90,28 @@ def _signals(ghost: Ghost, images: Tensor) -> tuple[dict[int, Tensor], Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class _Kept:
-    """The signals of all examples, where there is room for them: the network then runs once instead of in every pass."""
+    """What exits see of some examples and should say of them, so that the network does not run in every pass."""
 
     signals: dict[int, Tensor]
-    logits: Tensor
+    wanted: Tensor  # (N, classes)
 
     @classmethod
-    def of(cls, ghost: Ghost, images: Tensor, at: Sequence[int]) -> _Kept:
-        parts = [_signals(ghost, part) for part in images.split(BATCH)]
-        return cls({c: torch.cat([one[c] for one, _ in parts]) for c in at}, torch.cat([logits for _, logits in parts]))
+    def of(cls, ghost: Ghost, part: Sequence[tuple[Tensor, Tensor]], at: Sequence[int]) -> _Kept:
+        signals: dict[int, Tensor] = {}
+        wanted, start, count = [], 0, sum(len(labels) for _, labels in part)
+        for images, labels in part:
+            seen, logits = _signals(ghost, images)
+            wanted.append(learnt(logits, labels))
+            for c in at:
+                signal = coarse(seen[c])
+                if not start:
+                    signals[c] = signal.new_empty(count, *signal.shape[1:])
+                signals[c][start : start + len(labels)] = signal
+            start += len(labels)
+        return cls(signals, torch.cat(wanted))
 
     def take(self, rows: Tensor) -> tuple[dict[int, Tensor], Tensor]:
-        return {c: signal[rows] for c, signal in self.signals.items()}, self.logits[rows]
+        return {c: signal[rows] for c, signal in self.signals.items()}, self.wanted[rows]
 
 
 def temperature_of(logits: Tensor, labels: Tensor) -> Tensor:

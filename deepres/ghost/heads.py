@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from deepres.sites import pooled, pooled_by_quarter
+from deepres.sites import Coarser, pooled, pooled_by_quarter
 
 
 class Head(nn.Module):
@@ -110,9 +110,10 @@ class Exit(Head):
     def of_state(cls, state: dict[str, Tensor]) -> Exit:
         """One that ``state`` can be loaded into: its shapes tell of the reader."""
         convs = [value for key, value in state.items() if key.startswith("reader.") and key.endswith(".weight")]
+        first: list[nn.Module] = [Coarser()] if convs and "reader.0.weight" not in state else []  # it has no weights
         layers = [layer for w in convs for layer in (nn.Conv2d(w.shape[1], w.shape[0], 3, 2, 1), nn.ReLU(inplace=True))]
         outputs, features = state["weight"].shape
-        return cls(features, outputs, nn.Sequential(*layers))
+        return cls(features, outputs, nn.Sequential(*first, *layers))
 
 
 @dataclass

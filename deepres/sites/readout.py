@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 WIDEST = 128  # channels of a reader, so that it costs no more than a block
+FINEST = 32  # places a side that a reader sees; of large images the first signals have more, at a cost that they do not repay
 
 
 def pooled(signal: Tensor) -> Tensor:
@@ -31,6 +32,19 @@ def learnt(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.softmax(1) + F.one_hot(labels, logits.shape[1])) / 2
 
 
+def coarse(signal: Tensor) -> Tensor:
+    """(N, C, H, W) with neighbouring places averaged until there are at most ``FINEST`` a side."""
+    by = -(-max(signal.shape[2:]) // FINEST)
+    return F.avg_pool2d(signal, by, ceil_mode=True) if by > 1 else signal
+
+
+class Coarser(nn.Module):
+    """``coarse`` as a layer."""
+
+    def forward(self, signal: Tensor) -> Tensor:
+        return coarse(signal)
+
+
 def readers(signals: Sequence[Tensor]) -> list[nn.Sequential]:
     """For each signal but the last, what an exit there does before it pools: as many halvings as still lie ahead of it.
 
@@ -44,6 +58,8 @@ def readers(signals: Sequence[Tensor]) -> list[nn.Sequential]:
 
 def _reader(channels: int, side: int, last: int) -> nn.Sequential:
     layers: list[nn.Module] = []
+    if side > max(FINEST, last):
+        layers, side = [Coarser()], -(-side // -(-side // FINEST))
     factor = 4  # narrow first layers see too little: at once as wide as two stages on
     while side > last:
         width, factor = min(factor * channels, WIDEST), 2
