@@ -259,6 +259,20 @@ def test_the_frontier_foretells_what_happens(fitted: Ghost, data: Data) -> None:
     assert all(a.time < b.time for mine in kinds.values() for a, b in pairwise(mine))
 
 
+def test_larger_shares_are_not_tried_where_several_in_a_row_add_nothing(
+    fitted: Ghost, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Point(Settings(), 5.0, 1.0, 1.0, 0.0)
+    useless = dataclasses.replace(whole, error=9.0, time=1.1)
+    useful = dataclasses.replace(whole, error=6.0, time=0.5)
+    given = [[whole], [], [], [], [useless], [useless], [useful], [useless], [useless], [useless], [useful], [useful]]
+    asked = []
+    monkeypatch.setattr("deepres.ghost.choose._points", lambda *_: asked.append(1) or given[len(asked) - 1])
+    held = Passes(fitted, list(batches(data, "val", 150, CPU)))
+    points = frontier(held, costs(fitted, held.given[0][0][:32]), kinds=("fitted",))
+    assert len(asked) == 10 and points[0] is whole and [point.time for point in best(points)] == [0.5, 1.0]
+
+
 def test_what_fresh_examples_do_not_confirm_is_passed_over(fitted: Ghost, data: Data) -> None:
     """Settings that look as good as the network where they were chosen, and are not."""
     bad, good = Settings(skip=1e9), Settings(leave=2.0)  # every block passed through; nobody leaves

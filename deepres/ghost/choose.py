@@ -23,6 +23,7 @@ from deepres.ghost.settings import Settings
 LEAVES = (0.999, 0.99, 0.98, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.3, 0.2)
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of ghosted blocks that are tried
 SURE = (0.0, 0.4, 0.6)
+PATIENCE = 3  # shares in a row that add nothing to the frontier, after which larger ones are not tried
 Kinds = tuple[Literal["fitted", "fixed"], ...]
 ROOM = 1 << 30  # bytes of passes that are kept
 TOGETHER = 250  # examples of a pass, where nothing is timed
@@ -81,31 +82,42 @@ def frontier(
 
     ``kinds``: which ways to choose blocks are tried. Gates and exits that cost more than they save are not asked.
     """
-    ghost, labels, whole = passes.ghost, passes.labels, passes.whole
-    choices: list[Settings] = [Settings()]
-    for kind in kinds:
-        choices += [Settings(skip, fixed=kind == "fixed") for skip in _thresholds(passes, kind == "fixed")]
-    found: list[Point] = []
-    for done, settings in enumerate(choices):
-        watch("settings", done / len(choices))
-        seen = passes.of(settings)
-        if settings.skip is not None:
-            useful = seen.useful_gates(costs)
-            if not useful:
-                continue
-            if not settings.fixed and len(useful) < len(ghost.gates):
-                settings = replace(settings, gates=useful)
-                seen = passes.of(settings)
-        tries = [settings]
-        for leave in LEAVES:
-            for asked in stretches(sorted(seen.exits), settings.skip is not None):
-                for mean in (False, True):
-                    tried = replace(settings, leave=leave, exits=asked, mean=mean)
-                    tries.append(seen.with_useful_exits(tried, costs))
-        for tried in dict.fromkeys(tries):
-            for sure in SURE if settings.skip is not None and not settings.fixed else (0.0,):
-                found.append(seen.point(replace(tried, sure=sure), whole, labels, costs))
+    found = _points(passes, Settings(), costs)
+    for k, kind in enumerate(kinds):
+        idle, thresholds = 0, _thresholds(passes, kind == "fixed")
+        for done, skip in enumerate(thresholds):
+            watch("settings", (k + done / len(thresholds)) / len(kinds))
+            more = _points(passes, Settings(skip, fixed=kind == "fixed"), costs)
+            found += more
+            if more:  # where no gate pays yet, it may with larger shares
+                idle = 0 if {id(one) for one in more} & {id(one) for one in best(found)} else idle + 1
+            if idle == PATIENCE:
+                break
     return found
+
+
+def _points(passes: Passes, settings: Settings, costs: Costs) -> list[Point]:
+    """All ways to leave that are tried, with the blocks that ``settings`` choose."""
+    seen = passes.of(settings)
+    if settings.skip is not None:
+        useful = seen.useful_gates(costs)
+        if not useful:
+            return []
+        if not settings.fixed and len(useful) < len(passes.ghost.gates):
+            settings = replace(settings, gates=useful)
+            seen = passes.of(settings)
+    tries = [settings]
+    for leave in LEAVES:
+        for asked in stretches(sorted(seen.exits), settings.skip is not None):
+            for mean in (False, True):
+                tried = replace(settings, leave=leave, exits=asked, mean=mean)
+                tries.append(seen.with_useful_exits(tried, costs))
+    sures = SURE if settings.skip is not None and not settings.fixed else (0.0,)
+    return [
+        seen.point(replace(tried, sure=sure), passes.whole, passes.labels, costs)
+        for tried in dict.fromkeys(tries)
+        for sure in sures
+    ]
 
 
 Exits = tuple[int, ...]
