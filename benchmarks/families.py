@@ -68,7 +68,7 @@ def shrunk(name: str, data: Data, epochs: float, seeds: int) -> dict[str, Any]:
     half = dataclasses.replace(case.first, epochs=epochs / 2)
     once = dataclasses.replace(case.first, epochs=epochs)
     then = dataclasses.replace(shrink_recipe(case.build(classes)), epochs=epochs / 2, batch=case.first.batch)
-    later, at_once, pressed = Plan(goal, 0.02, 0.5, distil=0.5), Plan(goal, 0.0, 0.01, distil=0.5), Plan(goal, 0.35, 0.65)
+    later, at_once, pressed = Plan(goal, 0.02, 0.5, distil=0.5), Plan(goal, 0.0, 0.01, distil=0.5), Plan(goal, 0.2, 0.5)
     ways: dict[str, list[dict[str, float]]] = {}
     for seed in range(seeds):
 
