@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClassification
@@ -19,9 +20,11 @@ from deepres.cli.main import main
 from deepres.nn import delete_blocks, logits_of, open_model
 from deepres.shrink import Plan, Press, Target, time_ratio
 from deepres.shrink.cost import measured_units
-from deepres.shrink.curriculum import distillation
 from deepres.shrink.press import relative_size
+from deepres.shrink.teacher import Teacher, distillation
 from deepres.sites import find_units
+from deepres.train import Trainer
+from deepres.train.distribute import Team
 from tests.test_nn import scramble
 
 FAST = {"speed": "exact", "memory": "all", "show": False}
@@ -139,6 +142,29 @@ def test_distillation_is_nothing_between_equals() -> None:
     logits = torch.randn(5, 7)
     assert float(distillation(logits, logits)) == pytest.approx(0, abs=1e-6)
     assert float(distillation(logits, torch.randn(5, 7))) > 0.1
+
+
+def test_a_teacher_that_is_outdone_teaches_no_more() -> None:
+    run = deepres.Run("resnet20-cifar", "digits", recipe="digits", width=0.25, speed="exact", memory="all")
+    trainer = Trainer(run, deepres.data.open_data("digits"), Team(torch.device("cpu")))
+    batch = next(trainer.loader.epoch(0))
+    teacher = Teacher(trainer, 0.5)
+    taught = teacher.net(batch.images)
+    right, wrong = (10.0 * sign * F.one_hot(batch.labels, 10) for sign in (1, -1))
+
+    def loss(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        task = F.cross_entropy(logits, batch.labels)
+        return task, teacher.loss(task, logits, batch.images, batch.labels)
+
+    task, total = loss(wrong)  # behind
+    assert teacher.lead == pytest.approx(float(task - F.cross_entropy(taught, batch.labels)), rel=1e-5)
+    torch.testing.assert_close(total, (task + distillation(wrong, taught)) / 2)
+    for _ in range(50):
+        task, total = loss(right)
+    assert teacher.lead < 0 and torch.equal(task, total)
+    for _ in range(50):  # what falls behind again is taught again
+        task, total = loss(wrong)
+    assert total < task
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ easy to train, and gives it back:
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,17 +23,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepres.errors import DeepresError
-from deepres.nn import delete_blocks, logits_in, logits_of
+from deepres.nn import delete_blocks, logits_of
 from deepres.shrink.cost import measured_units
 from deepres.shrink.press import Press
 from deepres.shrink.target import Target
+from deepres.shrink.teacher import Teacher
 from deepres.sites import find_units
 from deepres.train import Record, Trainer
 from deepres.train.memory import norms_at_rest
 
 WINDOW = 0.4  # of the press phase: how long one unit takes from open to closed
 GROUPS = 6  # times at which units are chosen
-TEMPERATURE = 2.0  # of distillation (Hinton et al. 2015)
 RATE = 0.02  # per step: how fast a penalty's weight follows the residual's excess over its line
 MEMORY = 0.9  # of running means, per step
 NORM_BATCHES = 20  # that norms are estimated anew on
@@ -49,7 +48,7 @@ class Plan:
     target: Target
     learn: float  # share before the first unit is pressed on
     press: float  # share by which all are closed
-    distil: float = 0.0  # weight of the whole network's answers against the labels
+    distil: float = 0.0  # weight of the whole network's answers against the labels, while it is ahead
     penalty: float = 1.0  # scales the weights of the penalties; 0: residuals are only scaled away
     rise: float = 0.3  # nats that the training loss may rise above its best before the lines wait
 
@@ -110,10 +109,7 @@ class Inverse:
         self.amount = self.plan.target.amount(self.units)
         if costs is not self.plan.target:
             self.amount = min(self.amount, sum(c for u, c in zip(self.units, self.costs, strict=True) if u.removable))
-        self.teacher: nn.Module | None = None
-        if self.plan.distil:
-            self.teacher = copy.deepcopy(model).eval()
-            self.teacher.requires_grad_(False)
+        self.teacher = Teacher(trainer, self.plan.distil) if self.plan.distil else None
         self.pressing = Press(self.units)
         self._off = self.pressing.on()
         trainer.forward = trainer.eager  # hooks that change from step to step are not compiled
@@ -127,9 +123,7 @@ class Inverse:
         self._task = float(task.detach())
         total = task
         if self.teacher is not None:
-            with torch.no_grad(), self.trainer.speed.autocast(images.device):
-                wanted = logits_in(self.teacher(images)).float()
-            total = (1 - self.plan.distil) * total + self.plan.distil * distillation(logits, wanted)
+            total = self.teacher.loss(total, logits, images, labels)
         self._sizes = {i: self.pressing.size(i) for i in self.closing}
         for i, closing in self.closing.items():
             size = self._sizes[i]
@@ -378,6 +372,7 @@ class Inverse:
         )
         return {
             **{key: getattr(self, key) for key in keep},
+            "lead": self.teacher.lead if self.teacher is not None else None,
             "openness": list(self.pressing.openness),
             "closing": {i: [c.began, c.size, c.weight] for i, c in self.closing.items()},
             "letting_go": sorted(self.letting_go),
@@ -386,8 +381,10 @@ class Inverse:
 
     def restore(self, state: dict[str, Any]) -> None:
         for key, value in state.items():
-            if key not in ("openness", "closing", "letting_go", "history"):
+            if key not in ("openness", "closing", "letting_go", "history", "lead"):
                 setattr(self, key, value)
+        if self.teacher is not None:
+            self.teacher.lead = state.get("lead", math.nan)  # runs of before have none
         self.pressing.openness = list(state["openness"])
         self.closing = {i: Closing(*values) for i, values in state["closing"].items()}
         self.pressing.wanted = set(self.closing)
@@ -397,10 +394,3 @@ class Inverse:
             self._off()
             delete_blocks(self.trainer.model, self.removed)
             self.trainer.rebuild()
-
-
-def distillation(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Cross-entropy to the softened answers of another network, less their entropy (Hinton et al. 2015), nats."""
-    soft = F.log_softmax(wanted.flatten(0, -2) / TEMPERATURE, 1)
-    own = F.log_softmax(logits.flatten(0, -2) / TEMPERATURE, 1)
-    return F.kl_div(own, soft, reduction="batchmean", log_target=True) * TEMPERATURE**2
