@@ -357,6 +357,9 @@ def test_within_an_error_and_kept_on_disk(run: Path, data: Data, images: torch.T
         100 * (1 - sum((made.model(x).argmax(1) == y).sum().item() for x, y in batches(data, "test", 359, CPU)) / 359),
         rel=1e-5,
     )
+    assert made.unconfirmed == 1.0  # of 143 validation examples all chose
+    assert ("was not confirmed" in " ".join(made.words())) == (not made.model.settings.whole)
+    assert "was not confirmed" not in " ".join(dataclasses.replace(made, unconfirmed=None).words())
     if made.model.settings.leave is not None:
         for whole, says in ((made.verified.ghost, False), (made.verified.ghost + 10, True)):
             worse = dataclasses.replace(made, verified=dataclasses.replace(made.verified, whole=whole))

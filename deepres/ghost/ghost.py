@@ -54,6 +54,7 @@ class Made:
     verified: Verified  # on the test split, looked at once
     times: dict[int, tuple[float, float, float]]  # batch -> (time, and the middle half of its ratios)
     kept: tuple[float, float] | None = None  # of a deadline: share of single-input calls within it, seconds of the slowest
+    unconfirmed: float | None = None  # points that the error might rise, where no examples were left to confirm it on
     data: Data | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -76,6 +77,11 @@ class Made:
                 f"{100 * seen.blocks:.0f} % of the blocks ran, {100 * seen.left:.0f} % of the inputs left early, "
                 f"{100 * seen.again:.1f} % were answered again with the full depth.",
             ]
+        if self.unconfirmed is not None and not settings.whole:
+            said.append(
+                f"That the error rises by no more than {self.unconfirmed:g} points was not confirmed: all validation examples were used "
+                "to choose. Give fewer --examples, or a larger validation split."
+            )
         if seen.rise < -0.5 and settings.leave is not None:
             said.append(
                 "Its exits, which learnt the labels too, are more right than the network itself, which would gain from longer training."
@@ -105,6 +111,7 @@ class Made:
             "verified": {k: v for k, v in dataclasses.asdict(self.verified).items() if k not in ("depth", "right", "labels")},
             "deadline": self.model.deadline,
             "kept": self.kept,
+            "unconfirmed": self.unconfirmed,
             "times": {str(batch): list(values) for batch, values in self.times.items()},
             "points": [dataclasses.asdict(point) for point in self.points],
         }
@@ -167,7 +174,7 @@ def ghost(
     held = Passes(made, list(batches(opened, "val", examples, torch.device(device), TOGETHER)))
     inputs = torch.cat([x for x, _ in held.given])[: max(batch, 256)]
     points = frontier(held, costs(made, inputs[:batch]), kinds=_KINDS[gates], watch=watch)
-    whole = points[0]
+    whole, unconfirmed = points[0], None
     if budget is not None and budget >= 1:
         chosen = whole
     elif budget is not None:
@@ -178,6 +185,7 @@ def ghost(
         doubt = len(held) if len(fresh) else 0
         able = confirmed(within_error(points, whole.error, error, doubt), fresh, error, say)
         chosen = fastest(made, able, whole, inputs, batch, say)
+        unconfirmed = None if len(fresh) else error
     made.settings = chosen.settings
     test = list(batches(opened, "test", len(opened.test), torch.device(device), TOGETHER))
     verified = verify(made, test, opened.classes)
@@ -194,7 +202,7 @@ def ghost(
                 f"a deadline of {1000 * deadline:g} ms was kept by {100 * kept[0]:.0f} % of the calls, the slowest took "
                 f"{1000 * kept[1]:.1f} ms: no exit of this network is reached as early; allow more"
             )
-    return Made(made, chosen, tuple(points), whole.error, verified, times, kept, opened)
+    return Made(made, chosen, tuple(points), whole.error, verified, times, kept, unconfirmed, opened)
 
 
 def _open(
