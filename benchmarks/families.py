@@ -35,7 +35,6 @@ from deepres.ghost.look import batches
 from deepres.shrink import Inverse, Plan, Target, time_ratio
 from deepres.shrink.shrink import shrink_recipe
 from deepres.train import Recipe, Run, recipe, train
-from deepres.train.loop import Result
 
 
 def resnet34(classes: int, blocks: int = 16) -> nn.Module:
@@ -61,39 +60,58 @@ CASES = {
 }
 
 
-def shrunk(name: str, data: Data, epochs: float, seeds: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Trained:
+    model: nn.Module
+    error: float  # on the test split, %
+
+
+def shrunk(name: str, data: Data, epochs: float, seeds: int, out: Path) -> dict[str, Any]:
+    """What ``out`` has is not trained again."""
     case = CASES[name]
     goal, classes = Target("blocks", case.blocks[1]), len(data.classes)
     inputs, _ = next(batches(data, "test", 256, torch.device("cpu"), 256))
     half = dataclasses.replace(case.first, epochs=epochs / 2)
     once = dataclasses.replace(case.first, epochs=epochs)
     then = dataclasses.replace(shrink_recipe(case.build(classes)), epochs=epochs / 2, batch=case.first.batch)
-    later, at_once, pressed = Plan(goal, 0.02, 0.5, distil=0.5), Plan(goal, 0.0, 0.01, distil=0.5), Plan(goal, 0.2, 0.5)
+    later, at_once, pressed = Plan(goal, 0.02, 0.5, distil=0.5), Plan(goal, 0.0, 0.01, distil=0.5), Plan(goal, 0.1, 0.3)
     ways: dict[str, list[dict[str, float]]] = {}
     for seed in range(seeds):
 
-        def trained(model: nn.Module, how: Recipe, curriculum: Inverse | None = None, seed: int = seed) -> Result:
-            run = Run("custom", data.name, how, seed=seed, speed=SPEED, memory="all")
-            return train(run, data=data, model=model, curriculum=curriculum, show=False)
+        def trained(way: str, model: nn.Module, how: Recipe, curriculum: Inverse | None = None, seed: int = seed) -> Trained:
+            path = out / f"{name}-{data.prepare.size}px-{epochs:g}, {way}, seed{seed}.pt"
+            if not path.exists():
+                run = Run("custom", data.name, how, seed=seed, speed=SPEED, memory="all")
+                result = train(run, data=data, model=model, curriculum=curriculum, show=False)
+                out.mkdir(parents=True, exist_ok=True)
+                torch.save(Trained(result.model, result.test.top1), path)
+            found: Trained = torch.load(path, weights_only=False)  # a network as a whole: shrunk ones have shapes of their own
+            print(name, seed, way, f"{found.error:.2f}", flush=True)
+            return found
 
         torch.manual_seed(seed)
         fresh, shallow = case.build(classes), case.build(classes, case.blocks[1])
-        start = trained(copy.deepcopy(fresh), half).model
-        whole = trained(copy.deepcopy(start), then)
+        start = trained("half", copy.deepcopy(fresh), half).model
         found = {
-            "whole": whole,
-            "inverse, from trained": trained(copy.deepcopy(start), then, Inverse(later)),
-            "lesion scores, fine-tuned": trained(copy.deepcopy(start), then, rivals.Lesions(at_once)),
-            "smallest responses, fine-tuned": trained(copy.deepcopy(start), then, rivals.Responses(at_once)),
-            "inverse, from scratch": trained(copy.deepcopy(fresh), once, Inverse(pressed)),
-            "shallow from scratch": trained(shallow, once),
+            "whole": trained("whole", copy.deepcopy(start), then),
+            **{
+                way: trained(way, copy.deepcopy(start), then, curriculum)
+                for way, curriculum in (
+                    ("inverse, from trained", Inverse(later)),
+                    ("lesion scores, fine-tuned", rivals.Lesions(at_once)),
+                    ("smallest responses, fine-tuned", rivals.Responses(at_once)),
+                )
+            },
+            "inverse, from scratch": trained("inverse, from scratch", copy.deepcopy(fresh), once, Inverse(pressed)),
+            "shallow from scratch": trained("shallow from scratch", shallow, once),
         }
+        whole = found["whole"]
         for way, result in found.items():
             time, _ = time_ratio(whole.model, result.model, inputs[:128]) if result is not whole else (1.0, None)
             one = {
-                "error": round(result.test.top1, 2),
+                "error": round(result.error, 2),
                 "time": round(time, 3),
-                "above_whole": result.test.top1 - whole.test.top1,
+                "above_whole": result.error - whole.error,
             }
             ways.setdefault(way, []).append(one)
             print(name, seed, way, one, flush=True)
@@ -151,9 +169,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=8.0, help="of every way, in all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, help="of this process, where several run at once")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/families"), help="where the networks are kept that ghosts are made of"
-    )
+    parser.add_argument("--out", type=Path, default=Path("runs/families"), help="where networks are kept")
     parser.add_argument("--error", type=float, default=0.5, help="points that the ghost's error may rise")
     options = parser.parse_args()
     if options.threads:
@@ -168,7 +184,7 @@ def main() -> None:
     for name in CASES:
         if options.only in (name, None):
             if options.part in ("shrunk", None):
-                record(f"families-{name}", shrunk(name, data, options.epochs, options.seeds))
+                record(f"families-{name}", shrunk(name, data, options.epochs, options.seeds, options.out))
             if options.part in ("ghosts", None):
                 record(f"ghosts-{name}", ghosts(name, data, options.epochs, options.seeds, options.error, options.out))
 

@@ -94,7 +94,7 @@ class Bench:
             self.recipe(self.epochs),
             dataclasses.replace(shrink_recipe(self.fresh(0)), epochs=self.epochs / 2, lr=self.fine_lr),
         )
-        pressed, at_once = Plan(goal, 0.2, 0.5), Plan(goal, 0.0, 0.01, distil=0.5)
+        pressed, at_once = Plan(goal, 0.1, 0.3), Plan(goal, 0.0, 0.01, distil=0.5)
 
         def shape(seed: int) -> ResNet:
             """The control of Liu et al. 2019: is it the shape that was found, or the way to it?"""

@@ -103,8 +103,8 @@ class Shrink:
     # how to train [a cosine from 0.05, AdamW for layer norms, for a trained network, else fast-cifar]
     recipe: str | None = None
     weights: Path | None = None  # a state_dict for a network that is built by name
-    learn: float | None = None  # share of the run before the first block is pressed on [0.02 for a trained network, else 0.2]
-    # share of the run by which the last block is the identity [0.5]
+    learn: float | None = None  # share of the run before the first block is pressed on [0.02 for a trained network, else 0.1]
+    # share of the run by which the last block is the identity [0.5 for a trained network, else 0.3]
     press: float | None = None
     distil: float | None = None  # weight of the given network's own answers in the loss [0.5 for a trained network, else 0]
     batch: int | None = None  # examples per step over all processes, instead of the recipe's

@@ -122,8 +122,8 @@ def shrink(
     chosen = recipe if recipe is not None else (shrink_recipe(whole) if trained else "fast-cifar")
     plan = Plan(
         goal,
-        learn=learn if learn is not None else 0.02 if trained else 0.2,
-        press=press if press is not None else 0.5,
+        learn=learn if learn is not None else 0.02 if trained else 0.1,
+        press=press if press is not None else 0.5 if trained else 0.3,
         distil=distil if distil is not None else 0.5 if trained else 0.0,
     )
     settings = Run(name, opened.name, chosen, str(out) if out else None, epochs=epochs, **run)
