@@ -54,8 +54,8 @@ class Made:
     verified: Verified  # on the test split, looked at once
     times: dict[int, tuple[float, float, float]]  # batch -> (time, and the middle half of its ratios)
     kept: tuple[float, float] | None = None  # of a deadline: share of single-input calls within it, seconds of the slowest
-    unconfirmed: float | None = None  # points that the error might rise, where no examples were left to confirm it on
     data: Data | None = field(default=None, repr=False, compare=False)
+    unconfirmed: float | None = None  # points that the error might rise, where no examples were left to confirm it on
 
     @property
     def static(self) -> bool:
@@ -202,7 +202,7 @@ def ghost(
                 f"a deadline of {1000 * deadline:g} ms was kept by {100 * kept[0]:.0f} % of the calls, the slowest took "
                 f"{1000 * kept[1]:.1f} ms: no exit of this network is reached as early; allow more"
             )
-    return Made(made, chosen, tuple(points), whole.error, verified, times, kept, unconfirmed, opened)
+    return Made(made, chosen, tuple(points), whole.error, verified, times, kept, opened, unconfirmed)
 
 
 def _open(
