@@ -6,6 +6,7 @@ import math
 import shutil
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -90,12 +91,28 @@ def test_nothing_of_the_signal_is_kept(trained: tuple[nn.Module, Sample], monkey
     assert len(alive) == 27 and most <= 2
 
 
-def test_times_are_shares(trained: tuple[nn.Module, Sample]) -> None:
+def test_times_are_shares(trained: tuple[nn.Module, Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that ticks once for each layer, since a real one may tell of any order."""
     model, sample = trained
-    shares = branch_times(model, deepres.sites(model), sample.inputs[0], repeats=3)
-    assert len(shares) == 9 and all(0 < share < 1 for share in shares) and sum(shares) < 1
-    whole = block_times(model, find_units(model), sample.inputs[0], repeats=3)
-    assert len(whole) == 9 and all(0 < share < 1 for share in whole) and sum(shares) < sum(whole) <= 1
+    ticks = 0
+
+    def tick(*_: object) -> None:
+        nonlocal ticks
+        ticks += 1
+
+    monkeypatch.setattr("deepres.sites.clock.time", SimpleNamespace(perf_counter=lambda: ticks))
+    leaves = [module for module in model.modules() if not list(module.children())]
+    handles = [leaf.register_forward_hook(tick, prepend=True) for leaf in leaves]
+    model(sample.inputs[0])
+    layers, units, ticks = ticks, find_units(model), 0
+    branches = branch_times(model, deepres.sites(model), sample.inputs[0], repeats=3)
+    blocks = block_times(model, units, sample.inputs[0], repeats=3)
+    for handle in handles:
+        handle.remove()
+    inside = [sum(module in leaves for module in unit.sites[0].block.modules()) for unit in units]
+    assert blocks == [count / layers for count in inside]
+    assert branches == [(count - 1) / layers for count in inside]  # all but the ReLU behind the sum
+    assert sum(blocks) < 1
 
 
 def test_gradients_are_autograds(trained: tuple[nn.Module, Sample]) -> None:
