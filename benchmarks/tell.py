@@ -266,6 +266,7 @@ SECTIONS = (
     ("paper-cifar10-jpeg", "Table 6 and degradation on CIFAR-10 as JPEG", _cifar),
     ("shrink-resnet56-16px", "Inverse Curriculum Training", _shrink),
     ("shrink-resnet56-8px", "Inverse Curriculum Training, on smaller images", _shrink),
+    ("shrink-resnet110-16px", "Inverse Curriculum Training of ResNet-110", _shrink),
     ("ghost-resnet56", "Ghost Inference", _ghost),
     ("families-resnet34", "Inverse Curriculum Training of torchvision's ResNet-34", _families),
     ("families-vit", "Inverse Curriculum Training of a vision Transformer of timm's", _families),
