@@ -60,10 +60,18 @@ CASES = {
 }
 
 
-@dataclass(frozen=True)
-class Trained:
-    model: nn.Module
-    error: float  # on the test split, %
+def trained(
+    path: Path, data: Data, seed: int, model: nn.Module, how: Recipe, curriculum: Inverse | None = None
+) -> tuple[nn.Module, float]:
+    """(the network, its error on the test split), trained, or as ``path`` has them."""
+    if not path.exists():
+        run = Run("custom", data.name, how, seed=seed, speed=SPEED, memory="all")
+        result = train(run, data=data, model=model, curriculum=curriculum, show=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save((result.model, result.test.top1), path)
+    found: tuple[nn.Module, float] = torch.load(path, weights_only=False)  # as a whole: shrunk ones have shapes of their own
+    print(path.stem, f"{found[1]:.2f}", flush=True)
+    return found
 
 
 def shrunk(name: str, data: Data, epochs: float, seeds: int, out: Path) -> dict[str, Any]:
@@ -74,45 +82,32 @@ def shrunk(name: str, data: Data, epochs: float, seeds: int, out: Path) -> dict[
     half = dataclasses.replace(case.first, epochs=epochs / 2)
     once = dataclasses.replace(case.first, epochs=epochs)
     then = dataclasses.replace(shrink_recipe(case.build(classes)), epochs=epochs / 2, batch=case.first.batch)
-    later, at_once, pressed = Plan(goal, 0.02, 0.5, distil=0.5), Plan(goal, 0.0, 0.01, distil=0.5), Plan(goal, 0.1, 0.3)
+    at_once = Plan(goal, 0.0, 0.01, distil=0.5)
     ways: dict[str, list[dict[str, float]]] = {}
     for seed in range(seeds):
 
-        def trained(way: str, model: nn.Module, how: Recipe, curriculum: Inverse | None = None, seed: int = seed) -> Trained:
+        def go(
+            way: str, model: nn.Module, how: Recipe, curriculum: Inverse | None = None, seed: int = seed
+        ) -> tuple[nn.Module, float]:
             path = out / f"{name}-{data.prepare.size}px-{epochs:g}, {way}, seed{seed}.pt"
-            if not path.exists():
-                run = Run("custom", data.name, how, seed=seed, speed=SPEED, memory="all")
-                result = train(run, data=data, model=model, curriculum=curriculum, show=False)
-                out.mkdir(parents=True, exist_ok=True)
-                torch.save(Trained(result.model, result.test.top1), path)
-            found: Trained = torch.load(path, weights_only=False)  # a network as a whole: shrunk ones have shapes of their own
-            print(name, seed, way, f"{found.error:.2f}", flush=True)
-            return found
+            return trained(path, data, seed, copy.deepcopy(model), how, curriculum)
 
         torch.manual_seed(seed)
         fresh, shallow = case.build(classes), case.build(classes, case.blocks[1])
-        start = trained("half", copy.deepcopy(fresh), half).model
-        found = {
-            "whole": trained("whole", copy.deepcopy(start), then),
-            **{
-                way: trained(way, copy.deepcopy(start), then, curriculum)
-                for way, curriculum in (
-                    ("inverse, from trained", Inverse(later)),
-                    ("lesion scores, fine-tuned", rivals.Lesions(at_once)),
-                    ("smallest responses, fine-tuned", rivals.Responses(at_once)),
-                )
-            },
-            "inverse, from scratch": trained("inverse, from scratch", copy.deepcopy(fresh), once, Inverse(pressed)),
-            "shallow from scratch": trained("shallow from scratch", shallow, once),
+        start, _ = go("half", fresh, half)
+        tasks: dict[str, tuple[nn.Module, Recipe, Inverse | None]] = {
+            "whole": (start, then, None),
+            "inverse, from trained": (start, then, Inverse(Plan.usual(goal, trained=True))),
+            "lesion scores, fine-tuned": (start, then, rivals.Lesions(at_once)),
+            "smallest responses, fine-tuned": (start, then, rivals.Responses(at_once)),
+            "inverse, from scratch": (fresh, once, Inverse(Plan.usual(goal, trained=False))),
+            "shallow from scratch": (shallow, once, None),
         }
-        whole = found["whole"]
-        for way, result in found.items():
-            time, _ = time_ratio(whole.model, result.model, inputs[:128]) if result is not whole else (1.0, None)
-            one = {
-                "error": round(result.error, 2),
-                "time": round(time, 3),
-                "above_whole": result.error - whole.error,
-            }
+        found = {way: go(way, *task) for way, task in tasks.items()}
+        whole, least = found["whole"]
+        for way, (model, error) in found.items():
+            time, _ = time_ratio(whole, model, inputs[:128]) if model is not whole else (1.0, None)
+            one = {"error": round(error, 2), "time": round(time, 3), "above_whole": error - least}
             ways.setdefault(way, []).append(one)
             print(name, seed, way, one, flush=True)
     return {
@@ -130,14 +125,8 @@ def ghosts(name: str, data: Data, epochs: float, seeds: int, error: float, out: 
     found: list[dict[str, Any]] = []
     for seed in range(seeds):
         torch.manual_seed(seed)
-        whole, kept = case.build(len(data.classes)), out / f"{name}-{data.prepare.size}px-{epochs:g}-seed{seed}.pt"
-        if kept.exists():
-            whole.load_state_dict(torch.load(kept, weights_only=True))
-        else:
-            run = Run("custom", data.name, dataclasses.replace(case.first, epochs=epochs), seed=seed, speed=SPEED, memory="all")
-            whole = train(run, data=data, model=whole, show=False).model
-            out.mkdir(parents=True, exist_ok=True)
-            torch.save(whole.state_dict(), kept)
+        path = out / f"{name}-{data.prepare.size}px-{epochs:g}, for ghosts, seed{seed}.pt"
+        whole, _ = trained(path, data, seed, case.build(len(data.classes)), dataclasses.replace(case.first, epochs=epochs))
         whole.eval()
         made = ghost(copy.deepcopy(whole), data, error=error, examples=500, say=print)
         seen = made.verified

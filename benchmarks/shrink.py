@@ -94,7 +94,7 @@ class Bench:
             self.recipe(self.epochs),
             dataclasses.replace(shrink_recipe(self.fresh(0)), epochs=self.epochs / 2, lr=self.fine_lr),
         )
-        pressed, at_once = Plan(goal, 0.1, 0.3), Plan(goal, 0.0, 0.01, distil=0.5)
+        pressed, at_once = Plan.usual(goal, trained=False), Plan(goal, 0.0, 0.01, distil=0.5)
 
         def shape(seed: int) -> ResNet:
             """The control of Liu et al. 2019: is it the shape that was found, or the way to it?"""
@@ -106,9 +106,7 @@ class Bench:
 
         return {
             "inverse, from scratch": go("inverse", scratch, self.fresh, lambda: Inverse(pressed)),
-            "inverse, from trained": go(
-                "inverse-trained", fine, self.trained, lambda: Inverse(Plan(goal, 0.02, 0.5, distil=0.5))
-            ),
+            "inverse, from trained": go("inverse-trained", fine, self.trained, lambda: Inverse(Plan.usual(goal, trained=True))),
             "shallow from scratch": go("shallow", scratch, lambda s: self.fresh(s, (third, third, third)), lambda: None),
             "the shape it found, from scratch": go("shape", scratch, shape, lambda: None),
             "smallest responses, fine-tuned": go("responses", fine, self.trained, lambda: rivals.Responses(at_once)),

@@ -239,8 +239,9 @@ def _ghosts(result: dict[str, Any]) -> str:
     head = ["test error of the whole", "rise, points", "blocks that ran", "left early"]
     return (
         f"`python -m benchmarks.families --part ghosts`: {result['what']}; a row for each of {result['seeds']} seeds. Allowed were "
-        f"{result['allowed']:g} points, confirmed on the validation split. Time is a call's against the whole network's, side by side.\n\n"
+        f"{result['allowed']:g} points on the validation split. Time is a call's against the whole network's, side by side.\n\n"
         + _table([*head, *(f"time at batch {batch}" for batch in result["ghosts"][0]["times"])], rows)
+        + (f"\n\n{result['note']}" if "note" in result else "")
     )
 
 
@@ -253,7 +254,8 @@ def _monitor(result: dict[str, Any]) -> str:
 
 
 def _spread(one: dict[str, Any]) -> str:
-    return f"{one['test_error']:.2f} ± {one['spread']:.2f} %"
+    spread = f" ± {one['spread']:.2f}" if len(one["errors"]) > 1 else ""
+    return f"{one['test_error']:.2f}{spread} %"
 
 
 SECTIONS = (

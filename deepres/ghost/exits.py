@@ -45,7 +45,6 @@ def learn_to_read(
     optimizer = torch.optim.AdamW(learning.parameters(), RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps)
     for part, rows in plan:
-        watch("exits", done / steps)
         kept = _Kept.of(ghost, part, at)
         for mine in rows:
             watch("exits", done / steps)

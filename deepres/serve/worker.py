@@ -155,10 +155,9 @@ def _work(pipe: Connection, spec: Spec) -> None:
 def _load(spec: Spec) -> tuple[Any, Facts, list[Any]]:
     """(the network or ghost, its facts, a ghost's settings from as chosen to ever faster)."""
     from deepres.data import Prepare
-    from deepres.ghost import Ghost, load_ghost
+    from deepres.ghost import Ghost, Settings, load_ghost
     from deepres.ghost.choose import Point, best
     from deepres.ghost.ghost import FILE, HEADS
-    from deepres.ghost.settings import Settings
     from deepres.nn import input_channels, input_size, open_model, output_classes
     from deepres.train.distribute import pick_device
 

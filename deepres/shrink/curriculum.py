@@ -27,7 +27,7 @@ from deepres.nn import delete_blocks, logits_of
 from deepres.shrink.cost import measured_units
 from deepres.shrink.press import Press
 from deepres.shrink.target import Target
-from deepres.shrink.teacher import Teacher
+from deepres.shrink.teacher import Teacher, running
 from deepres.sites import find_units
 from deepres.train import Record, Trainer
 from deepres.train.memory import norms_at_rest
@@ -35,7 +35,6 @@ from deepres.train.memory import norms_at_rest
 WINDOW = 0.4  # of the press phase: how long one unit takes from open to closed
 GROUPS = 6  # times at which units are chosen
 RATE = 0.02  # per step: how fast a penalty's weight follows the residual's excess over its line
-MEMORY = 0.9  # of running means, per step
 NORM_BATCHES = 20  # that norms are estimated anew on
 EASED = 0.5  # power of a unit's rise of the loss: most of what it costs to lose one at once is won back by training on
 SCORE_BATCHES = 2  # that tell what each unit earns
@@ -51,6 +50,11 @@ class Plan:
     distil: float = 0.0  # weight of the whole network's answers against the labels, while it is ahead
     penalty: float = 1.0  # scales the weights of the penalties; 0: residuals are only scaled away
     rise: float = 0.3  # nats that the training loss may rise above its best before the lines wait
+
+    @classmethod
+    def usual(cls, target: Target, trained: bool) -> Plan:
+        """For a network that was trained, or for one that begins from scratch."""
+        return cls(target, 0.02, 0.5, distil=0.5) if trained else cls(target, 0.1, 0.3)
 
     def __post_init__(self) -> None:
         if not 0 <= self.learn < self.press < 1:
@@ -173,8 +177,7 @@ class Inverse:
     # ---- the controller
 
     def _watch_loss(self) -> None:
-        task = float(self.trainer.team.total(torch.tensor(self._task, dtype=torch.float64))) / self.trainer.team.world
-        self.recent = task if math.isinf(self.recent) else MEMORY * self.recent + (1 - MEMORY) * task
+        self.recent = running(self.recent, self.trainer.team.mean(self._task))
         self.best = min(self.best, self.recent)
 
     def _follow_lines(self, done: int) -> None:
@@ -203,9 +206,7 @@ class Inverse:
     def _size(self, i: int) -> float | None:
         """The same in all processes."""
         size = self._sizes.get(i)
-        if size is None:
-            return None
-        return float(self.trainer.team.total(size.detach().double())) / self.trainer.team.world
+        return None if size is None else self.trainer.team.mean(size)
 
     def _choose(self, wanted: float, last: bool) -> None:
         """Close further units until ``wanted`` of the costs is closing or closed: those that earn least for what they cost."""

@@ -120,12 +120,8 @@ def shrink(
     whole, opened, name, known = _open(model, data, weights, run.get("size"), run.get("seed", 0))
     trained = known if trained is None else trained
     chosen = recipe if recipe is not None else (shrink_recipe(whole) if trained else "fast-cifar")
-    plan = Plan(
-        goal,
-        learn=learn if learn is not None else 0.02 if trained else 0.1,
-        press=press if press is not None else 0.5 if trained else 0.3,
-        distil=distil if distil is not None else 0.5 if trained else 0.0,
-    )
+    asked: dict[str, Any] = {"learn": learn, "press": press, "distil": distil}
+    plan = dataclasses.replace(Plan.usual(goal, trained), **{key: value for key, value in asked.items() if value is not None})
     settings = Run(name, opened.name, chosen, str(out) if out else None, epochs=epochs, **run)
     curriculum = Inverse(plan, exact=settings.speed == "exact", say=say)
     before = measure(whole, opened.val, opened.prepare, opened.classes).top1 if trained else None

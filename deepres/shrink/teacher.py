@@ -13,7 +13,7 @@ from deepres.nn import logits_in
 from deepres.train import Trainer
 
 TEMPERATURE = 2.0
-MEMORY = 0.9  # of the running mean, per step
+MEMORY = 0.9  # of running means, per step
 
 
 class Teacher:
@@ -39,8 +39,12 @@ class Teacher:
 
     def _compare(self, logits: Tensor, wanted: Tensor, labels: Tensor) -> None:
         own, hers = (F.cross_entropy(one.flatten(0, -2), labels).double() for one in (logits, wanted))
-        lead = float(self.trainer.team.total(own - hers)) / self.trainer.team.world  # in every process the same
-        self.lead = lead if math.isnan(self.lead) else MEMORY * self.lead + (1 - MEMORY) * lead
+        self.lead = running(self.lead, self.trainer.team.mean(own - hers))
+
+
+def running(mean: float, value: float) -> float:
+    """``mean`` with one more ``value``, which is all of it where nothing finite was before."""
+    return MEMORY * mean + (1 - MEMORY) * value if math.isfinite(mean) else value
 
 
 def distillation(logits: Tensor, wanted: Tensor) -> Tensor:

@@ -41,6 +41,12 @@ class Team:
             dist.all_reduce(tensor)
         return tensor
 
+    def mean(self, value: Tensor | float) -> float:
+        """Of one number from each process, in all of them."""
+        if self.world == 1:
+            return float(value)
+        return float(self.total(torch.tensor(float(value), dtype=torch.float64, device=self.device))) / self.world
+
     def same(self, value: str | None) -> str | None:
         """The first process's value, in all of them."""
         if self.world == 1:
