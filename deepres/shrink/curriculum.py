@@ -206,7 +206,7 @@ class Inverse:
     def _size(self, i: int) -> float | None:
         """The same in all processes."""
         size = self._sizes.get(i)
-        return None if size is None else self.trainer.team.mean(size)
+        return None if size is None else self.trainer.team.mean(size.detach())
 
     def _choose(self, wanted: float, last: bool) -> None:
         """Close further units until ``wanted`` of the costs is closing or closed: those that earn least for what they cost."""
