@@ -31,8 +31,13 @@ from deepres.shrink import Inverse, Plan, Target, time_ratio
 from deepres.shrink.shrink import shrink_recipe
 from deepres.train import Run, recipe, train
 
-Way = Callable[[int], dict[str, object]]  # seed -> what came of it
 SPEED = "bf16-channels-last" if torch.cpu._is_avx512_bf16_supported() else "float32-channels-last"
+
+
+@dataclass(frozen=True)
+class Way:
+    name: str  # of its files
+    go: Callable[[int], dict[str, object]]  # seed -> what came of it
 
 
 @dataclass
@@ -53,9 +58,12 @@ class Bench:
         base = config(self.net, **shape)
         return ResNet(dataclasses.replace(base, blocks=blocks or base.blocks))
 
+    def path(self, name: str, seed: int) -> Path:
+        return self.out / f"{name}-seed{seed}.json"
+
     def train(self, name: str, seed: int, model: nn.Module, how, curriculum: Inverse | None = None) -> dict[str, object]:  # type: ignore[no-untyped-def]
         """Train, or take what was trained before."""
-        path = self.out / f"{name}-seed{seed}.json"
+        path = self.path(name, seed)
         if path.exists():
             return dict(json.loads(path.read_text()))
         run = Run(self.net, self.data.name, how, None, seed, speed=SPEED, memory="all")
@@ -75,7 +83,7 @@ class Bench:
             "seconds": seconds,
         }
         self.out.mkdir(parents=True, exist_ok=True)
-        torch.save(last.state_dict(), self.out / f"{name}-seed{seed}.pt")
+        torch.save(last.state_dict(), path.with_suffix(".pt"))
         path.write_text(json.dumps(found))
         return found
 
@@ -83,7 +91,7 @@ class Bench:
         """The whole network after half of the epochs, for the ways that start from one."""
         self.train("half", seed, self.fresh(seed), self.recipe(self.epochs / 2))
         model = self.fresh(seed)
-        model.load_state_dict(torch.load(self.out / f"half-seed{seed}.pt", weights_only=True))
+        model.load_state_dict(torch.load(self.path("half", seed).with_suffix(".pt"), weights_only=True))
         return model
 
     def ways(self, blocks: int) -> dict[str, Way]:
@@ -98,11 +106,12 @@ class Bench:
 
         def shape(seed: int) -> ResNet:
             """The control of Liu et al. 2019: is it the shape that was found, or the way to it?"""
-            found = json.loads((self.out / f"inverse-{blocks}-seed{seed}.json").read_text())["blocks"]
+            found = json.loads(self.path(f"inverse-{blocks}", seed).read_text())["blocks"]
             return self.fresh(seed, tuple(found))
 
         def go(name: str, how, model: Callable[[int], ResNet], curriculum: Callable[[], Inverse | None]):  # type: ignore[no-untyped-def]
-            return lambda seed: self.train(f"{name}-{blocks}", seed, model(seed), how, curriculum())
+            name = f"{name}-{blocks}"
+            return Way(name, lambda seed: self.train(name, seed, model(seed), how, curriculum()))
 
         return {
             "inverse, from scratch": go("inverse", scratch, self.fresh, lambda: Inverse(pressed)),
@@ -119,9 +128,9 @@ class Bench:
         return self.train("whole", seed, self.fresh(seed), self.recipe(self.epochs))
 
     def model(self, name: str, seed: int) -> ResNet:
-        found = json.loads((self.out / f"{name}-seed{seed}.json").read_text())
-        model = self.fresh(0, tuple(found["blocks"]))
-        model.load_state_dict(torch.load(self.out / f"{name}-seed{seed}.pt", weights_only=True))
+        path = self.path(name, seed)
+        model = self.fresh(0, tuple(json.loads(path.read_text())["blocks"]))
+        model.load_state_dict(torch.load(path.with_suffix(".pt"), weights_only=True))
         return model.eval()
 
 
@@ -170,11 +179,11 @@ def main() -> None:
     bench.out.mkdir(parents=True, exist_ok=True)
     for blocks in options.blocks:
         for seed in range(options.seeds):
-            tasks = {"whole": bench.whole, **chosen(bench.ways(blocks), options.ways)}
+            tasks = {"whole": Way("whole", bench.whole), **chosen(bench.ways(blocks), options.ways)}
             for group, names in grouped(tasks).items():
                 with claimed(bench.out / f"{group}-{blocks}-seed{seed}.claim") as mine:
                     for name in names if mine else ():
-                        found = tasks[name](seed)
+                        found = tasks[name].go(seed)
                         told = f"{found['name']} {seed} {found['blocks']} {found['test_error']:.2f} {found['seconds']:.0f} s"
                         print(told, flush=True)
     if not list(bench.out.glob("*.claim")):  # the last of the processes, so that times are taken on a machine that is idle
@@ -223,7 +232,10 @@ def _record(bench: Bench, options: argparse.Namespace) -> None:
     for blocks in options.blocks:
         table = {}
         for name, way in chosen(bench.ways(blocks), options.ways).items():
-            found = [way(seed) for seed in seeds]
+            if not all(bench.path(way.name, seed).exists() for seed in seeds):
+                print(f"left out, since it was not trained: {name}, {blocks} blocks", flush=True)
+                continue
+            found = [way.go(seed) for seed in seeds]
             times = [
                 time_ratio(reference, bench.model(str(one["name"]), seed), inputs)[0]
                 for seed, one in zip(seeds, found, strict=True)

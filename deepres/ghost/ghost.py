@@ -151,22 +151,7 @@ def ghost(
     Raises ``DeepresError`` for a network without blocks to pass through, one that is no classifier of the data's classes, and a
     budget that cannot be kept.
     """
-    if (budget is None) == (error is None):
-        raise DeepresError("give either a budget of time, such as budget=0.6, or a rise of the error, such as error=0.3")
-    if budget is not None and not 0 < budget <= 1:
-        raise DeepresError(f"budget is a share of the whole network's time, above 0 and at most 1, not {budget:g}")
-    if error is not None and error < 0:
-        raise DeepresError(f"error is the points that it may rise, 0 or more, not {error:g}")
-    if deadline is not None and deadline <= 0:
-        raise DeepresError(f"deadline is the seconds that a call may take, above 0, not {deadline:g}")
-    if gates not in _KINDS:
-        raise DeepresError(f"gates is one of {', '.join(_KINDS)}, not {gates}")
-    if gates == "none" and not exits:
-        raise DeepresError("without gates and without exits there is nothing to save time with")
-    if batch < 1:
-        raise DeepresError(f"batch is at least 1, not {batch}")
-    if examples < 1 or confirm < 0:
-        raise DeepresError(f"examples is at least 1 and confirm at least 0, not {examples} and {confirm}")
+    _check(budget, error, deadline, batch, gates, exits, examples, confirm)
     net, opened = _open(model, data, weights, size)
     net = net.to(device)
     made = Ghost(net)
@@ -203,6 +188,34 @@ def ghost(
                 f"{1000 * kept[1]:.1f} ms: no exit of this network is reached as early; allow more"
             )
     return Made(made, chosen, tuple(points), whole.error, verified, times, kept, opened, unconfirmed)
+
+
+def _check(
+    budget: float | None,
+    error: float | None,
+    deadline: float | None,
+    batch: int,
+    gates: Gates,
+    exits: bool,
+    examples: int,
+    confirm: int,
+) -> None:
+    if (budget is None) == (error is None):
+        raise DeepresError("give either a budget of time, such as budget=0.6, or a rise of the error, such as error=0.3")
+    if budget is not None and not 0 < budget <= 1:
+        raise DeepresError(f"budget is a share of the whole network's time, above 0 and at most 1, not {budget:g}")
+    if error is not None and error < 0:
+        raise DeepresError(f"error is the points that it may rise, 0 or more, not {error:g}")
+    if deadline is not None and deadline <= 0:
+        raise DeepresError(f"deadline is the seconds that a call may take, above 0, not {deadline:g}")
+    if gates not in _KINDS:
+        raise DeepresError(f"gates is one of {', '.join(_KINDS)}, not {gates}")
+    if gates == "none" and not exits:
+        raise DeepresError("without gates and without exits there is nothing to save time with")
+    if batch < 1:
+        raise DeepresError(f"batch is at least 1, not {batch}")
+    if examples < 1 or confirm < 0:
+        raise DeepresError(f"examples is at least 1 and confirm at least 0, not {examples} and {confirm}")
 
 
 def _open(
