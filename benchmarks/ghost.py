@@ -136,7 +136,7 @@ def main() -> None:
         kept.write_text(json.dumps(by_budget(bench.model("whole", 0), data, options.examples, test)))
     whole = {"test_error": round(statistics.fmean(wholes), 3), "errors": [round(e, 2) for e in wholes]}
     record(
-        f"ghost-{options.net.removesuffix('-cifar')}",
+        f"ghost-{options.net.removesuffix('-cifar')}-{options.size}px",
         {
             "what": what(options.net, data, options.epochs),
             "seeds": options.seeds,

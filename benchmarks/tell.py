@@ -121,7 +121,7 @@ def _cifar(result: dict[str, Any]) -> str:
 
 def _shrink(result: dict[str, Any]) -> str:
     parts = [
-        f"`python -m benchmarks.shrink`: {result['what']}, {result['seeds']} seeds. The whole network has {_spread(result['whole'])} test "
+        f"`python -m benchmarks.shrink`: {result['what']}, {_seeds(result)}. The whole network has {_spread(result['whole'])} test "
         "error. Time is a forward pass's against the whole network's, side by side. What starts from a trained network spends half of "
         "the epochs on training it."
     ]
@@ -167,17 +167,18 @@ def _ghost(result: dict[str, Any]) -> str:
         cells = [name]
         for one in by_batch.values():
             low, high = (100 * pick(one["times"]) for pick in (min, max))
+            several = result["seeds"] > 1
             cells += [
-                f"{100 * one['time']:.0f} % ({low:.0f} to {high:.0f})",
-                f"{one['rise']:+.2f} ({min(one['rises']):+.2f} to {max(one['rises']):+.2f})",
+                f"{100 * one['time']:.0f} %" + (f" ({low:.0f} to {high:.0f})" if several else ""),
+                f"{one['rise']:+.2f}" + (f" ({min(one['rises']):+.2f} to {max(one['rises']):+.2f})" if several else ""),
             ]
         rows.append(cells)
     head = [text for batch in batches for text in (f"time at batch {batch}", "points above the whole")]
     return (
-        f"`python -m benchmarks.ghost`: {result['what']}, {result['seeds']} seeds. The whole network has "
+        f"`python -m benchmarks.ghost`: {result['what']}, {_seeds(result)}. The whole network has "
         f"{result['whole']['test_error']:.2f} % test error. What chooses does so on the validation split, to a rise of at most "
         f"{result['allowed']:g} points, for each batch size by itself. Time is a call's against the whole network's, side by side, "
-        "everything included; means over the seeds, and their range.\n\n"
+        f"everything included{'; means over the seeds, and their range' if result['seeds'] > 1 else ''}.\n\n"
         + _table(["", *head], rows)
         + (_budgets(result["budgets"], result["whole"]["errors"][0]) if "budgets" in result else "")
         + (f"\n\n{result['note']}" if "note" in result else "")
@@ -224,7 +225,7 @@ def _families(result: dict[str, Any]) -> str:
         for name, one in sorted(result["ways"].items(), key=lambda pair: pair[1]["test_error"])
     ]
     return (
-        f"`python -m benchmarks.families`: {result['what']} in all by every way; {result['seeds']} seeds. {result['blocks'][1]} of "
+        f"`python -m benchmarks.families`: {result['what']} in all by every way; {_seeds(result)}. {result['blocks'][1]} of "
         f"{result['blocks'][0]} blocks are left. Time is a forward pass's against the whole network's, side by side.\n\n"
         + _table(["", "test error", "above the whole, points", "time"], rows)
     )
@@ -238,7 +239,7 @@ def _ghosts(result: dict[str, Any]) -> str:
         rows.append([f"{one['error']:.2f} %", f"{one['rise']:+.2f}", *shares, *times])
     head = ["test error of the whole", "rise, points", "blocks that ran", "left early"]
     return (
-        f"`python -m benchmarks.families --part ghosts`: {result['what']}; a row for each of {result['seeds']} seeds. Allowed were "
+        f"`python -m benchmarks.families --part ghosts`: {result['what']}; a row for each of {_seeds(result)}. Allowed were "
         f"{result['allowed']:g} points on the validation split. Time is a call's against the whole network's, side by side.\n\n"
         + _table([*head, *(f"time at batch {batch}" for batch in result["ghosts"][0]["times"])], rows)
         + (f"\n\n{result['note']}" if "note" in result else "")
@@ -251,6 +252,10 @@ def _monitor(result: dict[str, Any]) -> str:
         f"{result['what']}: {result['glance_in_steps']:.2f} steps (medians of {result['n']} turns, {glance:.0f} ms against {step:.0f} ms). "
         f"One an epoch of CIFAR-10's 45,000 training images at batch 128 is {result['percent_of_an_epoch']:.2f} % of the epoch."
     )
+
+
+def _seeds(result: dict[str, Any]) -> str:
+    return "1 seed" if result["seeds"] == 1 else f"{result['seeds']} seeds"
 
 
 def _spread(one: dict[str, Any]) -> str:
@@ -269,7 +274,9 @@ SECTIONS = (
     ("shrink-resnet56-16px", "Inverse Curriculum Training", _shrink),
     ("shrink-resnet56-8px", "Inverse Curriculum Training, on smaller images", _shrink),
     ("shrink-resnet110-16px", "Inverse Curriculum Training of ResNet-110", _shrink),
-    ("ghost-resnet56", "Ghost Inference", _ghost),
+    ("shrink-resnet56-32px", "Inverse Curriculum Training on all images, at their own size", _shrink),
+    ("ghost-resnet56-16px", "Ghost Inference", _ghost),
+    ("ghost-resnet56-32px", "Ghost Inference on all images, at their own size", _ghost),
     ("families-resnet34", "Inverse Curriculum Training of torchvision's ResNet-34", _families),
     ("families-vit", "Inverse Curriculum Training of a vision Transformer of timm's", _families),
     ("ghosts-resnet34", "Ghosts of torchvision's ResNet-34", _ghosts),
