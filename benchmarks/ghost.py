@@ -4,7 +4,7 @@
 
 It takes the networks that ``benchmarks.shrink`` trained: the whole one, the shallower one trained as long, the shrunk one.
 Every way that chooses does so on the validation split, to a rise of at most ``--error`` points, for each batch size anew, as one
-would for a service; the test split is only told.
+would for a service; one takes the time of the shallower network instead, and is compared by its error. The test split is only told.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,45 +51,58 @@ class Coin(Gate):
 class Way:
     """How a setting is found for a network, at each batch size; without ``kinds`` and ``exits`` the network is timed as it is."""
 
-    net: Callable[[int], nn.Module]  # of a seed
+    net: str  # of the networks that ``Bench`` has
     kinds: Kinds = ()
     exits: bool = False
     chance: bool = False  # gates that know nothing
+    within: str | None = None  # another way, whose time bounds this one's instead of a rise of the error
 
 
-def fitted(net: nn.Module, data: Data, examples: int, *, gates: bool, exits: bool) -> tuple[Ghost, Passes]:
-    """A ghost of ``net``, and what it does on the examples that its settings are chosen on."""
+def fitted(bench: Bench, net: str, seed: int, examples: int) -> Ghost:
+    """A ghost with gates and exits, fitted once for all ways that use them."""
+    kept = bench.path(f"ghost of {net}, {examples}", seed).with_suffix(".pt")
     torch.manual_seed(0)
-    made = Ghost(net)
-    fit(made, data, gates=gates, exits=exits, examples=examples)
-    return made, Passes(made, list(batches(data, "val", examples, CPU, 250)))
+    made = Ghost(network(bench, net, seed))
+    if not kept.exists():
+        fit(made, bench.data, examples=examples)
+        torch.save((made.gates, made.exits, made.temperature), kept)
+    made.gates, made.exits, made.temperature = torch.load(kept, weights_only=False)
+    return made
 
 
 def settings_by_batch(
-    way: Way, net: nn.Module, data: Data, rise: float, examples: int
-) -> tuple[nn.Module, dict[int, Settings]]:
-    """Of gates and exits that are fitted once, the setting that is confirmed and measured fastest at each batch size."""
-    if not (way.kinds or way.exits):
-        return net, dict.fromkeys(BATCHES, Settings())
-    made, held = fitted(net, data, examples, gates=bool(way.kinds), exits=way.exits)
+    way: Way, made: Ghost, data: Data, rise: float, examples: int, budgets: dict[int, float]
+) -> dict[int, Settings]:
+    """The setting that is confirmed and measured fastest at each batch size, or of least error within a budget of time.
+
+    Heads that the way does not use are taken off.
+    """
     for c, gate in enumerate(made.gates):
-        if way.chance and isinstance(gate, Gate):
+        if not way.kinds:
+            made.gates[c] = nn.Identity()
+        elif way.chance and isinstance(gate, Gate):
             made.gates[c] = Coin(gate.weight.shape[1], len(gate.bias))
+    if not way.exits:
+        made.exits, made.temperature = nn.ModuleList(nn.Identity() for _ in made.exits), 1.0
+    held = Passes(made, list(batches(data, "val", examples, CPU, 250)))
     fresh = Passes(made, list(batches(data, "val", len(data.val), CPU, 250, skip=examples)))
     inputs = torch.cat([x for x, _ in held.given])
     found = {}
     for batch in BATCHES:
         points = frontier(held, costs(made, inputs[:batch]), kinds=way.kinds)
+        if batch in budgets:
+            found[batch] = within_budget(made, points, budgets[batch], inputs[:256], batch, print).settings
+            continue
         able = confirmed(within_error(points, points[0].error, rise, len(held)), fresh, rise)
         found[batch] = fastest(made, able, points[0], inputs[:256], batch).settings
-    return made, found
+    return found
 
 
-def trained_with_exits(bench: Bench, seed: int) -> ResNet:
-    """The whole network, its exits in the loss from the start."""
-    how = dataclasses.replace(bench.recipe(bench.epochs), exits=EXITS)
-    bench.train("exits", seed, bench.fresh(seed), how)
-    return bench.model("exits", seed)
+def network(bench: Bench, net: str, seed: int) -> ResNet:
+    """``"exits"`` is the whole network with its exits in the loss from the start, and is trained if it was not."""
+    if net == "exits":
+        bench.train(net, seed, bench.fresh(seed), dataclasses.replace(bench.recipe(bench.epochs), exits=EXITS))
+    return bench.model(net, seed)
 
 
 def main() -> None:
@@ -97,33 +111,42 @@ def main() -> None:
     parser.add_argument("--error", type=float, default=0.2)
     parser.add_argument("--examples", type=int, default=1000)
     parser.add_argument("--ways", nargs="+", help="beginnings of the names of those to take [all]")
+    parser.add_argument("--no-budgets", action="store_true", help="leave out the table by budget")
     options = parser.parse_args()
     bench = bench_of(options)
     data = bench.data
     test = list(batches(data, "test", len(data.test), CPU, 250))
     both: Kinds = ("fitted", "fixed")
     ways = {
-        "ghost": Way(lambda s: bench.model("whole", s), both, True),
-        "exits alone": Way(lambda s: bench.model("whole", s), exits=True),
-        "gates alone": Way(lambda s: bench.model("whole", s), ("fitted",)),
-        "lesion profile, no training": Way(lambda s: bench.model("whole", s), ("fixed",)),
-        "random skipping": Way(lambda s: bench.model("whole", s), ("fitted",), chance=True),
-        "shallower, trained as long": Way(lambda s: bench.model(f"shallow-{options.blocks}", s)),
-        "exits trained with the network": Way(lambda s: trained_with_exits(bench, s)),
-        "exits trained with the network, and used": Way(lambda s: trained_with_exits(bench, s), exits=True),
-        "shrunk": Way(lambda s: bench.model(f"inverse-{options.blocks}", s)),
-        "shrunk, and exits": Way(lambda s: bench.model(f"inverse-{options.blocks}", s), exits=True),
+        "ghost": Way("whole", both, True),
+        "exits alone": Way("whole", exits=True),
+        "gates alone": Way("whole", ("fitted",)),
+        "lesion profile, no training": Way("whole", ("fixed",)),
+        "random skipping": Way("whole", ("fitted",), chance=True),
+        "shallower, trained as long": Way(f"shallow-{options.blocks}"),
+        "ghost, in the time of the shallower": Way("whole", both, True, within="shallower, trained as long"),
+        "exits trained with the network": Way("exits"),
+        "exits trained with the network, and used": Way("exits", exits=True),
+        "shrunk": Way(f"inverse-{options.blocks}"),
+        "shrunk, and exits": Way(f"inverse-{options.blocks}", exits=True),
     }
-    table: dict[str, object] = {}
+    table: dict[str, dict[str, dict[str, Any]]] = {}
     wholes = [error_of(bench.model("whole", seed), test) for seed in range(options.seeds)]
     for name, way in ways.items():
         if options.ways and not name.startswith(tuple(options.ways)):
             continue
+        if way.within and way.within not in table:
+            parser.error(f"{name} needs the times of: {way.within}; add it to --ways")
+        budgets = {int(batch): float(one["time"]) for batch, one in table.get(way.within or "", {}).items()}
         seeds: list[dict[str, dict[str, float]]] = []
         for seed in range(options.seeds):
             kept = bench.out / f"ghost, {name}, {seed}.json"  # delete it to measure anew
             if not kept.exists():
-                net, settings = settings_by_batch(way, way.net(seed), data, options.error, options.examples)
+                net: nn.Module = network(bench, way.net, seed)
+                settings = dict.fromkeys(BATCHES, Settings())
+                if way.kinds or way.exits:
+                    net = made = fitted(bench, way.net, seed, options.examples)
+                    settings = settings_by_batch(way, made, data, options.error, options.examples, budgets)
                 whole = bench.model("whole", seed)
                 found = {str(n): outcome(net, chosen, whole, wholes[seed], data, test, n) for n, chosen in settings.items()}
                 kept.write_text(json.dumps(found))
@@ -132,27 +155,27 @@ def main() -> None:
         table[name] = {batch: summary([one[batch] for one in seeds]) for batch in seeds[0]}
         print(name, table[name], flush=True)
     kept = bench.out / "ghost, budgets.json"
-    if not kept.exists():
-        kept.write_text(json.dumps(by_budget(bench.model("whole", 0), data, options.examples, test)))
-    whole = {"test_error": round(statistics.fmean(wholes), 3), "errors": [round(e, 2) for e in wholes]}
+    if not (kept.exists() or options.no_budgets):
+        kept.write_text(json.dumps(by_budget(bench, options.examples, test)))
+    errors = {"test_error": round(statistics.fmean(wholes), 3), "errors": [round(e, 2) for e in wholes]}
     record(
         f"ghost-{options.net.removesuffix('-cifar')}-{options.size}px",
         {
             "what": what(options.net, data, options.epochs),
             "seeds": options.seeds,
             "allowed": options.error,
-            "whole": whole,
+            "whole": errors,
             "ways": table,
-            "budgets": json.loads(kept.read_text()),
+            **({"budgets": json.loads(kept.read_text())} if kept.exists() else {}),
         },
     )
 
 
-def by_budget(
-    net: nn.Module, data: Data, examples: int, test: list[tuple[Tensor, Tensor]]
-) -> dict[str, dict[str, dict[str, float] | None]]:
+def by_budget(bench: Bench, examples: int, test: list[tuple[Tensor, Tensor]]) -> dict[str, dict[str, dict[str, float] | None]]:
     """For each batch size and budget of time: the share that is taken on the test split, and the error; None: it is refused."""
-    made, held = fitted(net, data, examples, gates=False, exits=True)
+    net, made, data = bench.model("whole", 0), fitted(bench, "whole", 0, examples), bench.data
+    made.gates = nn.ModuleList(nn.Identity() for _ in made.gates)
+    held = Passes(made, list(batches(data, "val", examples, CPU, 250)))
     inputs = torch.cat([x for x, _ in held.given])[:512]
     found: dict[str, dict[str, dict[str, float] | None]] = {}
     for batch in BATCHES:
@@ -184,7 +207,7 @@ def outcome(
     return {"error": here, "rise": here - error, "blocks": blocks, "time": times_by_batch(whole, net, test, (batch,))[batch]}
 
 
-def summary(seeds: list[dict[str, float]]) -> dict[str, object]:
+def summary(seeds: list[dict[str, float]]) -> dict[str, Any]:
     """Means, and each seed's."""
     means = {key: round(statistics.fmean(one[key] for one in seeds), 3) for key in seeds[0]}
     return {**means, "rises": [round(one["rise"], 2) for one in seeds], "times": [round(one["time"], 3) for one in seeds]}
