@@ -157,7 +157,7 @@ def _shrink(result: dict[str, Any]) -> str:
         picture = f"{result['name']}{'' if what == 'time' else '-blocks'}.svg"
         draw(PICTURES / picture, drawn, x=labels[what], y="test error, %", title=title)
         parts.append(f"![{title}](pictures/{picture})")
-    return "\n\n".join([*parts, *([result["note"]] if "note" in result else [])])
+    return "\n\n".join(parts) + _note(result)
 
 
 def _ghost(result: dict[str, Any]) -> str:
@@ -181,7 +181,7 @@ def _ghost(result: dict[str, Any]) -> str:
         f"everything included{'; means over the seeds, and their range' if result['seeds'] > 1 else ''}.\n\n"
         + _table(["", *head], rows)
         + (_budgets(result["budgets"], result["whole"]["errors"][0]) if "budgets" in result else "")
-        + (f"\n\n{result['note']}" if "note" in result else "")
+        + _note(result)
     )
 
 
@@ -228,6 +228,7 @@ def _families(result: dict[str, Any]) -> str:
         f"`python -m benchmarks.families`: {result['what']} in all by every way; {_seeds(result)}. {result['blocks'][1]} of "
         f"{result['blocks'][0]} blocks are left. Time is a forward pass's against the whole network's, side by side.\n\n"
         + _table(["", "test error", "above the whole, points", "time"], rows)
+        + _note(result)
     )
 
 
@@ -242,7 +243,7 @@ def _ghosts(result: dict[str, Any]) -> str:
         f"`python -m benchmarks.families --part ghosts`: {result['what']}; a row for each of {_seeds(result)}. Allowed were "
         f"{result['allowed']:g} points on the validation split. Time is a call's against the whole network's, side by side.\n\n"
         + _table([*head, *(f"time at batch {batch}" for batch in result["ghosts"][0]["times"])], rows)
-        + (f"\n\n{result['note']}" if "note" in result else "")
+        + _note(result)
     )
 
 
@@ -252,6 +253,10 @@ def _monitor(result: dict[str, Any]) -> str:
         f"{result['what']}: {result['glance_in_steps']:.2f} steps (medians of {result['n']} turns, {glance:.0f} ms against {step:.0f} ms). "
         f"One an epoch of CIFAR-10's 45,000 training images at batch 128 is {result['percent_of_an_epoch']:.2f} % of the epoch."
     )
+
+
+def _note(result: dict[str, Any]) -> str:
+    return f"\n\n{result['note']}" if "note" in result else ""
 
 
 def _seeds(result: dict[str, Any]) -> str:
