@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 
@@ -15,8 +16,8 @@ def time_against(
 ) -> tuple[float, tuple[float, float]]:
     """Time of ``other`` against ``whole`` on the same inputs in batches of ``batch``, taking turns.
 
-    The fastest turn of each counts, since whatever else the machine does can only slow one down; the spread is the middle half of
-    the turns' ratios.
+    The median of the turns' ratios, and their middle half: the two sides of a turn are seconds apart and meet the same machine,
+    while the fastest turns of each may lie minutes apart, and on a shared machine one of them may be luck.
     """
     pieces = inputs.split(batch)
     wait = torch.cuda.synchronize if inputs.is_cuda else (lambda: None)
@@ -35,4 +36,4 @@ def time_against(
             seconds[which].append(time.perf_counter() - began)
     ratios = sorted(b / a for a, b in zip(*seconds, strict=True))
     quarter = len(ratios) // 4
-    return min(seconds[1]) / min(seconds[0]), (ratios[quarter], ratios[-1 - quarter])
+    return statistics.median(ratios), (ratios[quarter], ratios[-1 - quarter])
