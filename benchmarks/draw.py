@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-COLOURS = ("#2f6fde", "#d1495b", "#2a9d8f", "#e08a1e", "#9b5de5", "#6b7280", "#5aa9e6")
-WIDTH, HEIGHT = 760, 420
-LEFT, RIGHT, TOP, BOTTOM = 64, 190, 24, 52
+COLOURS = ("#2f6fde", "#d1495b", "#2a9d8f", "#e08a1e", "#9b5de5", "#6b7280", "#5aa9e6", "#8a5a2b", "#c026a3", "#7a9a01")
+WIDTH, HEIGHT = 800, 420
+LEFT, RIGHT, TOP, BOTTOM = 64, 230, 24, 52
+APART = 5.0  # between bars that would lie on each other
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,12 @@ def _ticks(low: float, high: float, count: int = 6) -> list[float]:
     step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw)
     first = math.ceil(low / step - 1e-9)
     return [round(step * i, 10) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _aside(lines: Sequence[Line], i: int, x: float) -> float:
+    """How far a point at ``x`` is moved, so that the bars of all lines that have one there can be told apart."""
+    here = [j for j, line in enumerate(lines) if line.spread and x in line.x]
+    return APART * (here.index(i) - (len(here) - 1) / 2) if i in here else 0.0
 
 
 def draw(path: Path, lines: Sequence[Line], *, x: str, y: str, title: str) -> Path:
@@ -62,9 +69,10 @@ def draw(path: Path, lines: Sequence[Line], *, x: str, y: str, title: str) -> Pa
     out.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle">{html.escape(x)}</text>')
     middle = (TOP + HEIGHT - BOTTOM) / 2
     out.append(f'<text x="16" y="{middle}" text-anchor="middle" transform="rotate(-90 16 {middle})">{html.escape(y)}</text>')
+    assert len(lines) <= len(COLOURS), "two lines would have one colour"
     for i, line in enumerate(lines):
-        colour = COLOURS[i % len(COLOURS)]
-        points = [(at_x(a), at_y(b)) for a, b in zip(line.x, line.y, strict=True)]
+        colour = COLOURS[i]
+        points = [(at_x(a) + _aside(lines, i, a), at_y(b)) for a, b in zip(line.x, line.y, strict=True)]
         if line.joined and len(points) > 1:
             path_ = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in points)
             out.append(f'<path d="{path_}" fill="none" stroke="{colour}" stroke-width="2"/>')
