@@ -82,7 +82,6 @@ def shrunk(name: str, data: Data, epochs: float, seeds: int, out: Path) -> dict[
     half = dataclasses.replace(case.first, epochs=epochs / 2)
     once = dataclasses.replace(case.first, epochs=epochs)
     then = dataclasses.replace(shrink_recipe(case.build(classes)), epochs=epochs / 2, batch=case.first.batch)
-    at_once = Plan(goal, 0.0, 0.01, distil=0.5)
     ways: dict[str, list[dict[str, float]]] = {}
     for seed in range(seeds):
 
@@ -98,8 +97,8 @@ def shrunk(name: str, data: Data, epochs: float, seeds: int, out: Path) -> dict[
         tasks: dict[str, tuple[nn.Module, Recipe, Inverse | None]] = {
             "whole": (start, then, None),
             "inverse, from trained": (start, then, Inverse(Plan.usual(goal, trained=True))),
-            "lesion scores, fine-tuned": (start, then, rivals.Lesions(at_once)),
-            "smallest responses, fine-tuned": (start, then, rivals.Responses(at_once)),
+            "lesion scores, fine-tuned": (start, then, rivals.Lesions(rivals.at_once(goal))),
+            "smallest responses, fine-tuned": (start, then, rivals.Responses(rivals.at_once(goal))),
             "inverse, from scratch": (fresh, once, Inverse(Plan.usual(goal, trained=False))),
             "shallow from scratch": (shallow, once, None),
         }

@@ -58,8 +58,8 @@ class Way:
     within: str | None = None  # another way, whose time bounds this one's instead of a rise of the error
 
 
-def fitted(bench: Bench, net: str, seed: int, examples: int) -> Ghost:
-    """A ghost with gates and exits, fitted once for all ways that use them."""
+def fitted(bench: Bench, net: str, seed: int, examples: int, *, gates: bool, exits: bool) -> Ghost:
+    """A ghost whose gates and exits are fitted once for all ways, less those that this one does not use."""
     kept = bench.path(f"ghost of {net}, {examples}", seed).with_suffix(".pt")
     torch.manual_seed(0)
     made = Ghost(network(bench, net, seed))
@@ -67,23 +67,20 @@ def fitted(bench: Bench, net: str, seed: int, examples: int) -> Ghost:
         fit(made, bench.data, examples=examples)
         torch.save((made.gates, made.exits, made.temperature), kept)
     made.gates, made.exits, made.temperature = torch.load(kept, weights_only=False)
+    if not gates:
+        made.gates = nn.ModuleList(nn.Identity() for _ in made.gates)
+    if not exits:
+        made.exits, made.temperature = nn.ModuleList(nn.Identity() for _ in made.exits), 1.0
     return made
 
 
 def settings_by_batch(
     way: Way, made: Ghost, data: Data, rise: float, examples: int, budgets: dict[int, float]
 ) -> dict[int, Settings]:
-    """The setting that is confirmed and measured fastest at each batch size, or of least error within a budget of time.
-
-    Heads that the way does not use are taken off.
-    """
+    """The setting that is confirmed and measured fastest at each batch size, or of least error within a budget of time."""
     for c, gate in enumerate(made.gates):
-        if not way.kinds:
-            made.gates[c] = nn.Identity()
-        elif way.chance and isinstance(gate, Gate):
+        if way.chance and isinstance(gate, Gate):
             made.gates[c] = Coin(gate.weight.shape[1], len(gate.bias))
-    if not way.exits:
-        made.exits, made.temperature = nn.ModuleList(nn.Identity() for _ in made.exits), 1.0
     held = Passes(made, list(batches(data, "val", examples, CPU, 250)))
     fresh = Passes(made, list(batches(data, "val", len(data.val), CPU, 250, skip=examples)))
     inputs = torch.cat([x for x, _ in held.given])
@@ -145,7 +142,7 @@ def main() -> None:
                 net: nn.Module = network(bench, way.net, seed)
                 settings = dict.fromkeys(BATCHES, Settings())
                 if way.kinds or way.exits:
-                    net = made = fitted(bench, way.net, seed, options.examples)
+                    net = made = fitted(bench, way.net, seed, options.examples, gates=bool(way.kinds), exits=way.exits)
                     settings = settings_by_batch(way, made, data, options.error, options.examples, budgets)
                 whole = bench.model("whole", seed)
                 found = {str(n): outcome(net, chosen, whole, wholes[seed], data, test, n) for n, chosen in settings.items()}
@@ -173,8 +170,7 @@ def main() -> None:
 
 def by_budget(bench: Bench, examples: int, test: list[tuple[Tensor, Tensor]]) -> dict[str, dict[str, dict[str, float] | None]]:
     """For each batch size and budget of time: the share that is taken on the test split, and the error; None: it is refused."""
-    net, made, data = bench.model("whole", 0), fitted(bench, "whole", 0, examples), bench.data
-    made.gates = nn.ModuleList(nn.Identity() for _ in made.gates)
+    net, made, data = bench.model("whole", 0), fitted(bench, "whole", 0, examples, gates=False, exits=True), bench.data
     held = Passes(made, list(batches(data, "val", examples, CPU, 250)))
     inputs = torch.cat([x for x, _ in held.given])[:512]
     found: dict[str, dict[str, dict[str, float] | None]] = {}

@@ -12,7 +12,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from deepres.shrink import Inverse
+from deepres.shrink import Inverse, Plan, Target
+
+
+def at_once(target: Target) -> Plan:
+    """Deletes first and learns from the whole network's answers then, for those that start from a trained one."""
+    return Plan(target, 0.0, 0.01, distil=0.5)
 
 
 class _Cut(Inverse):
@@ -100,4 +105,4 @@ class Threshold(Inverse):
                 self.closed_at[self.units[i].path] = done
 
 
-__all__ = ["Lesions", "NormScale", "Responses", "Threshold"]
+__all__ = ["Lesions", "NormScale", "Responses", "Threshold", "at_once"]

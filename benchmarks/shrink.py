@@ -102,7 +102,7 @@ class Bench:
             self.recipe(self.epochs),
             dataclasses.replace(shrink_recipe(self.fresh(0)), epochs=self.epochs / 2, lr=self.fine_lr),
         )
-        pressed, at_once = Plan.usual(goal, trained=False), Plan(goal, 0.0, 0.01, distil=0.5)
+        pressed = Plan.usual(goal, trained=False)
 
         def shape(seed: int) -> ResNet:
             """The control of Liu et al. 2019: is it the shape that was found, or the way to it?"""
@@ -118,8 +118,10 @@ class Bench:
             "inverse, from trained": go("inverse-trained", fine, self.trained, lambda: Inverse(Plan.usual(goal, trained=True))),
             "shallow from scratch": go("shallow", scratch, lambda s: self.fresh(s, (third, third, third)), lambda: None),
             "the shape it found, from scratch": go("shape", scratch, shape, lambda: None),
-            "smallest responses, fine-tuned": go("responses", fine, self.trained, lambda: rivals.Responses(at_once)),
-            "lesion scores, fine-tuned": go("lesions", fine, self.trained, lambda: rivals.Lesions(at_once)),
+            "smallest responses, fine-tuned": go(
+                "responses", fine, self.trained, lambda: rivals.Responses(rivals.at_once(goal))
+            ),
+            "lesion scores, fine-tuned": go("lesions", fine, self.trained, lambda: rivals.Lesions(rivals.at_once(goal))),
             "threshold": go("threshold", scratch, self.fresh, lambda: rivals.Threshold(pressed)),
             "norm scale": go("norm-scale", scratch, self.fresh, lambda: rivals.NormScale(Plan(goal, 0.35, 0.5))),
         }

@@ -157,17 +157,16 @@ def _shrink(result: dict[str, Any]) -> str:
         picture = f"{result['name']}{'' if what == 'time' else '-blocks'}.svg"
         draw(PICTURES / picture, drawn, x=labels[what], y="test error, %", title=title)
         parts.append(f"![{title}](pictures/{picture})")
-    return "\n\n".join(parts) + _note(result)
+    return "\n\n".join(parts)
 
 
 def _ghost(result: dict[str, Any]) -> str:
-    batches = list(next(iter(result["ways"].values())))
+    batches, several = list(next(iter(result["ways"].values()))), result["seeds"] > 1
     rows = []
     for name, by_batch in sorted(result["ways"].items(), key=lambda pair: pair[1]["1"]["time"]):
         cells = [name]
         for one in by_batch.values():
             low, high = (100 * pick(one["times"]) for pick in (min, max))
-            several = result["seeds"] > 1
             cells += [
                 f"{100 * one['time']:.0f} %" + (f" ({low:.0f} to {high:.0f})" if several else ""),
                 f"{one['rise']:+.2f}" + (f" ({min(one['rises']):+.2f} to {max(one['rises']):+.2f})" if several else ""),
@@ -178,10 +177,9 @@ def _ghost(result: dict[str, Any]) -> str:
         f"`python -m benchmarks.ghost`: {result['what']}, {_seeds(result)}. The whole network has "
         f"{result['whole']['test_error']:.2f} % test error. What chooses does so on the validation split, to a rise of at most "
         f"{result['allowed']:g} points, for each batch size by itself. Time is a call's against the whole network's, side by side, "
-        f"everything included{'; means over the seeds, and their range' if result['seeds'] > 1 else ''}.\n\n"
+        f"everything included{'; means over the seeds, and their range' if several else ''}.\n\n"
         + _table(["", *head], rows)
         + (_budgets(result["budgets"], result["whole"]["errors"][0]) if "budgets" in result else "")
-        + _note(result)
     )
 
 
@@ -228,7 +226,6 @@ def _families(result: dict[str, Any]) -> str:
         f"`python -m benchmarks.families`: {result['what']} in all by every way; {_seeds(result)}. {result['blocks'][1]} of "
         f"{result['blocks'][0]} blocks are left. Time is a forward pass's against the whole network's, side by side.\n\n"
         + _table(["", "test error", "above the whole, points", "time"], rows)
-        + _note(result)
     )
 
 
@@ -240,10 +237,9 @@ def _ghosts(result: dict[str, Any]) -> str:
         rows.append([f"{one['error']:.2f} %", f"{one['rise']:+.2f}", *shares, *times])
     head = ["test error of the whole", "rise, points", "blocks that ran", "left early"]
     return (
-        f"`python -m benchmarks.families --part ghosts`: {result['what']}; a row for each of {_seeds(result)}. Allowed were "
+        f"`python -m benchmarks.families --part ghosts`: {result['what']}; {_seeds(result)}, a row each. Allowed were "
         f"{result['allowed']:g} points on the validation split. Time is a call's against the whole network's, side by side.\n\n"
         + _table([*head, *(f"time at batch {batch}" for batch in result["ghosts"][0]["times"])], rows)
-        + _note(result)
     )
 
 
@@ -253,10 +249,6 @@ def _monitor(result: dict[str, Any]) -> str:
         f"{result['what']}: {result['glance_in_steps']:.2f} steps (medians of {result['n']} turns, {glance:.0f} ms against {step:.0f} ms). "
         f"One an epoch of CIFAR-10's 45,000 training images at batch 128 is {result['percent_of_an_epoch']:.2f} % of the epoch."
     )
-
-
-def _note(result: dict[str, Any]) -> str:
-    return f"\n\n{result['note']}" if "note" in result else ""
 
 
 def _seeds(result: dict[str, Any]) -> str:
@@ -304,7 +296,7 @@ def main() -> None:
         path = RESULTS / f"{name}.json"
         if path.is_file():
             result = json.loads(path.read_text())
-            parts += [f"## {title}", tell(result), _on(result)]
+            parts += [f"## {title}", tell(result), *([result["note"]] if "note" in result else []), _on(result)]
     PAGE.write_text("\n\n".join(parts) + "\n")
     print(PAGE)
 
