@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -124,6 +125,10 @@ class Loader:
             yield from self._resident(self.split, epoch, start, size)
         else:
             yield from self._streamed(self.split, epoch, start, size or self.prepare.size)
+
+    def some(self, examples: int, epoch: int = 0) -> Iterator[Batch]:
+        """The first batches of an epoch with about so many examples in all, over all processes; at least one batch."""
+        return islice(self.epoch(epoch), max(1, round(examples / self.batch)))
 
     def _finish(self, images: Tensor, epoch: int, step: int, total: int, first: int) -> Tensor:
         if self.colour and images.shape[1] == 3:

@@ -1,4 +1,4 @@
-"""Inverse Curriculum Training. Read: cost -> target -> press -> curriculum -> shrink -> page."""
+"""Inverse Curriculum Training. Read: cost -> target -> press -> teacher -> norms -> curriculum -> shrink -> page."""
 
 from deepres._room import callable_room
 from deepres.shrink.curriculum import Inverse, Plan

@@ -15,16 +15,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from deepres.errors import DeepresError
 from deepres.nn import delete_blocks, logits_of
 from deepres.shrink.cost import measured_units
+from deepres.shrink.norms import settle_norms
 from deepres.shrink.press import Press
 from deepres.shrink.target import Target
 from deepres.shrink.teacher import Teacher, running
@@ -35,9 +35,8 @@ from deepres.train.memory import norms_at_rest
 WINDOW = 0.4  # of the press phase: how long one unit takes from open to closed
 GROUPS = 6  # times at which units are chosen
 RATE = 0.02  # per step: how fast a penalty's weight follows the residual's excess over its line
-NORM_BATCHES = 20  # that norms are estimated anew on
 EASED = 0.5  # power of a unit's rise of the loss: most of what it costs to lose one at once is won back by training on
-SCORE_BATCHES = 2  # that tell what each unit earns
+SCORE_EXAMPLES = 256  # that tell what each unit earns
 
 
 @dataclass(frozen=True)
@@ -261,7 +260,7 @@ class Inverse:
         trainer, model = self.trainer, self.trainer.model
         candidates = [i for i, unit in enumerate(self.units) if unit.removable and self.pressing.openness[i] > 0]
         before, was = self.pressing.wanted, model.training
-        seen = list(islice(trainer.loader.epoch(trainer.progress.epoch), SCORE_BATCHES))
+        seen = list(trainer.loader.some(SCORE_EXAMPLES, trainer.progress.epoch))
         found = torch.zeros(2, len(candidates), dtype=torch.float64)  # rises and sizes
         model.train()
         try:
@@ -328,31 +327,10 @@ class Inverse:
         model.train(was)
         self.difference = float((after - before).abs().max() / before.abs().max().clamp(min=1e-12))
         self.removed, self.stopped = gone, True
-        self._settle_norms()
+        settle_norms(trainer)
         trainer.rebuild()
         trainer.progress.best, trainer.progress.since_best = math.inf, 0  # of the network as it is now
         self.say(f"{len(gone)} of {len(self.units)} blocks are identities and have been taken out")
-
-    def _settle_norms(self) -> None:
-        """Estimate running statistics anew, as plain means over some batches."""
-        model, trainer = self.trainer.model, self.trainer
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-        if not norms:
-            return
-        momentum = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None
-        was = model.training
-        model.train()
-        with torch.random.fork_rng(), trainer.speed.autocast(trainer.team.device):
-            torch.manual_seed(0)
-            for batch in islice(trainer.loader.epoch(trainer.progress.epoch), NORM_BATCHES):
-                logits_of(model, trainer.laid(batch.images))
-        model.train(was)
-        for norm, value in zip(norms, momentum, strict=True):
-            norm.momentum = value
-        trainer.team.spread(model)
 
     # ---- checkpoints
 
