@@ -17,7 +17,11 @@ import torch
 import torchvision
 
 import deepres
+from deepres.train.distribute import pick_device
 
+DEVICE = pick_device("auto")
+BF16 = DEVICE.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+SPEED = "bf16-channels-last" if BF16 else "float32-channels-last"  # of trainings that are compared by what they learn
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -116,6 +120,11 @@ def summary(times: dict[str, list[float]], images: int, against: str) -> dict[st
             "ratio_highest": round(max(ratios), 3),
         }
     return out
+
+
+def result_name(what: str, net: str, size: int) -> str:
+    """Of a network of ours for CIFAR; what a GPU measured stands beside what a CPU did."""
+    return f"{what}-{net.removesuffix('-cifar')}-{size}px" + ("-gpu" if DEVICE.type == "cuda" else "")
 
 
 def record(name: str, result: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import record
+from benchmarks.common import DEVICE, record, result_name
 from benchmarks.shrink import Bench, bench_of, common_options, what
 from deepres.data import Data
 from deepres.errors import DeepresError
@@ -31,7 +31,6 @@ from deepres.ghost.fit import costs, fit
 from deepres.ghost.look import batches
 from deepres.nn import ResNet, logits_of
 
-CPU = torch.device("cpu")
 BATCHES = (1, 32, 256)
 EXITS = 0.5
 BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -41,10 +40,11 @@ class Coin(Gate):
     """Knows nothing: every block's worth is drawn anew for every input."""
 
     def forward(self, signal: Tensor) -> Tensor:
-        return torch.rand(len(signal), len(self.bias))
+        return self.linear(signal)[0]
 
     def linear(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.rand(len(features), len(self.bias)), torch.zeros(len(features), 1, dtype=torch.bool)
+        n, device = len(features), features.device
+        return torch.rand(n, len(self.bias), device=device), torch.zeros(n, 1, dtype=torch.bool, device=device)
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ def settings_by_batch(
     """The setting that is confirmed and measured fastest at each batch size, or of least error within a budget of time."""
     for c, gate in enumerate(made.gates):
         if way.chance and isinstance(gate, Gate):
-            made.gates[c] = Coin(gate.weight.shape[1], len(gate.bias))
-    held = Passes(made, list(batches(data, "val", examples, CPU, 250)))
-    fresh = Passes(made, list(batches(data, "val", len(data.val), CPU, 250, skip=examples)))
+            made.gates[c] = Coin(gate.weight.shape[1], len(gate.bias)).to(DEVICE)
+    held = Passes(made, list(batches(data, "val", examples, DEVICE, 250)))
+    fresh = Passes(made, list(batches(data, "val", len(data.val), DEVICE, 250, skip=examples)))
     inputs = torch.cat([x for x, _ in held.given])
     found = {}
     for batch in BATCHES:
@@ -112,7 +112,7 @@ def main() -> None:
     options = parser.parse_args()
     bench = bench_of(options)
     data = bench.data
-    test = list(batches(data, "test", len(data.test), CPU, 250))
+    test = list(batches(data, "test", len(data.test), DEVICE, 250))
     both: Kinds = ("fitted", "fixed")
     ways = {
         "ghost": Way("whole", both, True),
@@ -145,7 +145,7 @@ def main() -> None:
                     net = made = fitted(bench, way.net, seed, options.examples, gates=bool(way.kinds), exits=way.exits)
                     settings = settings_by_batch(way, made, data, options.error, options.examples, budgets)
                 whole = bench.model("whole", seed)
-                found = {str(n): outcome(net, chosen, whole, wholes[seed], data, test, n) for n, chosen in settings.items()}
+                found = outcomes(net, settings, whole, wholes[seed], data, test)
                 kept.write_text(json.dumps(found))
                 print(name, seed, found, flush=True)
             seeds.append(json.loads(kept.read_text()))
@@ -156,7 +156,7 @@ def main() -> None:
         kept.write_text(json.dumps(by_budget(bench, options.examples, test)))
     errors = {"test_error": round(statistics.fmean(wholes), 3), "errors": [round(e, 2) for e in wholes]}
     record(
-        f"ghost-{options.net.removesuffix('-cifar')}-{options.size}px",
+        result_name("ghost", options.net, options.size),
         {
             "what": what(options.net, data, options.epochs),
             "seeds": options.seeds,
@@ -171,7 +171,7 @@ def main() -> None:
 def by_budget(bench: Bench, examples: int, test: list[tuple[Tensor, Tensor]]) -> dict[str, dict[str, dict[str, float] | None]]:
     """For each batch size and budget of time: the share that is taken on the test split, and the error; None: it is refused."""
     net, made, data = bench.model("whole", 0), fitted(bench, "whole", 0, examples, gates=False, exits=True), bench.data
-    held = Passes(made, list(batches(data, "val", examples, CPU, 250)))
+    held = Passes(made, list(batches(data, "val", examples, DEVICE, 250)))
     inputs = torch.cat([x for x, _ in held.given])[:512]
     found: dict[str, dict[str, dict[str, float] | None]] = {}
     for batch in BATCHES:
@@ -189,18 +189,24 @@ def by_budget(bench: Bench, examples: int, test: list[tuple[Tensor, Tensor]]) ->
     return found
 
 
-def outcome(
-    net: nn.Module, chosen: Settings, whole: nn.Module, error: float, data: Data, test: list[tuple[Tensor, Tensor]], batch: int
-) -> dict[str, float]:
-    """On the test split, and against the whole network's time."""
-    blocks = 1.0
-    if isinstance(net, Ghost):
-        net.settings = chosen
-        seen = verify(net, test, data.classes)
-        here, blocks = seen.ghost, seen.blocks
-    else:
-        here = error_of(net, test)
-    return {"error": here, "rise": here - error, "blocks": blocks, "time": times_by_batch(whole, net, test, (batch,))[batch]}
+def outcomes(
+    net: nn.Module, settings: dict[int, Settings], whole: nn.Module, error: float, data: Data, test: list[tuple[Tensor, Tensor]]
+) -> dict[str, dict[str, float]]:
+    """By batch size: error and blocks on the test split, and the time against the whole network's."""
+    seen: dict[Settings, tuple[float, float]] = {}
+    found = {}
+    for batch, chosen in settings.items():
+        if isinstance(net, Ghost):
+            net.settings = chosen
+        if chosen not in seen and isinstance(net, Ghost):
+            verified = verify(net, test, data.classes)
+            seen[chosen] = verified.ghost, verified.blocks
+        elif chosen not in seen:
+            seen[chosen] = error_of(net, test), 1.0
+        here, blocks = seen[chosen]
+        took = times_by_batch(whole, net, test, (batch,))[batch]
+        found[str(batch)] = {"error": here, "rise": here - error, "blocks": blocks, "time": took}
+    return found
 
 
 def summary(seeds: list[dict[str, float]]) -> dict[str, Any]:

@@ -24,14 +24,15 @@ import torch
 from torch import nn
 
 from benchmarks import rivals
-from benchmarks.common import record
+from benchmarks.common import DEVICE, SPEED, record, result_name
 from deepres.data import Data, Resident, open_data, seeded
+from deepres.evaluate import measure
 from deepres.nn import ResNet, config, parameters
 from deepres.shrink import Inverse, Plan, Target, time_ratio
 from deepres.shrink.shrink import shrink_recipe
 from deepres.train import Run, recipe, train
 
-SPEED = "bf16-channels-last" if torch.cpu._is_avx512_bf16_supported() else "float32-channels-last"
+WATCHED = 1000  # validation images that are looked at after every epoch; the rest would take a quarter of the time
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,10 @@ class Bench:
     out: Path
     lr: float
     fine_lr: float
+    batch: int
 
     def recipe(self, epochs: float):  # type: ignore[no-untyped-def]
-        return dataclasses.replace(recipe("fast-cifar"), lr=self.lr, epochs=epochs, gentle_depth=0)
+        return recipe("fast-cifar", lr=self.lr, epochs=epochs, batch=self.batch, gentle_depth=0)
 
     def fresh(self, seed: int, blocks: tuple[int, ...] | None = None) -> ResNet:
         torch.manual_seed(seed)
@@ -67,8 +69,10 @@ class Bench:
         if path.exists():
             return dict(json.loads(path.read_text()))
         run = Run(self.net, self.data.name, how, None, seed, speed=SPEED, memory="all")
+        data, val = self.data, self.data.val
+        watched = val.take(torch.arange(0, len(val), max(1, len(val) // WATCHED)))
         began = time.perf_counter()
-        result = train(run, data=self.data, model=model, curriculum=curriculum, show=False)
+        result = train(run, data=dataclasses.replace(data, val=watched), model=model, curriculum=curriculum, show=False)
         seconds = time.perf_counter() - began
         last = result.model  # without a folder the last weights are kept, by every way alike
         assert isinstance(last, ResNet)
@@ -78,7 +82,7 @@ class Bench:
             "blocks": list(last.config.blocks),
             "params": parameters(last),
             "train_error": result.history[-1].train_error,
-            "val_error": result.history[-1].val_error,
+            "val_error": measure(last, val, data.prepare, data.classes).top1,
             "test_error": result.test.top1,
             "seconds": seconds,
         }
@@ -100,7 +104,7 @@ class Bench:
         third = blocks // 3
         scratch, fine = (
             self.recipe(self.epochs),
-            dataclasses.replace(shrink_recipe(self.fresh(0)), epochs=self.epochs / 2, lr=self.fine_lr),
+            dataclasses.replace(shrink_recipe(self.fresh(0)), epochs=self.epochs / 2, batch=self.batch, lr=self.fine_lr),
         )
         pressed = Plan.usual(goal, trained=False)
 
@@ -133,7 +137,7 @@ class Bench:
         path = self.path(name, seed)
         model = self.fresh(0, tuple(json.loads(path.read_text())["blocks"]))
         model.load_state_dict(torch.load(path.with_suffix(".pt"), weights_only=True))
-        return model.eval()
+        return model.to(DEVICE).eval()
 
 
 def subset(data: Data, images: int) -> Data:
@@ -145,7 +149,9 @@ def subset(data: Data, images: int) -> Data:
 
 def what(net: str, data: Data, epochs: float) -> str:
     """In words, for a result's title."""
-    return f"{net}, {len(data.train):,} images at {data.prepare.size}x{data.prepare.size}, {epochs:g} epochs"
+    side = data.prepare.size
+    examples = f"pieces of {side} characters" if data.is_text else f"images at {side}x{side}"
+    return f"{net}, {len(data.train):,} {examples}, {epochs:g} epochs"
 
 
 def common_options(about: str | None) -> argparse.ArgumentParser:
@@ -158,6 +164,7 @@ def common_options(about: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--val", type=float, default=0.2, help="share of the training images that is kept for validation")
     parser.add_argument("--epochs", type=float, default=24.0)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.2)
     parser.add_argument("--fine-lr", type=float, default=0.1)
     parser.add_argument("--out", type=Path, default=Path("runs/shrink-record"), help="where the networks are")
@@ -166,7 +173,7 @@ def common_options(about: str | None) -> argparse.ArgumentParser:
 
 def bench_of(options: argparse.Namespace) -> Bench:
     data = subset(open_data(options.data, size=options.size, val_share=options.val), options.images)
-    return Bench(options.net, data, options.epochs, options.out, options.lr, options.fine_lr)
+    return Bench(options.net, data, options.epochs, options.out, options.lr, options.fine_lr, options.batch)
 
 
 def main() -> None:
@@ -223,7 +230,7 @@ def claimed(path: Path) -> Iterator[bool]:
 
 def _record(bench: Bench, options: argparse.Namespace) -> None:
     seeds = range(options.seeds)
-    inputs = torch.randn(128, *bench.data.shape)
+    inputs = torch.randn(128, *bench.data.shape, device=DEVICE)
     reference = bench.model("whole", 0)
     whole = [bench.whole(seed) for seed in seeds]
     out: dict[str, object] = {
@@ -246,7 +253,7 @@ def _record(bench: Bench, options: argparse.Namespace) -> None:
             differences = [float(a["test_error"]) - float(b["test_error"]) for a, b in zip(found, whole, strict=True)]  # type: ignore[arg-type]
             table[name]["above_whole"] = round(statistics.fmean(differences), 3)
         out[f"{blocks} blocks"] = table
-    record(f"shrink-{options.net.removesuffix('-cifar')}-{options.size}px", out)
+    record(result_name("shrink", options.net, options.size), out)
 
 
 def _row(found: list[dict[str, object]], times: list[float]) -> dict[str, object]:
