@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,9 +23,10 @@ from deepres.nn import delete_blocks, logits_of, open_model
 from deepres.shrink import Plan, Press, Target, time_ratio
 from deepres.shrink.cost import measured_units
 from deepres.shrink.press import relative_size
+from deepres.shrink.shrink import shrink_recipe
 from deepres.shrink.teacher import Teacher, distillation
 from deepres.sites import find_units
-from deepres.train import Trainer
+from deepres.train import Run, Trainer, recipe
 from deepres.train.distribute import Team
 from tests.test_nn import scramble
 
@@ -263,6 +266,23 @@ def test_from_a_trained_network_with_its_own_answers(small, tmp_path: Path) -> N
     assert again.blocks == (5, 4) and again.before is not None
     for name, tensor in given.state_dict().items():
         assert torch.equal(tensor, small[0].model.state_dict()[name])  # what was given is left as it was
+
+
+def test_a_run_is_shrunk_at_half_of_the_rate_it_was_trained_at(small, tmp_path: Path) -> None:
+    first = recipe("fast-cifar")  # 0.4, SGD
+    assert shrink_recipe(small[0].model).lr == shrink_recipe(small[0].model, dataclasses.replace(first, lr=0.01)).lr == 0.05
+    once = shrink_recipe(small[0].model, dataclasses.replace(first, batch=32))
+    assert (once.lr, once.batch, once.name) == (0.2, 32, "shrink")
+    assert shrink_recipe(small[0].model, once).lr == 0.2  # a second time it is not halved again
+    assert shrink_recipe(gpt2(), first).lr == 5e-4  # SGD's rate says nothing of AdamW's
+    # and of a run's folder that is what is taken
+    shutil.copytree(small[1], tmp_path / "run")
+    saved = json.loads((tmp_path / "run" / "run.json").read_text())
+    saved["recipe"] |= {"lr": 0.4, "batch": 64}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(saved))
+    deepres.shrink(tmp_path / "run", "digits", "blocks=4", epochs=1, out=tmp_path / "less", **FAST)
+    taken = Run.read(tmp_path / "less").recipe
+    assert (taken.lr, taken.batch) == (0.2, 64)
 
 
 def test_an_error_that_may_not_rise_keeps_the_blocks(small) -> None:

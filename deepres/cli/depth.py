@@ -100,11 +100,11 @@ class Shrink:
     # what shall be left: time=, macs=, params=, blocks=, or error=+0.3; several: a frontier
     target: tuple[str, ...] = ("time=0.6",)
     epochs: float | None = None  # of the whole run [10 for a trained network, else the recipe's]
-    # how to train [a cosine from 0.05, AdamW for layer norms, for a trained network, else fast-cifar]
+    # how to train [a cosine from half of the rate it was trained at, and from 0.05 at least, for a trained network, else fast-cifar]
     recipe: str | None = None
     weights: Path | None = None  # a state_dict for a network that is built by name
     learn: float | None = None  # share of the run before the first block is pressed on [0.02 for a trained network, else 0.1]
-    # share of the run by which the last block is the identity [0.5 for a trained network, else 0.3]
+    # share of the run by which the last block is the identity [0.2 for a trained network, else 0.3]
     press: float | None = None
     distil: float | None = None  # weight of the given network's own answers in the loss [0.5 for a trained network, else 0]
     batch: int | None = None  # examples per step over all processes, instead of the recipe's

@@ -53,7 +53,7 @@ class Plan:
     @classmethod
     def usual(cls, target: Target, trained: bool) -> Plan:
         """For a network that was trained, or for one that begins from scratch."""
-        return cls(target, 0.02, 0.5, distil=0.5) if trained else cls(target, 0.1, 0.3)
+        return cls(target, 0.02, 0.2, distil=0.5) if trained else cls(target, 0.1, 0.3)
 
     def __post_init__(self) -> None:
         if not 0 <= self.learn < self.press < 1:

@@ -24,9 +24,11 @@ from deepres.shrink.target import Target
 from deepres.train import Recipe, Run, train
 from deepres.train import recipe as recipe_named
 from deepres.train.loop import Result
+from deepres.train.run import FILE as RUN
 from deepres.train.trainer import training_model
 
 FILE = "shrink.json"
+NAME = "shrink"  # of the recipe
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,21 @@ class Shrunk:
         return {**keep, "result": result, "history": [dataclasses.asdict(glance) for glance in self.history]}
 
 
-def shrink_recipe(model: nn.Module) -> Recipe:
-    """From trained weights: a rate high enough to move them, cosine; AdamW for networks with layer norm, as they were trained."""
+def shrink_recipe(model: nn.Module, before: Recipe | None = None) -> Recipe:
+    """From trained weights: a rate high enough to move them, cosine; AdamW for networks with layer norm, as they were trained.
+
+    ``before``: the recipe that it was trained with, where that is known. Half of its rate, with its batch, is taken if it is higher.
+    """
     if any(isinstance(m, nn.LayerNorm) or type(m).__name__.endswith("RMSNorm") for m in model.modules()):
-        return dataclasses.replace(recipe_named("transformer"), name="shrink", epochs=10, lr=5e-4)
-    return dataclasses.replace(
-        recipe_named("finetune"), name="shrink", batch=128, lr=0.05, weight_decay=5e-4, augment="pad-crop-flip"
-    )
+        usual = dataclasses.replace(recipe_named("transformer"), name=NAME, epochs=10, lr=5e-4)
+    else:
+        usual = dataclasses.replace(
+            recipe_named("finetune"), name=NAME, batch=128, lr=0.05, weight_decay=5e-4, augment="pad-crop-flip"
+        )
+    if before is None or before.optimizer != usual.optimizer:
+        return usual
+    lr = before.lr if before.name == NAME else before.lr / 2  # shrunk before: that was half already
+    return dataclasses.replace(usual, lr=lr, batch=before.batch) if lr > usual.lr else usual
 
 
 def shrink(
@@ -119,7 +129,7 @@ def shrink(
     goal = Target.parse(target)
     whole, opened, name, known = _open(model, data, weights, run.get("size"), run.get("seed", 0))
     trained = known if trained is None else trained
-    chosen = recipe if recipe is not None else (shrink_recipe(whole) if trained else "fast-cifar")
+    chosen = recipe if recipe is not None else (shrink_recipe(whole, _recipe_of(model)) if trained else "fast-cifar")
     asked: dict[str, Any] = {"learn": learn, "press": press, "distil": distil}
     plan = dataclasses.replace(Plan.usual(goal, trained), **{key: value for key, value in asked.items() if value is not None})
     settings = Run(name, opened.name, chosen, str(out) if out else None, epochs=epochs, **run)
@@ -171,6 +181,15 @@ def _open(
     config(reference)  # a wrong name is told before any data is read
     opened = data if isinstance(data, Data) else open_data(data, size=size)
     return training_model(Run(reference, opened.name, seed=seed), opened, torch.device("cpu")), opened, reference, False
+
+
+def _recipe_of(model: nn.Module | str | Path) -> Recipe | None:
+    """What a run of ours was trained with."""
+    if isinstance(model, nn.Module) or not (Path(model) / RUN).is_file():
+        return None
+    found = Run.read(model).recipe
+    assert isinstance(found, Recipe)
+    return found
 
 
 def time_ratio(whole: nn.Module, small: nn.Module, inputs: Tensor, *, turns: int = 15) -> tuple[float, tuple[float, float]]:
