@@ -1,12 +1,15 @@
-"""Other libraries' networks, shrunk and made ghosts of: torchvision's ResNet-34 and timm's VisionTransformer, on photographs.
+"""Other libraries' networks, shrunk and made ghosts of: torchvision's ResNet-34 and timm's VisionTransformer on photographs, Hugging
+Face's GPT-2 on a text.
 
     python -m benchmarks.families --data ../shared/data/cifar10-jpeg --only vit
+    python -m benchmarks.families --data ../shared/data/tinyshakespeare.txt --only gpt2 --size 64 --epochs 3
     python -m benchmarks.cells --voc ../shared/data/bccd-voc
     python -m benchmarks.families --data runs/cells --only resnet34 --part shrunk --size 96 --epochs 12
     python -m benchmarks.families --data runs/cells --only resnet34 --part ghosts --size 224 --epochs 6
 
 Every way has the same total of epochs, as in ``benchmarks.shrink``: half of them train the whole network and half are spent on what a
-way does to it, or all of them follow one schedule. The ghost is made of the whole network and may cost ``--error`` points.
+way does to it, or all of them follow one schedule. One more trains a shallow network for the second half alone, which is what is left to
+who has the whole one already. The ghost is made of the whole network and may cost ``--error`` points.
 """
 
 from __future__ import annotations
@@ -24,11 +27,12 @@ import torch
 import torchvision
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks import rivals
-from benchmarks.common import record
+from benchmarks.common import DEVICE, SPEED, record
 from benchmarks.ghost import times_by_batch
-from benchmarks.shrink import SPEED, errors_and_times, subset, what
+from benchmarks.shrink import errors_and_times, subset, what
 from deepres.data import Data, Resident, open_data
 from deepres.ghost import ghost
 from deepres.ghost.look import batches
@@ -46,17 +50,34 @@ def vit(classes: int, blocks: int = 8) -> nn.Module:
     return VisionTransformer(img_size=32, patch_size=8, embed_dim=96, depth=blocks, num_heads=3, num_classes=classes)
 
 
+def gpt2(classes: int, blocks: int = 6) -> nn.Module:
+    """For pieces of up to 64 characters; without dropout, which runs this short do not need."""
+    sizes = {"n_positions": 64, "n_embd": 64, "n_layer": blocks, "n_head": 4}
+    none = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=classes, **sizes, **none, bos_token_id=0, eos_token_id=0, use_cache=False))
+
+
 @dataclass(frozen=True)
 class Case:
     what: str
     build: Callable[..., nn.Module]  # of the classes, and of the blocks where these are not all
     blocks: tuple[int, int]  # of the whole, and that are left
     first: Recipe
+    fine_lr: float | None = None  # from a trained network on; ``shrink_recipe``'s
+    text: bool = False
 
 
 CASES = {
     "resnet34": Case("torchvision's ResNet-34", resnet34, (16, 8), recipe("fast-cifar", lr=0.05, batch=32)),
     "vit": Case("timm's VisionTransformer of 8 layers, 96 wide, patches of 8x8", vit, (8, 4), recipe("transformer")),
+    "gpt2": Case(
+        "Hugging Face's GPT-2 of 6 layers, 64 wide",
+        gpt2,
+        (6, 3),
+        recipe("transformer", lr=3e-3, batch=16),
+        fine_lr=2e-3,
+        text=True,
+    ),
 }
 
 
@@ -74,35 +95,61 @@ def trained(
     return found
 
 
-def shrunk(name: str, data: Data, epochs: float, seeds: int, out: Path) -> dict[str, Any]:
-    """What ``out`` has is not trained again."""
+Trained = tuple[nn.Module, float]  # and its error on the test split
+
+
+def shrinkings(name: str, data: Data, epochs: float, seed: int, out: Path) -> dict[str, Callable[[], Trained]]:
+    """Each way to a network of fewer blocks, and the whole one, to be trained when called. What ``out`` has is not trained again."""
     case = CASES[name]
     goal, classes = Target("blocks", case.blocks[1]), len(data.classes)
-    inputs, _ = next(batches(data, "test", 256, torch.device("cpu"), 256))
-    half = dataclasses.replace(case.first, epochs=epochs / 2)
-    once = dataclasses.replace(case.first, epochs=epochs)
-    then = dataclasses.replace(shrink_recipe(case.build(classes)), epochs=epochs / 2, batch=case.first.batch)
+    pressed = Plan.usual(goal, trained=False)
+    half, once = (dataclasses.replace(case.first, epochs=share * epochs) for share in (0.5, 1.0))
+    fine = shrink_recipe(case.build(classes))
+    then = dataclasses.replace(fine, epochs=epochs / 2, batch=case.first.batch, lr=case.fine_lr or fine.lr)
+
+    def go(way: str, model: nn.Module, how: Recipe, curriculum: Inverse | None = None) -> Trained:
+        path = out / f"{name}-{data.prepare.size}px-{epochs:g}, {way}, seed{seed}.pt"
+        return trained(path, data, seed, copy.deepcopy(model), how, curriculum)
+
+    def scratch(
+        way: str, curriculum: Inverse | None = None, blocks: int = case.blocks[0], how: Recipe = once
+    ) -> Callable[[], Trained]:
+        def call() -> Trained:
+            torch.manual_seed(seed)
+            return go(way, case.build(classes, blocks), how, curriculum)
+
+        return call
+
+    def mended(way: str, curriculum: Inverse | None = None) -> Callable[[], Trained]:
+        def call() -> Trained:
+            torch.manual_seed(seed)
+            return go(way, go("half", case.build(classes), half)[0], then, curriculum)
+
+        return call
+
+    return {
+        way: make(way, *more)
+        for way, make, *more in (
+            ("whole", scratch),
+            ("whole, in two schedules", mended),
+            ("inverse, from trained", mended, Inverse(Plan.usual(goal, trained=True))),
+            ("lesion scores, fine-tuned", mended, rivals.Lesions(rivals.at_once(goal))),
+            ("smallest responses, fine-tuned", mended, rivals.Responses(rivals.at_once(goal))),
+            ("inverse, from scratch", scratch, Inverse(pressed)),
+            ("threshold", scratch, rivals.Threshold(pressed)),
+            ("norm scale", scratch, rivals.NormScale(Plan(goal, 0.35, 0.5))),
+            ("shallow from scratch", scratch, None, case.blocks[1]),
+            ("shallow from scratch, half of the epochs", scratch, None, case.blocks[1], half),
+        )
+    }
+
+
+def shrunk(name: str, data: Data, epochs: float, seeds: int, out: Path) -> dict[str, Any]:
+    """Every way's error, and its time against the whole network's."""
+    inputs, _ = next(batches(data, "test", 256, DEVICE, 256))
     ways: dict[str, list[dict[str, float]]] = {}
     for seed in range(seeds):
-
-        def go(
-            way: str, model: nn.Module, how: Recipe, curriculum: Inverse | None = None, seed: int = seed
-        ) -> tuple[nn.Module, float]:
-            path = out / f"{name}-{data.prepare.size}px-{epochs:g}, {way}, seed{seed}.pt"
-            return trained(path, data, seed, copy.deepcopy(model), how, curriculum)
-
-        torch.manual_seed(seed)
-        fresh, shallow = case.build(classes), case.build(classes, case.blocks[1])
-        start, _ = go("half", fresh, half)
-        tasks: dict[str, tuple[nn.Module, Recipe, Inverse | None]] = {
-            "whole": (start, then, None),
-            "inverse, from trained": (start, then, Inverse(Plan.usual(goal, trained=True))),
-            "lesion scores, fine-tuned": (start, then, rivals.Lesions(rivals.at_once(goal))),
-            "smallest responses, fine-tuned": (start, then, rivals.Responses(rivals.at_once(goal))),
-            "inverse, from scratch": (fresh, once, Inverse(Plan.usual(goal, trained=False))),
-            "shallow from scratch": (shallow, once, None),
-        }
-        found = {way: go(way, *task) for way, task in tasks.items()}
+        found = {way: train() for way, train in shrinkings(name, data, epochs, seed, out).items()}
         whole, least = found["whole"]
         for way, (model, error) in found.items():
             time, _ = time_ratio(whole, model, inputs[:128]) if model is not whole else (1.0, None)
@@ -110,9 +157,9 @@ def shrunk(name: str, data: Data, epochs: float, seeds: int, out: Path) -> dict[
             ways.setdefault(way, []).append(one)
             print(name, seed, way, one, flush=True)
     return {
-        "what": what(case.what, data, epochs),
+        "what": what(CASES[name].what, data, epochs),
         "seeds": seeds,
-        "blocks": list(case.blocks),
+        "blocks": list(CASES[name].blocks),
         "ways": {way: _row(many) for way, many in ways.items()},
     }
 
@@ -120,7 +167,7 @@ def shrunk(name: str, data: Data, epochs: float, seeds: int, out: Path) -> dict[
 def ghosts(name: str, data: Data, epochs: float, seeds: int, error: float, out: Path) -> dict[str, Any]:
     """Of networks trained in one schedule, or of those that ``out`` has; on photographs that they have not seen."""
     case = CASES[name]
-    test = list(batches(data, "test", 512, torch.device("cpu"), 256))
+    test = list(batches(data, "test", 512, DEVICE, 256))
     found: list[dict[str, Any]] = []
     for seed in range(seeds):
         torch.manual_seed(seed)
@@ -163,17 +210,17 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     data = open_data(options.data, size=options.size)
-    if isinstance(data.train, Resident) and isinstance(data.val, Resident) and isinstance(data.test, Resident):
+    if not data.is_text and isinstance(data.train, Resident):
         data = subset(data, options.images)
         every = 2 if len(data.test) > 5000 else 1
         data = dataclasses.replace(
             data, val=data.val.take(thinned(data.val, every)), test=data.test.take(thinned(data.test, every))
         )
-    for name in CASES:
-        if options.only in (name, None):
+    for name, case in CASES.items():
+        if options.only in (name, None) and case.text == data.is_text:
             if options.part in ("shrunk", None):
                 record(f"families-{name}", shrunk(name, data, options.epochs, options.seeds, options.out))
-            if options.part in ("ghosts", None):
+            if options.part in ("ghosts", None) and not case.text:  # a ghost answers for a whole input
                 record(f"ghosts-{name}", ghosts(name, data, options.epochs, options.seeds, options.error, options.out))
 
 

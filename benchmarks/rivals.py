@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from deepres.shrink import Inverse, Plan, Target
@@ -65,8 +66,10 @@ class NormScale(_Cut):
         return total
 
     def _scale(self, i: int) -> Tensor:
-        norms = [m for m in self.units[i].sites[-1].end.modules() if isinstance(m, nn.BatchNorm2d)]
-        return norms[-1].weight
+        """Of the norm that ends the branch; in a Transformer, whose norms stand in front of the branches, of these."""
+        sites = self.units[i].sites
+        behind = [m.weight for m in sites[-1].end.modules() if isinstance(m, nn.BatchNorm2d)]
+        return behind[-1] if behind else torch.cat([m.weight for m in sites[0].block.modules() if isinstance(m, nn.LayerNorm)])
 
     def scores(self) -> dict[int, float]:
         return {i: float(self._scale(i).detach().abs().mean()) for i in self.removable()}
