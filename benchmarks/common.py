@@ -22,6 +22,7 @@ from deepres.train.distribute import pick_device
 DEVICE = pick_device("auto")
 BF16 = DEVICE.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
 SPEED = "bf16-channels-last" if BF16 else "float32-channels-last"  # of trainings that are compared by what they learn
+BESIDE = "-gpu" if DEVICE.type == "cuda" else ""  # of results that stand beside what a CPU measured
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -123,8 +124,8 @@ def summary(times: dict[str, list[float]], images: int, against: str) -> dict[st
 
 
 def result_name(what: str, net: str, size: int) -> str:
-    """Of a network of ours for CIFAR; what a GPU measured stands beside what a CPU did."""
-    return f"{what}-{net.removesuffix('-cifar')}-{size}px" + ("-gpu" if DEVICE.type == "cuda" else "")
+    """Of a network of ours for CIFAR."""
+    return f"{what}-{net.removesuffix('-cifar')}-{size}px{BESIDE}"
 
 
 def record(name: str, result: dict[str, Any]) -> None:

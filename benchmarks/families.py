@@ -26,13 +26,13 @@ from typing import Any
 import torch
 import torchvision
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks import rivals
-from benchmarks.common import DEVICE, SPEED, record
+from benchmarks.common import BESIDE, DEVICE, SPEED, record
 from benchmarks.ghost import times_by_batch
-from benchmarks.shrink import errors_and_times, subset, what
+from benchmarks.shrink import errors_and_times, subset, thinned, what
 from deepres.data import Data, Resident, open_data
 from deepres.ghost import ghost
 from deepres.ghost.look import batches
@@ -183,10 +183,6 @@ def ghosts(name: str, data: Data, epochs: float, seeds: int, error: float, out: 
     return {"what": what(case.what, data, epochs), "seeds": seeds, "allowed": error, "ghosts": found}
 
 
-def thinned(split: Resident, every: int) -> Tensor:
-    return torch.arange(0, len(split), every)
-
-
 def _row(many: list[dict[str, float]]) -> dict[str, Any]:
     return {
         **errors_and_times([one["error"] for one in many], [one["time"] for one in many]),
@@ -219,9 +215,9 @@ def main() -> None:
     for name, case in CASES.items():
         if options.only in (name, None) and case.text == data.is_text:
             if options.part in ("shrunk", None):
-                record(f"families-{name}", shrunk(name, data, options.epochs, options.seeds, options.out))
+                record(f"families-{name}{BESIDE}", shrunk(name, data, options.epochs, options.seeds, options.out))
             if options.part in ("ghosts", None) and not case.text:  # a ghost answers for a whole input
-                record(f"ghosts-{name}", ghosts(name, data, options.epochs, options.seeds, options.error, options.out))
+                record(f"ghosts-{name}{BESIDE}", ghosts(name, data, options.epochs, options.seeds, options.error, options.out))
 
 
 if __name__ == "__main__":

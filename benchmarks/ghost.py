@@ -198,11 +198,12 @@ def outcomes(
     for batch, chosen in settings.items():
         if isinstance(net, Ghost):
             net.settings = chosen
-        if chosen not in seen and isinstance(net, Ghost):
-            verified = verify(net, test, data.classes)
-            seen[chosen] = verified.ghost, verified.blocks
-        elif chosen not in seen:
-            seen[chosen] = error_of(net, test), 1.0
+        if chosen not in seen:
+            if isinstance(net, Ghost):
+                verified = verify(net, test, data.classes)
+                seen[chosen] = verified.ghost, verified.blocks
+            else:
+                seen[chosen] = error_of(net, test), 1.0
         here, blocks = seen[chosen]
         took = times_by_batch(whole, net, test, (batch,))[batch]
         found[str(batch)] = {"error": here, "rise": here - error, "blocks": blocks, "time": took}

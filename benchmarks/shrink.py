@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks import rivals
 from benchmarks.common import DEVICE, SPEED, record, result_name
-from deepres.data import Data, Resident, open_data, seeded
+from deepres.data import Data, Resident, Split, open_data, seeded
 from deepres.evaluate import measure
 from deepres.nn import ResNet, config, parameters
 from deepres.shrink import Inverse, Plan, Target, time_ratio
@@ -70,7 +70,7 @@ class Bench:
             return dict(json.loads(path.read_text()))
         run = Run(self.net, self.data.name, how, None, seed, speed=SPEED, memory="all")
         data, val = self.data, self.data.val
-        watched = val.take(torch.arange(0, len(val), max(1, len(val) // WATCHED)))
+        watched = val.take(thinned(val, max(1, len(val) // WATCHED)))
         began = time.perf_counter()
         result = train(run, data=dataclasses.replace(data, val=watched), model=model, curriculum=curriculum, show=False)
         seconds = time.perf_counter() - began
@@ -145,6 +145,11 @@ def subset(data: Data, images: int) -> Data:
     assert isinstance(data.train, Resident)
     index = torch.randperm(len(data.train), generator=seeded(0))[:images].sort().values
     return dataclasses.replace(data, train=data.train.take(index))
+
+
+def thinned(split: Split, every: int) -> Tensor:
+    """The rows of each ``every``-th example."""
+    return torch.arange(0, len(split), every)
 
 
 def what(net: str, data: Data, epochs: float) -> str:
