@@ -33,6 +33,7 @@ from deepres.nn import ResNet, logits_of
 
 BATCHES = (1, 32, 256)
 EXITS = 0.5
+GATED = "whole"  # the only network of whose gates a way makes use
 BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
@@ -64,7 +65,7 @@ def fitted(bench: Bench, net: str, seed: int, examples: int, *, gates: bool, exi
     torch.manual_seed(0)
     made = Ghost(network(bench, net, seed))
     if not kept.exists():
-        fit(made, bench.data, examples=examples)
+        fit(made, bench.data, examples=examples, gates=net == GATED)
         torch.save((made.gates, made.exits, made.temperature), kept)
     made.gates, made.exits, made.temperature = torch.load(kept, weights_only=False)
     if not gates:
@@ -121,6 +122,7 @@ def main() -> None:
         "lesion profile, no training": Way("whole", ("fixed",)),
         "random skipping": Way("whole", ("fitted",), chance=True),
         "shallower, trained as long": Way(f"shallow-{options.blocks}"),
+        "shallower, and exits": Way(f"shallow-{options.blocks}", exits=True),
         "ghost, in the time of the shallower": Way("whole", both, True, within="shallower, trained as long"),
         "exits trained with the network": Way("exits"),
         "exits trained with the network, and used": Way("exits", exits=True),
