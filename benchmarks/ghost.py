@@ -14,7 +14,7 @@ import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from deepres.data import Data
 from deepres.errors import DeepresError
 from deepres.evaluate import time_against
 from deepres.ghost import Gate, Ghost, Settings
-from deepres.ghost.choose import Kinds, Passes, fastest, frontier, within_budget
+from deepres.ghost.choose import Kinds, Passes, Point, fastest, frontier, within_budget
 from deepres.ghost.confirm import confirmed, verify, within_error
 from deepres.ghost.fit import costs, fit
 from deepres.ghost.look import batches
@@ -58,9 +58,53 @@ class Way:
     chance: bool = False  # gates that know nothing
     within: str | None = None  # another way, whose time bounds this one's instead of a rise of the error
 
+    @property
+    def chooses(self) -> bool:
+        return bool(self.kinds) or self.exits
 
-def fitted(bench: Bench, net: str, seed: int, examples: int, *, gates: bool, exits: bool) -> Ghost:
-    """A ghost whose gates and exits are fitted once for all ways, less those that this one does not use."""
+    def may(self, settings: Settings) -> bool:
+        """Whether it has what ``settings`` make use of."""
+        kind: Literal["fitted", "fixed"] = "fixed" if settings.fixed else "fitted"
+        return (settings.skip is None or kind in self.kinds) and (settings.leave is None or self.exits)
+
+
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """All settings of one ghost that were tried, at each batch size; the ways choose among them."""
+
+    made: Ghost
+    held: Passes
+    fresh: Passes
+    points: dict[int, list[Point]]
+
+    @classmethod
+    def of(cls, bench: Bench, net: str, seed: int, examples: int, *, chance: bool = False) -> Tried:
+        made = fitted(bench, net, seed, examples)
+        for c, gate in enumerate(made.gates):
+            if chance and isinstance(gate, Gate):
+                made.gates[c] = Coin(gate.weight.shape[1], len(gate.bias)).to(DEVICE)
+        held = Passes(made, list(batches(bench.data, "val", examples, DEVICE, 250)))
+        fresh = Passes(made, list(batches(bench.data, "val", len(bench.data.val), DEVICE, 250, skip=examples)))
+        points = {}
+        for batch in BATCHES:
+            points[batch] = frontier(held, costs(made, held.inputs[:batch]))
+        return cls(made, held, fresh, points)
+
+    def settings(self, way: Way, rise: float, budgets: dict[int, float]) -> dict[int, Settings]:
+        """The setting that is confirmed and measured fastest at each batch size, or of least error within a budget of time."""
+        found, inputs = {}, self.held.inputs[:256]
+        for batch, every in self.points.items():
+            points = [point for point in every if way.may(point.settings)]
+            if batch in budgets:
+                found[batch] = within_budget(self.made, points, budgets[batch], inputs, batch, print).settings
+                continue
+            able = confirmed(within_error(points, points[0].error, rise, len(self.held)), self.fresh, rise)
+            found[batch] = fastest(self.made, able, points[0], inputs, batch).settings
+        return found
+
+
+def fitted(bench: Bench, net: str, seed: int, examples: int) -> Ghost:
+    """With the gates and exits that were fitted once for all ways."""
     kept = bench.path(f"ghost of {net}, {examples}", seed).with_suffix(".pt")
     torch.manual_seed(0)
     made = Ghost(network(bench, net, seed))
@@ -68,32 +112,7 @@ def fitted(bench: Bench, net: str, seed: int, examples: int, *, gates: bool, exi
         fit(made, bench.data, examples=examples, gates=net == GATED)
         torch.save((made.gates, made.exits, made.temperature), kept)
     made.gates, made.exits, made.temperature = torch.load(kept, weights_only=False)
-    if not gates:
-        made.gates = nn.ModuleList(nn.Identity() for _ in made.gates)
-    if not exits:
-        made.exits, made.temperature = nn.ModuleList(nn.Identity() for _ in made.exits), 1.0
     return made
-
-
-def settings_by_batch(
-    way: Way, made: Ghost, data: Data, rise: float, examples: int, budgets: dict[int, float]
-) -> dict[int, Settings]:
-    """The setting that is confirmed and measured fastest at each batch size, or of least error within a budget of time."""
-    for c, gate in enumerate(made.gates):
-        if way.chance and isinstance(gate, Gate):
-            made.gates[c] = Coin(gate.weight.shape[1], len(gate.bias)).to(DEVICE)
-    held = Passes(made, list(batches(data, "val", examples, DEVICE, 250)))
-    fresh = Passes(made, list(batches(data, "val", len(data.val), DEVICE, 250, skip=examples)))
-    inputs = torch.cat([x for x, _ in held.given])
-    found = {}
-    for batch in BATCHES:
-        points = frontier(held, costs(made, inputs[:batch]), kinds=way.kinds)
-        if batch in budgets:
-            found[batch] = within_budget(made, points, budgets[batch], inputs[:256], batch, print).settings
-            continue
-        able = confirmed(within_error(points, points[0].error, rise, len(held)), fresh, rise)
-        found[batch] = fastest(made, able, points[0], inputs[:256], batch).settings
-    return found
 
 
 def network(bench: Bench, net: str, seed: int) -> ResNet:
@@ -130,6 +149,14 @@ def main() -> None:
         "shrunk, and exits": Way(f"inverse-{options.blocks}", exits=True),
     }
     table: dict[str, dict[str, dict[str, Any]]] = {}
+    tried: dict[tuple[str, int, bool], Tried] = {}
+
+    def trial(net: str, seed: int, chance: bool = False) -> Tried:
+        key = net, seed, chance
+        if key not in tried:
+            tried[key] = Tried.of(bench, net, seed, options.examples, chance=chance)
+        return tried[key]
+
     wholes = [error_of(bench.model("whole", seed), test) for seed in range(options.seeds)]
     for name, way in ways.items():
         if options.ways and not name.startswith(tuple(options.ways)):
@@ -143,9 +170,9 @@ def main() -> None:
             if not kept.exists():
                 net: nn.Module = network(bench, way.net, seed)
                 settings = dict.fromkeys(BATCHES, Settings())
-                if way.kinds or way.exits:
-                    net = made = fitted(bench, way.net, seed, options.examples, gates=bool(way.kinds), exits=way.exits)
-                    settings = settings_by_batch(way, made, data, options.error, options.examples, budgets)
+                if way.chooses:
+                    one = trial(way.net, seed, way.chance)
+                    net, settings = one.made, one.settings(way, options.error, budgets)
                 whole = bench.model("whole", seed)
                 found = outcomes(net, settings, whole, wholes[seed], data, test)
                 kept.write_text(json.dumps(found))
@@ -155,7 +182,7 @@ def main() -> None:
         print(name, table[name], flush=True)
     kept = bench.out / "ghost, budgets.json"
     if not (kept.exists() or options.no_budgets):
-        kept.write_text(json.dumps(by_budget(bench, options.examples, test)))
+        kept.write_text(json.dumps(by_budget(trial("whole", 0), ways["exits alone"], bench.model("whole", 0), data, test)))
     errors = {"test_error": round(statistics.fmean(wholes), 3), "errors": [round(e, 2) for e in wholes]}
     record(
         result_name("ghost", options.net, options.size),
@@ -170,19 +197,18 @@ def main() -> None:
     )
 
 
-def by_budget(bench: Bench, examples: int, test: list[tuple[Tensor, Tensor]]) -> dict[str, dict[str, dict[str, float] | None]]:
+def by_budget(
+    tried: Tried, way: Way, net: nn.Module, data: Data, test: list[tuple[Tensor, Tensor]]
+) -> dict[str, dict[str, dict[str, float] | None]]:
     """For each batch size and budget of time: the share that is taken on the test split, and the error; None: it is refused."""
-    net, made, data = bench.model("whole", 0), fitted(bench, "whole", 0, examples, gates=False, exits=True), bench.data
-    held = Passes(made, list(batches(data, "val", examples, DEVICE, 250)))
-    inputs = torch.cat([x for x, _ in held.given])[:512]
-    found: dict[str, dict[str, dict[str, float] | None]] = {}
-    for batch in BATCHES:
-        points = frontier(held, costs(made, inputs[:batch]), kinds=())
+    made, found = tried.made, dict[str, dict[str, dict[str, float] | None]]()
+    for batch, every in tried.points.items():
+        points = [point for point in every if way.may(point.settings)]
         for budget in BUDGETS:
             made.settings = Settings()
             try:
                 if budget < 1:
-                    within_budget(made, points, budget, inputs[:256], batch, lambda text: None)
+                    within_budget(made, points, budget, tried.held.inputs[:256], batch, lambda text: None)
             except DeepresError:
                 found.setdefault(str(batch), {})[f"{budget:g}"] = None
                 continue

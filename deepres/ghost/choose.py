@@ -56,6 +56,11 @@ class Passes:
         """How many examples there are."""
         return len(self.labels)
 
+    @property
+    def inputs(self) -> Tensor:
+        """(N, ...)."""
+        return torch.cat([x for x, _ in self.given])
+
     def of(self, settings: Settings) -> Recorded:
         """With the blocks that ``settings`` choose."""
         blocks = replace(settings, leave=None, exits=None, sure=0.0, mean=False)

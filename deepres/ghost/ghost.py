@@ -157,7 +157,7 @@ def ghost(
     made = Ghost(net)
     fit(made, opened, gates=gates != "none", exits=exits, examples=examples, watch=watch)
     held = Passes(made, list(batches(opened, "val", examples, torch.device(device), TOGETHER)))
-    inputs = torch.cat([x for x, _ in held.given])[: max(batch, 256)]
+    inputs = held.inputs[: max(batch, 256)]
     points = frontier(held, costs(made, inputs[:batch]), kinds=_KINDS[gates], watch=watch)
     whole, unconfirmed = points[0], None
     if budget is not None and budget >= 1:
