@@ -33,6 +33,7 @@ from deepres.nn import ResNet, logits_of
 
 BATCHES = (1, 32, 256)
 EXITS = 0.5
+KINDS: Kinds = ("fitted", "fixed")
 GATED = "whole"  # the only network of whose gates a way makes use
 BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
@@ -79,15 +80,17 @@ class Tried:
 
     @classmethod
     def of(cls, bench: Bench, net: str, seed: int, examples: int, *, chance: bool = False) -> Tried:
-        made = fitted(bench, net, seed, examples)
-        for c, gate in enumerate(made.gates):
-            if chance and isinstance(gate, Gate):
-                made.gates[c] = Coin(gate.weight.shape[1], len(gate.bias)).to(DEVICE)
+        made, kinds = fitted(bench, net, seed, examples), KINDS
+        if chance:
+            kinds, made.exits = ("fitted",), nn.ModuleList(nn.Identity() for _ in made.exits)
+            for c, gate in enumerate(made.gates):
+                if isinstance(gate, Gate):
+                    made.gates[c] = Coin(gate.weight.shape[1], len(gate.bias)).to(DEVICE)
         held = Passes(made, list(batches(bench.data, "val", examples, DEVICE, 250)))
         fresh = Passes(made, list(batches(bench.data, "val", len(bench.data.val), DEVICE, 250, skip=examples)))
         points = {}
         for batch in BATCHES:
-            points[batch] = frontier(held, costs(made, held.inputs[:batch]))
+            points[batch] = frontier(held, costs(made, held.inputs[:batch]), kinds=kinds)
         return cls(made, held, fresh, points)
 
     def settings(self, way: Way, rise: float, budgets: dict[int, float]) -> dict[int, Settings]:
@@ -133,16 +136,15 @@ def main() -> None:
     bench = bench_of(options)
     data = bench.data
     test = list(batches(data, "test", len(data.test), DEVICE, 250))
-    both: Kinds = ("fitted", "fixed")
     ways = {
-        "ghost": Way("whole", both, True),
+        "ghost": Way("whole", KINDS, True),
         "exits alone": Way("whole", exits=True),
         "gates alone": Way("whole", ("fitted",)),
         "lesion profile, no training": Way("whole", ("fixed",)),
         "random skipping": Way("whole", ("fitted",), chance=True),
         "shallower, trained as long": Way(f"shallow-{options.blocks}"),
         "shallower, and exits": Way(f"shallow-{options.blocks}", exits=True),
-        "ghost, in the time of the shallower": Way("whole", both, True, within="shallower, trained as long"),
+        "ghost, in the time of the shallower": Way("whole", KINDS, True, within="shallower, trained as long"),
         "exits trained with the network": Way("exits"),
         "exits trained with the network, and used": Way("exits", exits=True),
         "shrunk": Way(f"inverse-{options.blocks}"),

@@ -269,6 +269,7 @@ SECTIONS = (
     ("memory-resnet1202", "Memory: ResNet-1202", _memory),
     ("paper-cifar10-jpeg", "Table 6 and degradation on CIFAR-10 as JPEG", _cifar),
     ("shrink-resnet56-16px", "Inverse Curriculum Training", _shrink),
+    ("shrink-resnet56-16px-float32", "Inverse Curriculum Training, the same seeds in float32", _shrink),
     ("shrink-resnet56-8px", "Inverse Curriculum Training, on smaller images", _shrink),
     ("shrink-resnet110-16px", "Inverse Curriculum Training of ResNet-110", _shrink),
     ("shrink-resnet56-32px", "Inverse Curriculum Training on all images, at their own size", _shrink),
