@@ -144,7 +144,7 @@ def main() -> None:
         "random skipping": Way("whole", ("fitted",), chance=True),
         "shallower, trained as long": Way(f"shallow-{options.blocks}"),
         "shallower, and exits": Way(f"shallow-{options.blocks}", exits=True),
-        "ghost, in the time of the shallower": Way("whole", KINDS, True, within="shallower, trained as long"),
+        "in the time of the shallower, a ghost": Way("whole", KINDS, True, within="shallower, trained as long"),
         "exits trained with the network": Way("exits"),
         "exits trained with the network, and used": Way("exits", exits=True),
         "shrunk": Way(f"inverse-{options.blocks}"),

@@ -275,6 +275,7 @@ SECTIONS = (
     ("shrink-resnet56-32px", "Inverse Curriculum Training on all images, at their own size", _shrink),
     ("shrink-resnet56-32px-gpu", "Inverse Curriculum Training on a GPU", _shrink),
     ("ghost-resnet56-16px", "Ghost Inference", _ghost),
+    ("ghost-resnet56-16px-amx", "Ghost Inference, on a CPU with AMX", _ghost),
     ("ghost-resnet56-32px", "Ghost Inference on all images, at their own size", _ghost),
     ("ghost-resnet56-32px-gpu", "Ghost Inference on a GPU", _ghost),
     ("families-resnet34", "Inverse Curriculum Training of torchvision's ResNet-34", _families),
