@@ -16,7 +16,7 @@ from deepres import DeepresError, Run
 from deepres.cli.main import main
 from deepres.data import Data, open_data
 from deepres.ghost import Ghost, Made, Settings, ghost, load_ghost, save_ghost
-from deepres.ghost.choose import Passes, Point, best, frontier
+from deepres.ghost.choose import Passes, Point, best, fastest, frontier
 from deepres.ghost.confirm import clopper_pearson, confirmed, rise_bound, within_error
 from deepres.ghost.exits import ROUNDS, fit_exit, learn_to_read
 from deepres.ghost.fit import costs, fit, harms
@@ -67,6 +67,17 @@ def test_by_default_it_is_the_network_to_the_bit(fitted: Ghost, images: torch.Te
     assert torch.equal(fitted(images), fitted.net(images))
     assert torch.equal(fitted(images, trace=True), fitted.net(images))
     assert fitted.trace is not None and fitted.trace.ran.all() and (fitted.trace.left == -1).all()
+
+
+def test_a_setting_that_is_faster_by_luck_alone_is_not_taken(
+    fitted: Ghost, images: torch.Tensor, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, *points = (Point(Settings(leave=leave), 5.0, 0.5, 1.0, 0.0) for leave in (None, 0.9, 0.8, 0.7))
+    measured = {0.9: (0.93, (0.9, 1.04)), 0.8: (0.96, (0.95, 0.98)), 0.7: (0.97, (0.9, 0.99))}
+    monkeypatch.setattr("deepres.ghost.choose.time_against_whole", lambda made, x, n: measured[made.settings.leave])
+    assert fastest(fitted, points, whole, images, 1) is points[1] and fitted.settings == points[1].settings
+    assert fastest(fitted, points[:1], whole, images, 1) is whole and fitted.settings.whole
+    assert fastest(fitted, [], whole, images, 1) is whole
 
 
 def test_the_answer_does_not_depend_on_the_batch(fitted: Ghost, images: torch.Tensor, data: Data) -> None:
