@@ -10,6 +10,7 @@ would for a service; one takes the time of the shallower network instead, and is
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import statistics
 from collections.abc import Sequence
@@ -93,11 +94,14 @@ class Tried:
             points[batch] = frontier(held, costs(made, held.inputs[:batch]), kinds=kinds)
         return cls(made, held, fresh, points)
 
+    def points_of(self, way: Way) -> dict[int, list[Point]]:
+        """Those that a way may choose among."""
+        return {batch: [point for point in every if way.may(point.settings)] for batch, every in self.points.items()}
+
     def settings(self, way: Way, rise: float, budgets: dict[int, float]) -> dict[int, Settings]:
         """The setting that is confirmed and measured fastest at each batch size, or of least error within a budget of time."""
         found, inputs = {}, self.held.inputs[:256]
-        for batch, every in self.points.items():
-            points = [point for point in every if way.may(point.settings)]
+        for batch, points in self.points_of(way).items():
             if batch in budgets:
                 found[batch] = within_budget(self.made, points, budgets[batch], inputs, batch, print).settings
                 continue
@@ -151,13 +155,10 @@ def main() -> None:
         "shrunk, and exits": Way(f"inverse-{options.blocks}", exits=True),
     }
     table: dict[str, dict[str, dict[str, Any]]] = {}
-    tried: dict[tuple[str, int, bool], Tried] = {}
 
-    def trial(net: str, seed: int, chance: bool = False) -> Tried:
-        key = net, seed, chance
-        if key not in tried:
-            tried[key] = Tried.of(bench, net, seed, options.examples, chance=chance)
-        return tried[key]
+    @functools.cache
+    def trial(net: str, seed: int, chance: bool) -> Tried:
+        return Tried.of(bench, net, seed, options.examples, chance=chance)
 
     wholes = [error_of(bench.model("whole", seed), test) for seed in range(options.seeds)]
     for name, way in ways.items():
@@ -184,7 +185,9 @@ def main() -> None:
         print(name, table[name], flush=True)
     kept = bench.out / "ghost, budgets.json"
     if not (kept.exists() or options.no_budgets):
-        kept.write_text(json.dumps(by_budget(trial("whole", 0), ways["exits alone"], bench.model("whole", 0), data, test)))
+        kept.write_text(
+            json.dumps(by_budget(trial("whole", 0, False), ways["exits alone"], bench.model("whole", 0), data, test))
+        )
     errors = {"test_error": round(statistics.fmean(wholes), 3), "errors": [round(e, 2) for e in wholes]}
     record(
         result_name("ghost", options.net, options.size),
@@ -204,8 +207,7 @@ def by_budget(
 ) -> dict[str, dict[str, dict[str, float] | None]]:
     """For each batch size and budget of time: the share that is taken on the test split, and the error; None: it is refused."""
     made, found = tried.made, dict[str, dict[str, dict[str, float] | None]]()
-    for batch, every in tried.points.items():
-        points = [point for point in every if way.may(point.settings)]
+    for batch, points in tried.points_of(way).items():
         for budget in BUDGETS:
             made.settings = Settings()
             try:
