@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +24,31 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> object:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def browse() -> Iterator[Callable[..., Any]]:
+    """Opens a page's file in headless Chromium. The test fails where a page complains, or asks for anything over the network."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs Debian's chromium")
+    from playwright.sync_api import sync_playwright
+
+    problems: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+
+        def opened(path: Path, **context: Any) -> Any:
+            tab = browser.new_page(**context)
+            tab.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
+            tab.on("pageerror", lambda error: problems.append(str(error)))
+            tab.on("request", lambda request: problems.append(request.url) if request.url.startswith("http") else None)
+            tab.goto(path.as_uri())
+            return tab
+
+        yield opened
+        browser.close()
+    assert problems == []
 
 
 def write_digits(root: Path, *, side: int, per_class: int, classes: int = 3, splits: tuple[str, ...] = ()) -> Path:

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -104,32 +106,22 @@ def test_gradient_norms_are_autograds_and_leave_no_trace() -> None:
         assert layer.norm == pytest.approx(float(model.get_submodule(layer.name).weight.grad.norm()), rel=1e-4)
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Debian's chromium")
-def test_the_page_works_in_a_browser_without_a_network(findings: tuple[Findings, Path], tmp_path: Path) -> None:
-    from playwright.sync_api import sync_playwright
-
+def test_the_page_works_in_a_browser_without_a_network(
+    findings: tuple[Findings, Path], tmp_path: Path, browse: Callable[..., Any]
+) -> None:
     path = page(findings[0], "made </script> by <b>tests</b>").write(tmp_path / "report.html")
     assert path.stat().st_size < 5 << 20
-    problems: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
-        for scheme in ("light", "dark"):
-            tab = browser.new_page(color_scheme=scheme)
-            tab.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
-            tab.on("pageerror", lambda error: problems.append(str(error)))
-            tab.on("request", lambda request: problems.append(request.url) if request.url.startswith("http") else None)
-            tab.goto(path.as_uri())
-            tab.wait_for_selector(".plot .scatterlayer .trace")
-            assert tab.locator(".plot").count() == 2
-            assert tab.locator(".plot").first.locator(".trace").count() == 8
-            assert tab.locator("tbody tr").count() == 4
-            assert "made </script> by <b>tests</b>" in tab.locator("footer").inner_text()
-            tab.locator(".plot").first.scroll_into_view_if_needed()
-            box = tab.locator(".plot .points path").first.bounding_box()
-            assert box is not None
-            for nudge in (0, 2):  # Plotly answers a movement, not a place
-                tab.mouse.move(box["x"] + nudge, box["y"] + nudge)
-            tab.wait_for_selector(".hoverlayer .legend", state="attached")
-            assert "%" in tab.locator(".hoverlayer").first.text_content()
-        browser.close()
-    assert problems == []
+    for scheme in ("light", "dark"):
+        tab = browse(path, color_scheme=scheme)
+        tab.wait_for_selector(".plot .scatterlayer .trace")
+        assert tab.locator(".plot").count() == 2
+        assert tab.locator(".plot").first.locator(".trace").count() == 8
+        assert tab.locator("tbody tr").count() == 4
+        assert "made </script> by <b>tests</b>" in tab.locator("footer").inner_text()
+        tab.locator(".plot").first.scroll_into_view_if_needed()
+        box = tab.locator(".plot .points path").first.bounding_box()
+        assert box is not None
+        for nudge in (0, 2):  # Plotly answers a movement, not a place
+            tab.mouse.move(box["x"] + nudge, box["y"] + nudge)
+        tab.wait_for_selector(".hoverlayer .legend", state="attached")
+        assert "%" in tab.locator(".hoverlayer").first.text_content()

@@ -2,10 +2,10 @@
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -473,21 +473,11 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "Give --budget" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Debian's chromium")
-def test_the_page_in_a_browser(run: Path, tmp_path: Path) -> None:
-    from playwright.sync_api import sync_playwright
-
+def test_the_page_in_a_browser(run: Path, tmp_path: Path, browse: Callable[..., Any]) -> None:
     made = ghost(run, "digits", error=1.0, batch=8, examples=300)
     from deepres.ghost.page import page
 
     path = page(made, name="net", data="digits", footer="").write(tmp_path / "report.html")
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        view = browser.new_page()
-        problems: list[str] = []
-        view.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-        view.on("request", lambda request: problems.append(request.url) if request.url.startswith("http") else None)
-        view.goto(path.as_uri())
-        view.wait_for_selector(".js-plotly-plot .main-svg")
-        assert len(view.query_selector_all(".js-plotly-plot")) == 3 and not problems
-        browser.close()
+    view = browse(path)
+    view.wait_for_selector(".js-plotly-plot .main-svg")
+    assert len(view.query_selector_all(".js-plotly-plot")) == 3

@@ -3,10 +3,11 @@
 import itertools
 import json
 import math
-import shutil
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -409,51 +410,41 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert hint in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Debian's chromium")
-def test_the_page_answers_mouse_and_keyboard(trained: tuple[nn.Module, Sample], tmp_path: Path) -> None:
-    from playwright.sync_api import sync_playwright
-
+def test_the_page_answers_mouse_and_keyboard(
+    trained: tuple[nn.Module, Sample], tmp_path: Path, browse: Callable[..., Any]
+) -> None:
     model, sample = trained
     found = lens.look(model, sample.pairs(), name="</script><b>net</b>", pairs=4)
     data = open_data("digits")
     built = page([found], data="digits", classes=data.classes, pixels=lambda i: data.val.pixels[i])
     path = built.write(tmp_path / "report.html")
     assert path.stat().st_size < 5 << 20
-    problems: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
-        tab = browser.new_page()
-        tab.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
-        tab.on("pageerror", lambda error: problems.append(str(error)))
-        tab.on("request", lambda request: problems.append(request.url) if request.url.startswith("http") else None)
-        tab.goto(path.as_uri())
-        blocks = tab.locator(".chain .block")
-        assert blocks.count() == 9
-        blocks.nth(2).hover()
-        assert "lit" in (blocks.nth(2).get_attribute("class") or "")
-        assert "Site 3, stages.0.blocks.2" in tab.locator(".chain .now").inner_text()
-        assert tab.locator(".chain .detail").is_hidden()
-        blocks.nth(4).click()
-        detail = tab.locator(".chain .detail")
-        assert "Site 5" in detail.inner_text() and "change" in detail.inner_text()
-        assert detail.locator("svg").count() == 2
-        tab.keyboard.press("ArrowRight")
-        tab.keyboard.press("Enter")
-        assert "Site 6" in detail.inner_text()
-        assert blocks.nth(5).get_attribute("aria-pressed") == "true"
-        tab.keyboard.press("Home")
-        tab.keyboard.press("Enter")
-        assert "Site 1:" in detail.inner_text()
-        before = blocks.nth(3).locator("rect").first.get_attribute("fill")
-        tab.locator(".chain select").select_option("time")
-        assert blocks.nth(3).locator("rect").first.get_attribute("fill") != before
-        tab.set_viewport_size({"width": 300, "height": 800})
-        tab.wait_for_function("document.querySelector('.chain svg').getAttribute('height') > 62")
-        assert blocks.count() == 9
-        tab.wait_for_selector(".plot .scatterlayer .trace")
-        assert tab.locator(".gallery img").count() == 20
-        browser.close()
-    assert problems == []
+    tab = browse(path)
+    blocks = tab.locator(".chain .block")
+    assert blocks.count() == 9
+    blocks.nth(2).hover()
+    assert "lit" in (blocks.nth(2).get_attribute("class") or "")
+    assert "Site 3, stages.0.blocks.2" in tab.locator(".chain .now").inner_text()
+    assert tab.locator(".chain .detail").is_hidden()
+    blocks.nth(4).click()
+    detail = tab.locator(".chain .detail")
+    assert "Site 5" in detail.inner_text() and "change" in detail.inner_text()
+    assert detail.locator("svg").count() == 2
+    tab.keyboard.press("ArrowRight")
+    tab.keyboard.press("Enter")
+    assert "Site 6" in detail.inner_text()
+    assert blocks.nth(5).get_attribute("aria-pressed") == "true"
+    tab.keyboard.press("Home")
+    tab.keyboard.press("Enter")
+    assert "Site 1:" in detail.inner_text()
+    before = blocks.nth(3).locator("rect").first.get_attribute("fill")
+    tab.locator(".chain select").select_option("time")
+    assert blocks.nth(3).locator("rect").first.get_attribute("fill") != before
+    tab.set_viewport_size({"width": 300, "height": 800})
+    tab.wait_for_function("document.querySelector('.chain svg').getAttribute('height') > 62")
+    assert blocks.count() == 9
+    tab.wait_for_selector(".plot .scatterlayer .trace")
+    assert tab.locator(".gallery img").count() == 20
 
 
 def test_a_network_that_guesses_is_called_so() -> None:
