@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.common import record
+from benchmarks.common import BF16, SPEED, record
 from benchmarks.peers import CifarResNet
 from deepres.data import Prepare, Resident, pad_crop_flip
 from deepres.evaluate import measure
@@ -29,7 +29,6 @@ from deepres.paper.lab import Lab, scale, timed
 from deepres.paper.page import rows
 
 DEPTHS = (20, 32, 56)
-SPEED = "bf16-channels-last"
 
 
 def train_peer(lab: Lab, depth: int, seed: int, epochs: float) -> float:
@@ -52,7 +51,7 @@ def train_peer(lab: Lab, depth: int, seed: int, epochs: float) -> float:
     while done < steps:
         for index in torch.randperm(len(data), generator=generator).split(128):
             images = prepare.normalise(pad_crop_flip(data.pixels[index], generator, pad=4))
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
                 logits = model(images.to(memory_format=torch.channels_last)).float()
             optimizer.zero_grad()
             F.cross_entropy(logits, data.labels[index]).backward()

@@ -20,7 +20,7 @@ import deepres
 from deepres.train.distribute import pick_device
 
 DEVICE = pick_device("auto")
-BF16 = DEVICE.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+BF16 = DEVICE.type == "cuda" or torch.cpu._is_avx512_bf16_supported()  # elsewhere it is emulated, many times slower
 SPEED = "bf16-channels-last" if BF16 else "float32-channels-last"  # of trainings that are compared by what they learn
 BESIDE = "-gpu" if DEVICE.type == "cuda" else ""  # of results that stand beside what a CPU measured
 RESULTS = Path(__file__).parent / "results"

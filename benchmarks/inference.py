@@ -10,8 +10,7 @@ import torch
 import torchvision
 
 import deepres
-from benchmarks.common import alternate, record, summary
-from benchmarks.training import low
+from benchmarks.common import BF16, alternate, record, summary
 from deepres.data import Prepare, open_data, open_image
 from deepres.nn import notes
 
@@ -30,7 +29,7 @@ def speed(repeats: int) -> dict[str, object]:
     floor = _convolutions(ours, images)
 
     def tuned_call() -> None:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=low()):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=BF16):
             tuned(last)
 
     def plain(model: torch.nn.Module) -> object:
@@ -53,7 +52,7 @@ def speed(repeats: int) -> dict[str, object]:
 def _convolutions(model: torch.nn.Module, images: torch.Tensor) -> object:
     """All of the network's convolutions and its classifier, one after another, and nothing else."""
     calls = []
-    kind = torch.bfloat16 if low() else torch.float32
+    kind = torch.bfloat16 if BF16 else torch.float32
 
     def note(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         calls.append((module, inputs[0].shape))
@@ -136,6 +135,6 @@ if __name__ == "__main__":
     parser.add_argument("--only", choices=("speed", "answers"))
     options = parser.parse_args()
     if options.only in ("speed", None):
-        record("inference-resnet50" + ("" if low() else "-float32"), speed(options.repeats))
+        record("inference-resnet50" + ("" if BF16 else "-float32"), speed(options.repeats))
     if options.only in ("answers", None):
         record("inference-answers", agreement(options.data, options.run))

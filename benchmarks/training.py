@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 import torchvision
 
-from benchmarks.common import Remote, alternate, record, summary
+from benchmarks.common import BF16, Remote, alternate, record, summary
 from benchmarks.peers import CifarResNet, Step
 from deepres import Run
 from deepres.data import Batch, Data, Prepare, Resident
@@ -29,11 +29,6 @@ CASES: dict[str, tuple[Callable[[], torch.nn.Module], int, int, int]] = {  # pee
     "resnet50": (torchvision.models.resnet50, 16, 224, 1000),
 }
 _settings = contextlib.ExitStack()  # of this process, for as long as it lives
-
-
-def low() -> bool:
-    """bf16, where it is not emulated (many times slower)."""
-    return torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
 
 
 def examples(net: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,19 +93,18 @@ def floor(net: str, bf16: bool) -> tuple[Callable[[], None], str]:
 
 def compare(net: str, groups: int, turns: int) -> dict[str, object]:
     """All candidates in turns; then all over again in fresh processes, since where one's memory lies can last for its life."""
-    bf16 = low()
-    kind = " bf16" if bf16 else ""
+    kind = " bf16" if BF16 else ""
     times: dict[str, list[float]] = {}
     for _ in range(groups):
         candidates = [
             Remote(peer, net, "peer as it is", False, False, False),
-            Remote(peer, net, f"peer channels-last{kind}", bf16, True, False),
-            Remote(peer, net, f"peer channels-last{kind} compiled", bf16, True, True),
-            Remote(peer, net, f"peer{kind} compiled", bf16, False, True),
-            Remote(peer, net, f"with our settings: peer channels-last{kind} compiled", bf16, True, True, True),
+            Remote(peer, net, f"peer channels-last{kind}", BF16, True, False),
+            Remote(peer, net, f"peer channels-last{kind} compiled", BF16, True, True),
+            Remote(peer, net, f"peer{kind} compiled", BF16, False, True),
+            Remote(peer, net, f"with our settings: peer channels-last{kind} compiled", BF16, True, True, True),
             Remote(ours, net, "auto"),
             Remote(ours, net, "exact"),
-            Remote(floor, net, bf16),
+            Remote(floor, net, BF16),
         ]
         try:
             found = alternate({candidate.name: candidate for candidate in candidates}, repeats=turns)
