@@ -33,7 +33,7 @@ def cells(voc: Path, name: str, most: int) -> Iterator[tuple[str, Image.Image]]:
                 half = MARGIN * max(right - left, bottom - top) / 2
                 x, y = (left + right) / 2, (top + bottom) / 2
                 bounds = (max(0, x - half), max(0, y - half), min(image.width, x + half), min(image.height, y + half))
-                yield kind, image.crop(tuple(map(round, bounds)))  # type: ignore[arg-type]
+                yield kind, image.crop(tuple(map(round, bounds)))
 
 
 def main() -> None:

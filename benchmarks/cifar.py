@@ -41,7 +41,7 @@ def train_peer(lab: Lab, depth: int, seed: int, epochs: float) -> float:
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)
     data, prepare = lab.data.train, Prepare.usual(32)
     assert isinstance(data, Resident)
     generator = torch.Generator().manual_seed(seed)
@@ -97,8 +97,8 @@ def main() -> None:
         outcome = timed(one.run, lab)
         plain = dataclasses.asdict(outcome)
         plain["curves"] = plain.pop("figures")
-        for row, (_, ours, paper) in zip(plain["rows"], rows(outcome), strict=True):
-            row["text"], row["paper"] = ours, ""  # a paper's error is another test's
+        for row, (_, text, paper) in zip(plain["rows"], rows(outcome), strict=True):
+            row["text"], row["paper"] = text, ""  # a paper's error is another test's
             row.pop("published", None)
             assert paper is not None
         outcomes.append(plain)

@@ -6,7 +6,7 @@ Face's GPT-2 on a text.
     python -m benchmarks.families --data ../shared/data/tinyshakespeare.txt --only gpt2 --size 64 --epochs 3
     python -m benchmarks.cells --voc ../shared/data/bccd-voc
     python -m benchmarks.families --data runs/cells --only resnet34 --part shrunk --size 96 --epochs 12
-    python -m benchmarks.families --data runs/cells --only resnet34 --part ghosts --size 224 --val 0.5 --epochs 6 --seeds 1 \\
+    python -m benchmarks.families --data runs/cells --only resnet34 --part ghosts --size 224 --val 0.5 --epochs 8 --seeds 1 \\
         --examples 300 --gates none
 
 Every way has the same total of epochs, as in ``benchmarks.shrink``: half of them train the whole network and half are spent on what a
@@ -43,6 +43,7 @@ from deepres.shrink.shrink import shrink_recipe
 from deepres.train import Recipe, Run, recipe, train
 
 LARGE = 128  # pixels of a side, from which on a network is first trained on smaller images, and timed on fewer
+SMALLER = ((0.75, 64 / 224), (0.95, 128 / 224))  # until which share of the run, at which share of the side
 
 
 def resnet34(classes: int, blocks: int = 16) -> nn.Module:
@@ -56,8 +57,8 @@ def vit(classes: int, blocks: int = 8) -> nn.Module:
 
 def gpt2(classes: int, blocks: int = 6) -> nn.Module:
     """For pieces of up to 64 characters; without dropout, which runs this short do not need."""
-    sizes = {"n_positions": 64, "n_embd": 64, "n_layer": blocks, "n_head": 4}
-    none = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    sizes: dict[str, Any] = {"n_positions": 64, "n_embd": 64, "n_layer": blocks, "n_head": 4}
+    none: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     return GPT2LMHeadModel(GPT2Config(vocab_size=classes, **sizes, **none, bos_token_id=0, eos_token_id=0, use_cache=False))
 
 
@@ -171,7 +172,7 @@ def shrunk(name: str, data: Data, epochs: float, seeds: int, out: Path) -> dict[
 def ghosts(name: str, data: Data, options: argparse.Namespace) -> dict[str, Any]:
     """Of networks trained in one schedule, or of those that ``--out`` has; on photographs that they have not seen."""
     case, large = CASES[name], data.prepare.size >= LARGE
-    how = dataclasses.replace(case.first, epochs=options.epochs, sizes=((0.7, 128 / 224),) if large else ())
+    how = dataclasses.replace(case.first, epochs=options.epochs, sizes=SMALLER if large else ())
     found: list[dict[str, Any]] = []
     for seed in range(options.seeds):
         torch.manual_seed(seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -49,7 +50,7 @@ def speed(repeats: int) -> dict[str, object]:
     return {"what": f"resnet50, 224x224, batch {BATCH}", **summary(times, BATCH, "torchvision tuned")}
 
 
-def _convolutions(model: torch.nn.Module, images: torch.Tensor) -> object:
+def _convolutions(model: torch.nn.Module, images: torch.Tensor) -> Callable[[], object]:
     """All of the network's convolutions and its classifier, one after another, and nothing else."""
     calls = []
     kind = torch.bfloat16 if BF16 else torch.float32

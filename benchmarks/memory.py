@@ -63,7 +63,7 @@ def main() -> None:
                 "peak_gib": round(max(one["peak_bytes"] for one in found) / 2**30, 2),  # type: ignore[type-var,operator]
                 "plan": found[0]["plan"],
             }
-        ratio = rows["bounded"]["seconds"] / rows["unbounded"]["seconds"]  # type: ignore[operator]
+        ratio = rows["bounded"]["seconds"] / rows["unbounded"]["seconds"]
         result[speed] = {**rows, "time_ratio": round(ratio, 3)}
     record("memory-resnet1202", result)
 

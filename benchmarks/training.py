@@ -71,7 +71,7 @@ def floor(net: str, bf16: bool) -> tuple[Callable[[], None], str]:
     model = CASES[net][0]().to(images.device)
     calls: list[tuple[torch.nn.Conv2d, torch.Size]] = []
     layers = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
-    handles = [m.register_forward_pre_hook(lambda m, args: calls.append((m, args[0].shape))) for m in layers]  # type: ignore[func-returns-value, arg-type]
+    handles = [m.register_forward_pre_hook(lambda m, args: calls.append((m, args[0].shape))) for m in layers]
     with torch.no_grad():
         model(images)
     for handle in handles:
@@ -79,7 +79,7 @@ def floor(net: str, bf16: bool) -> tuple[Callable[[], None], str]:
     kind = torch.bfloat16 if bf16 else torch.float32
     ready = []
     for i, (layer, shape) in enumerate(calls):
-        alone = copy.deepcopy(layer).to(kind).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        alone = copy.deepcopy(layer).to(kind).to(memory_format=torch.channels_last)
         x = torch.randn(shape, device=images.device, dtype=kind).to(memory_format=torch.channels_last).requires_grad_(i > 0)
         ready.append((alone, x, torch.randn_like(alone(x))))
 
