@@ -34,7 +34,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from benchmarks import rivals
 from benchmarks.common import BESIDE, DEVICE, SPEED, record
 from benchmarks.ghost import times_by_batch
-from benchmarks.shrink import errors_and_times, subset, thinned, what
+from benchmarks.shrink import errors_and_times, subset, thinned, watched, what
 from deepres.data import Data, Resident, open_data
 from deepres.ghost import ghost
 from deepres.ghost.look import batches
@@ -177,7 +177,7 @@ def ghosts(name: str, data: Data, options: argparse.Namespace) -> dict[str, Any]
     for seed in range(options.seeds):
         torch.manual_seed(seed)
         path = options.out / f"{name}-{data.prepare.size}px-{options.epochs:g}, for ghosts, seed{seed}.pt"
-        whole, _ = trained(path, data, seed, case.build(len(data.classes)), how)
+        whole, _ = trained(path, watched(data, 200 if large else 1000), seed, case.build(len(data.classes)), how)
         if options.no_times:
             continue
         whole.eval()

@@ -123,9 +123,14 @@ def fitted(bench: Bench, net: str, seed: int, examples: int) -> Ghost:
 
 
 def network(bench: Bench, net: str, seed: int) -> ResNet:
-    """``"exits"`` is the whole network with its exits in the loss from the start, and is trained if it was not."""
-    if net == "exits":
-        bench.train(net, seed, bench.fresh(seed), dataclasses.replace(bench.recipe(bench.epochs), exits=EXITS))
+    """``"exits"`` and ``"exits-N"``, the whole network and one of N blocks, have exits in the loss from the start.
+
+    They are trained if they were not.
+    """
+    name, _, blocks = net.partition("-")
+    if name == "exits":
+        shape = (int(blocks) // 3,) * 3 if blocks else None
+        bench.train(net, seed, bench.fresh(seed, shape), dataclasses.replace(bench.recipe(bench.epochs), exits=EXITS))
     return bench.model(net, seed)
 
 
@@ -151,6 +156,8 @@ def main() -> None:
         "in the time of the shallower, a ghost": Way("whole", KINDS, True, within="shallower, trained as long"),
         "exits trained with the network": Way("exits"),
         "exits trained with the network, and used": Way("exits", exits=True),
+        "exits trained with the shallower": Way(f"exits-{options.blocks}"),
+        "exits trained with the shallower, and used": Way(f"exits-{options.blocks}", exits=True),
         "shrunk": Way(f"inverse-{options.blocks}"),
         "shrunk, and exits": Way(f"inverse-{options.blocks}", exits=True),
     }

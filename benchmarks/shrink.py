@@ -69,10 +69,9 @@ class Bench:
         if path.exists():
             return dict(json.loads(path.read_text()))
         run = Run(self.net, self.data.name, how, None, seed, speed=SPEED, memory="all")
-        data, val = self.data, self.data.val
-        watched = val.take(thinned(val, max(1, len(val) // WATCHED)))
+        data = self.data
         began = time.perf_counter()
-        result = train(run, data=dataclasses.replace(data, val=watched), model=model, curriculum=curriculum, show=False)
+        result = train(run, data=watched(data, WATCHED), model=model, curriculum=curriculum, show=False)
         seconds = time.perf_counter() - began
         last = result.model  # without a folder the last weights are kept, by every way alike
         assert isinstance(last, ResNet)
@@ -82,7 +81,7 @@ class Bench:
             "blocks": list(last.config.blocks),
             "params": parameters(last),
             "train_error": result.history[-1].train_error,
-            "val_error": measure(last, val, data.prepare, data.classes).top1,
+            "val_error": measure(last, data.val, data.prepare, data.classes).top1,
             "test_error": result.test.top1,
             "seconds": seconds,
         }
@@ -150,6 +149,11 @@ def subset(data: Data, images: int) -> Data:
 def thinned(split: Split, every: int) -> Tensor:
     """The rows of each ``every``-th example."""
     return torch.arange(0, len(split), every)
+
+
+def watched(data: Data, most: int) -> Data:
+    """With no more than ``most`` of its validation examples, to be looked at after every epoch."""
+    return dataclasses.replace(data, val=data.val.take(thinned(data.val, -(-len(data.val) // most))))
 
 
 def what(net: str, data: Data, epochs: float) -> str:
