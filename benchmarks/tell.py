@@ -22,7 +22,8 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 def _on(result: dict[str, Any]) -> str:
     machine = result["machine"]
     bf16 = "AMX" if machine["amx"] else "AVX-512 bf16" if machine["bf16"] else "no bf16"
-    where = machine["gpu"] or f"{machine['threads']} cores of {machine['cpu']} ({bf16})"
+    cores = "1 core" if machine["threads"] == 1 else f"{machine['threads']} cores"
+    where = machine["gpu"] or f"{cores} of {machine['cpu']} ({bf16})"
     return f"*{result['date']}, {where}, torch {machine['torch']}, torchvision {machine['torchvision']}.*"
 
 
@@ -236,9 +237,14 @@ def _ghosts(result: dict[str, Any]) -> str:
         shares = [f"{100 * one['blocks']:.0f} %", f"{100 * one['left']:.0f} %"]
         rows.append([f"{one['error']:.2f} %", f"{one['rise']:+.2f}", *shares, *times])
     head = ["test error of the whole", "rise, points", "blocks that ran", "left early"]
+    on = (
+        f", chosen on {result['chosen_on']:,} images and confirmed on {result['confirmed_on']:,}"
+        if "chosen_on" in result
+        else ""
+    )
     return (
         f"`python -m benchmarks.families --part ghosts`: {result['what']}; {_seeds(result)}, a row each. Allowed were "
-        f"{result['allowed']:g} points on the validation split. Time is a call's against the whole network's, side by side.\n\n"
+        f"{result['allowed']:g} points on the validation split{on}. Time is a call's against the whole network's, side by side.\n\n"
         + _table([*head, *(f"time at batch {batch}" for batch in result["ghosts"][0]["times"])], rows)
     )
 
