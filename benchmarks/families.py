@@ -7,7 +7,7 @@ Face's GPT-2 on a text.
     python -m benchmarks.cells --voc ../shared/data/bccd-voc
     python -m benchmarks.families --data runs/cells --only resnet34 --part shrunk --size 96 --epochs 12
     python -m benchmarks.families --data runs/cells --only resnet34 --part ghosts --size 224 --val 0.5 --epochs 8 --seeds 1 \\
-        --examples 300 --gates none
+        --examples 250 --gates none
 
 Every way has the same total of epochs, as in ``benchmarks.shrink``: half of them train the whole network and half are spent on what a
 way does to it, or all of them follow one schedule. One more trains a shallow network for the second half alone, which is what is left to
