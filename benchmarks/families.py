@@ -2,7 +2,8 @@
 Face's GPT-2 on a text.
 
     python -m benchmarks.families --data ../shared/data/cifar10-jpeg --only vit --part shrunk
-    python -m benchmarks.families --data ../shared/data/cifar10-jpeg --only vit --part ghosts --images 30000 --val 0.2 --epochs 10
+    python -m benchmarks.families --data ../shared/data/cifar10-jpeg --only vit --part ghosts --images 30000 --val 0.2 --epochs 10 \\
+        --examples 2000
     python -m benchmarks.families --data ../shared/data/tinyshakespeare.txt --only gpt2 --size 64 --epochs 3
     python -m benchmarks.cells --voc ../shared/data/bccd-voc
     python -m benchmarks.families --data runs/cells --only resnet34 --part shrunk --size 96 --epochs 12
@@ -92,7 +93,8 @@ def trained(
     """(the network, its error on the test split), trained, or as ``path`` has them."""
     if not path.exists():
         run = Run("custom", data.name, how, seed=seed, speed=SPEED, memory="all")
-        result = train(run, data=data, model=model, curriculum=curriculum, show=False)
+        few = watched(data, 200 if data.prepare.size >= LARGE else 1000)
+        result = train(run, data=few, model=model, curriculum=curriculum, show=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save((result.model, result.test.top1), path)
     found: tuple[nn.Module, float] = torch.load(path, weights_only=False)  # as a whole: shrunk ones have shapes of their own
@@ -177,7 +179,7 @@ def ghosts(name: str, data: Data, options: argparse.Namespace) -> dict[str, Any]
     for seed in range(options.seeds):
         torch.manual_seed(seed)
         path = options.out / f"{name}-{data.prepare.size}px-{options.epochs:g}, for ghosts, seed{seed}.pt"
-        whole, _ = trained(path, watched(data, 200 if large else 1000), seed, case.build(len(data.classes)), how)
+        whole, _ = trained(path, data, seed, case.build(len(data.classes)), how)
         if options.no_times:
             continue
         whole.eval()
@@ -234,10 +236,7 @@ def main() -> None:
     data = open_data(options.data, size=options.size, val_share=options.val)
     if not data.is_text and isinstance(data.train, Resident):
         data = subset(data, options.images)
-        every = 2 if len(data.test) > 5000 else 1
-        data = dataclasses.replace(
-            data, val=data.val.take(thinned(data.val, every)), test=data.test.take(thinned(data.test, every))
-        )
+        data = dataclasses.replace(data, test=data.test.take(thinned(data.test, 2 if len(data.test) > 5000 else 1)))
     for name, case in CASES.items():
         if options.only in (name, None) and case.text == data.is_text:
             if options.part in ("shrunk", None):

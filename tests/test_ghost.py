@@ -284,6 +284,13 @@ def test_larger_shares_are_not_tried_where_several_in_a_row_add_nothing(
     assert len(asked) == 10 and points[0] is whole and [point.time for point in best(points)] == [0.5, 1.0]
 
 
+def test_what_is_foretold_to_save_nothing_is_not_asked() -> None:
+    """Tests follow an order and end with the first that fails, so one of such a setting may cost those behind it."""
+    slow, fast = (Point(Settings(leave=leave), 4.0 + leave, time, 1.0, 0.5) for leave, time in ((0.5, 1.2), (0.9, 0.8)))
+    whole = Point(Settings(), 5.0, 1.0, 1.0, 0.0)
+    assert within_error([whole, slow, fast], 5.0, 0.2) == {(True, False, False): [fast]}
+
+
 def test_what_fresh_examples_do_not_confirm_is_passed_over(fitted: Ghost, data: Data) -> None:
     """Settings that look as good as the network where they were chosen, and are not."""
     bad, good = Settings(skip=1e9), Settings(leave=2.0)  # every block passed through; nobody leaves

@@ -23,13 +23,15 @@ Kind = tuple[bool, bool, bool]
 def within_error(points: Sequence[Point], whole: float, rise: float, doubt: int = 0) -> dict[Kind, list[Point]]:
     """The points whose error is at most ``rise`` points above the whole network's, fastest foretold first, by kind of setting.
 
+    Those that are foretold to take as long as the whole network are left out.
+
     Kinds are: skipping by input, by the mean, not at all; leaving or not. Of each kind those on its own frontier. ``doubt``: of how
     many examples the errors are, where others will confirm them: points then count that may be above by chance, a standard deviation.
     """
     kinds: dict[Kind, list[Point]] = {}
     for point in points:
         chance = 100 * math.sqrt(point.moved / doubt) if doubt else 0.0
-        if point.error <= whole + rise + chance and not point.settings.whole:
+        if point.error <= whole + rise + chance and point.time < 1 and not point.settings.whole:
             kind = (point.settings.skip is None, point.settings.fixed, point.settings.leave is None)
             kinds.setdefault(kind, []).append(point)
     return {kind: best(mine) for kind, mine in kinds.items()}
