@@ -35,7 +35,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from benchmarks import rivals
 from benchmarks.common import BESIDE, DEVICE, SPEED, record
 from benchmarks.ghost import times_by_batch
-from benchmarks.shrink import errors_and_times, subset, thinned, watched, what
+from benchmarks.shrink import WATCHED, errors_and_times, subset, thinned, watched, what
 from deepres.data import Data, Resident, open_data
 from deepres.ghost import ghost
 from deepres.ghost.look import batches
@@ -93,7 +93,7 @@ def trained(
     """(the network, its error on the test split), trained, or as ``path`` has them."""
     if not path.exists():
         run = Run("custom", data.name, how, seed=seed, speed=SPEED, memory="all")
-        few = watched(data, 200 if data.prepare.size >= LARGE else 1000)
+        few = watched(data, 200 if data.prepare.size >= LARGE else WATCHED)
         result = train(run, data=few, model=model, curriculum=curriculum, show=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save((result.model, result.test.top1), path)

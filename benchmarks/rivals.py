@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -21,11 +23,12 @@ def at_once(target: Target) -> Plan:
     return Plan(target, 0.0, 0.01, distil=0.5)
 
 
-class _Cut(Inverse):
+class _Cut(Inverse, ABC):
     """Deletes by a score, lowest first, when the share ``plan.press`` of the run is behind."""
 
+    @abstractmethod
     def scores(self) -> dict[int, float]:
-        raise NotImplementedError
+        """By block, of those that may go."""
 
     def stepped(self) -> None:
         done = self.trainer.progress.done + 1
