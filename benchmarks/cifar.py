@@ -23,7 +23,7 @@ from torch import nn
 from benchmarks.common import BF16, SPEED, record
 from benchmarks.peers import CifarResNet
 from deepres.data import Prepare, Resident, pad_crop_flip
-from deepres.evaluate import measure
+from deepres.evaluation import measure
 from deepres.paper.experiments import experiment
 from deepres.paper.lab import Lab, scale, timed
 from deepres.paper.page import rows

@@ -17,7 +17,7 @@ import torch
 import torchvision
 
 import deepres
-from deepres.train.distribute import pick_device
+from deepres.training.distribute import pick_device
 
 DEVICE = pick_device("auto")
 BF16 = DEVICE.type == "cuda" or torch.cpu._is_avx512_bf16_supported()  # elsewhere it is emulated, many times slower

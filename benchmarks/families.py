@@ -37,11 +37,11 @@ from benchmarks.common import BESIDE, DEVICE, SPEED, record
 from benchmarks.ghost import times_by_batch
 from benchmarks.shrink import WATCHED, errors_and_times, subset, thinned, watched, what
 from deepres.data import Data, Resident, open_data
-from deepres.ghost import ghost
-from deepres.ghost.look import batches
-from deepres.shrink import Inverse, Plan, Target, time_ratio
-from deepres.shrink.shrink import shrink_recipe
-from deepres.train import Recipe, Run, recipe, train
+from deepres.ghosting import ghost
+from deepres.ghosting.recording import batches
+from deepres.shrinking import Inverse, Plan, Target, time_ratio
+from deepres.shrinking.api import shrink_recipe
+from deepres.training import Recipe, Run, recipe, train
 
 LARGE = 128  # pixels of a side, from which on a network is first trained on smaller images, and timed on fewer
 SMALLER = ((0.75, 64 / 224), (0.95, 128 / 224))  # until which share of the run, at which share of the side
@@ -200,7 +200,7 @@ def ghosts(name: str, data: Data, options: argparse.Namespace) -> dict[str, Any]
             times = times_by_batch(whole, made.model, list(batches(data, "test", 512, DEVICE, 256)))
         took = {str(batch): round(ratio, 3) for batch, ratio in times.items()}
         found.append({**{key: round(value, 3) for key, value in shares.items()}, "times": took})
-        print(name, seed, *made.words(), found[-1], sep="\n  ", flush=True)
+        print(name, seed, *made.summary(), found[-1], sep="\n  ", flush=True)
     chose = {"allowed": options.error, "chosen_on": options.examples, "confirmed_on": len(data.val) - options.examples}
     return {"what": what(case.what, data, options.epochs), "seeds": options.seeds, **chose, "ghosts": found}
 

@@ -22,15 +22,16 @@ from torch import Tensor, nn
 
 from benchmarks.common import DEVICE, record, result_name
 from benchmarks.shrink import Bench, bench_of, common_options, what
+from deepres.adapters import logits_of
 from deepres.data import Data
 from deepres.errors import DeepresError
-from deepres.evaluate import time_against
-from deepres.ghost import Gate, Ghost, Settings
-from deepres.ghost.choose import Kinds, Passes, Point, fastest, frontier, within_budget
-from deepres.ghost.confirm import confirmed, verify, within_error
-from deepres.ghost.fit import costs, fit
-from deepres.ghost.look import batches
-from deepres.nn import ResNet, logits_of
+from deepres.evaluation import time_against
+from deepres.ghosting import Gate, Ghost, Settings
+from deepres.ghosting.choose import Kinds, Passes, Point, fastest, frontier, within_budget
+from deepres.ghosting.confirm import confirmed, verify, within_error
+from deepres.ghosting.fit import costs, fit
+from deepres.ghosting.recording import batches
+from deepres.nn import ResNet
 
 BATCHES = (1, 32, 256)
 EXITS = 0.5

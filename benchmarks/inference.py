@@ -13,7 +13,7 @@ import torchvision
 import deepres
 from benchmarks.common import BF16, alternate, record, summary
 from deepres.data import Prepare, open_data, open_image
-from deepres.nn import notes
+from deepres.models import notes
 
 BATCH = 32
 

@@ -22,16 +22,16 @@ LIMIT = "3GiB"
 def child(memory: str, speed: str) -> None:
     from deepres import Run
     from deepres.data import Data, Prepare, Resident
-    from deepres.train import Trainer, recipe
-    from deepres.train.distribute import Team
-    from deepres.train.progress import peak_memory
-    from deepres.train.speed import SPEEDS, exactness
+    from deepres.training import Trainer, recipe
+    from deepres.training.distribute import DistributedContext
+    from deepres.training.progress import peak_memory
+    from deepres.training.speed import SPEEDS, exactness
 
     images = Resident(torch.randint(0, 256, (BATCH, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 10, (BATCH,)))
     data = Data("random", tuple("0123456789"), images, images, images, Prepare(32, 3, (0.5,) * 3, (0.25,) * 3))
     run = Run("resnet1202-cifar", "random", recipe("paper-cifar"), speed=speed, memory=memory)
     with exactness(SPEEDS[speed]):
-        trainer = Trainer(run, data, Team(torch.device("cpu")))
+        trainer = Trainer(run, data, DistributedContext(torch.device("cpu")))
         trainer.model.train()
         times = []
         for epoch in range(STEPS + 1):
@@ -39,7 +39,7 @@ def child(memory: str, speed: str) -> None:
             began = time.perf_counter()
             trainer.step(batch)
             times.append(time.perf_counter() - began)
-    print(json.dumps({"seconds": times[1:], "peak_bytes": peak_memory(trainer.team.device), "plan": str(trainer.plan)}))
+    print(json.dumps({"seconds": times[1:], "peak_bytes": peak_memory(trainer.context.device), "plan": str(trainer.plan)}))
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ if __name__ == "__main__":
         count = iter(range(1_000_000))
 
         def glance() -> None:
-            x = trainer.laid(batch.images)
+            x = trainer.to_layout(batch.images)
             monitor(trainer.model, x, batch.labels, trainer.optimizer, next(count), STEPS)
 
         times = alternate({"step": lambda: trainer.step(batch), "glance": glance}, repeats=9)

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from deepres.shrink import Inverse, Plan, Target
+from deepres.shrinking import Inverse, Plan, Target
 
 
 def at_once(target: Target) -> Plan:

@@ -27,7 +27,7 @@ from sklearn.datasets import load_digits
 
 from benchmarks.common import record
 from deepres import Run, ghost, train
-from deepres.ghost import save_ghost
+from deepres.ghosting import save_ghost
 
 CLIENTS = (1, 32)
 

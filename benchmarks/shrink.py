@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from benchmarks import rivals
 from benchmarks.common import DEVICE, SPEED, record, result_name
 from deepres.data import Data, Resident, Split, open_data, seeded
-from deepres.evaluate import measure
+from deepres.evaluation import measure
 from deepres.nn import ResNet, config, parameters
-from deepres.shrink import Inverse, Plan, Target, time_ratio
-from deepres.shrink.shrink import shrink_recipe
-from deepres.train import Run, recipe, train
+from deepres.shrinking import Inverse, Plan, Target, time_ratio
+from deepres.shrinking.api import shrink_recipe
+from deepres.training import Run, recipe, train
 
 WATCHED = 1000  # validation images that are looked at after every epoch; the rest would take a quarter of the time
 
@@ -157,7 +157,7 @@ def watched(data: Data, most: int) -> Data:
 
 
 def what(net: str, data: Data, epochs: float) -> str:
-    """In words, for a result's title."""
+    """In summary, for a result's title."""
     side = data.prepare.size
     examples = f"pieces of {side} characters" if data.is_text else f"images at {side}x{side}"
     return f"{net}, {len(data.train):,} {examples}, {epochs:g} epochs"

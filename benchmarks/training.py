@@ -19,10 +19,10 @@ from benchmarks.common import BF16, Remote, alternate, record, summary
 from benchmarks.peers import CifarResNet, Step
 from deepres import Run
 from deepres.data import Batch, Data, Prepare, Resident
-from deepres.train import Trainer, recipe
-from deepres.train.distribute import Team
-from deepres.train.memory import heap_kept
-from deepres.train.speed import SPEEDS, exactness
+from deepres.training import Trainer, recipe
+from deepres.training.distribute import DistributedContext
+from deepres.training.memory import heap_kept
+from deepres.training.speed import SPEEDS, exactness
 
 CASES: dict[str, tuple[Callable[[], torch.nn.Module], int, int, int]] = {  # peer, batch, size, classes
     "resnet20-cifar": (lambda: CifarResNet(20), 128, 32, 10),
@@ -45,7 +45,7 @@ def trainer_on(net: str, images: torch.Tensor, labels: torch.Tensor, classes: in
     names = tuple(map(str, range(classes)))
     data = Data("random", names, split, split, split, Prepare(size, 3, (0.5,) * 3, (0.25,) * 3))
     run = Run(net, "random", recipe("paper-cifar", batch=len(labels)), speed=speed, memory="all")
-    trainer = Trainer(run, data, Team(images.device))
+    trainer = Trainer(run, data, DistributedContext(images.device))
     trainer.model.train()
     return trainer, next(trainer.loader.epoch(0))
 

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from deepres.errors import DeepresError
 
 if TYPE_CHECKING:
-    from deepres.evaluate import evaluate, predict
-    from deepres.ghost import ghost, load_ghost
-    from deepres.kernels import optimize
-    from deepres.nn import create, deepen, load, names, save
-    from deepres.shrink import shrink
-    from deepres.sites import Site, register_site, sites
-    from deepres.train import Run, resume, train
+    from deepres.adapters import Site, register_site, sites
+    from deepres.engines import optimize
+    from deepres.evaluation import evaluate, predict
+    from deepres.ghosting import ghost, load_ghost
+    from deepres.models import load, save
+    from deepres.nn import create, deepen, names
+    from deepres.shrinking import shrink
+    from deepres.training import Run, resume, train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -44,20 +45,27 @@ __all__ = [
     "train",
 ]
 
-_ROOMS = {
-    "deepres.nn": ("create", "deepen", "load", "names", "save"),
-    "deepres.sites": ("Site", "register_site", "sites"),
-    "deepres.shrink": ("shrink",),
-    "deepres.ghost": ("ghost", "load_ghost"),
-    "deepres.train": ("Run", "resume", "train"),
-    "deepres.evaluate": ("evaluate", "predict"),
-    "deepres.kernels": ("optimize",),
+_PUBLIC = {
+    "deepres.nn": ("create", "deepen", "names"),
+    "deepres.adapters": ("Site", "register_site", "sites"),
+    "deepres.models": ("load", "save"),
+    "deepres.evaluation": ("evaluate", "predict"),
+    "deepres.training": ("Run", "resume", "train"),
+    "deepres.shrinking": ("shrink",),
+    "deepres.ghosting": ("ghost", "load_ghost"),
+    "deepres.engines": ("optimize",),
 }
-_HOME = {name: room for room, names in _ROOMS.items() for name in names}
+_PACKAGES = (
+    "adapters", "data", "engines", "evaluation", "exits", "ghosting", "lens", "models", "nn", "paper", "report", "serve",
+    "shrinking", "training",
+)  # fmt: skip
+_HOME = {name: package for package, names in _PUBLIC.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Fetch a public name when it is first used: importing torch takes seconds, and ``deepres --help`` needs none of it."""
+    """Import a public name when it is first used: importing torch takes seconds, and ``deepres --help`` needs none of it."""
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _PACKAGES:
+        return importlib.import_module(f"deepres.{name}")
     raise AttributeError(f"module 'deepres' has no attribute {name!r}")

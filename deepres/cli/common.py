@@ -71,7 +71,7 @@ def saved_options(out: Path, kind: type[Any]) -> Any:
 @contextlib.contextmanager
 def resumable(command: str, *, same: bool = True) -> Iterator[None]:
     """When a run inside is interrupted, say how to go on with the whole."""
-    from deepres.train import Interrupted
+    from deepres.training import Interrupted
 
     try:
         yield

@@ -43,8 +43,9 @@ class Look:
     def run(self) -> int:
         import json as js
 
-        from deepres.lens import look, words
-        from deepres.lens.monitor import read_glances
+        from deepres.lens import look
+        from deepres.lens import summary as summary
+        from deepres.lens.monitor import read_snapshots
         from deepres.lens.page import page
         from deepres.lens.source import Source
 
@@ -72,7 +73,7 @@ class Look:
                     )
                 )
             say(f"{source.name}")
-            for line in words(looks[-1]):
+            for line in summary(looks[-1]):
                 say(f"  {line}")
         assert source is not None
         command = f"deepres look {' '.join(self.models)} --data {self.data}"
@@ -82,7 +83,7 @@ class Look:
             footer=f"Made by `{command}` in {time.perf_counter() - began:.0f} s.",
             classes=source.data.classes,
             pixels=None if source.data.is_text else source.pixels,
-            glances=read_glances(self.models[0]),
+            snapshots=read_snapshots(self.models[0]),
         )
         report = built.write(out / "report.html")
         (out / "findings.json").write_text(js.dumps([found.to_dict() for found in looks], indent=1))
@@ -128,8 +129,8 @@ class Shrink:
         from rich.console import Console
 
         from deepres.lens.source import short_name
-        from deepres.shrink import Target, shrink
-        from deepres.shrink.page import HEAD, page, rows
+        from deepres.shrinking import Target, shrink
+        from deepres.shrinking.page import HEAD, page, rows
 
         if self.model is None:
             raise DeepresError("which network? Name a run, a file, a network of ours or a reference such as timm:resnet26")
@@ -177,7 +178,7 @@ class Shrink:
         console.print(table(HEAD, rows(done)))
         for one in done:
             say("")
-            for line in one.words():
+            for line in one.summary():
                 say(line)
         name = short_name(self.model)
         footer = f"Made by `deepres shrink {self.model} --data {self.data}` in {time.perf_counter() - began:.0f} s."
@@ -208,10 +209,10 @@ class Ghost:
     def run(self) -> int:
         from rich.console import Console
 
-        from deepres.ghost import ghost, save_ghost
-        from deepres.ghost.page import HEAD, page, rows
+        from deepres.ghosting import ghost, save_ghost
+        from deepres.ghosting.page import HEAD, page, rows
         from deepres.lens.source import short_name
-        from deepres.train.distribute import pick_device
+        from deepres.training.distribute import pick_device
 
         if self.budget is None and self.error is None:
             raise DeepresError(
@@ -240,7 +241,7 @@ class Ghost:
         save_ghost(made, out)
         Console().print(table(HEAD, rows(made)))
         say("")
-        for line in made.words():
+        for line in made.summary():
             say(line)
         asked = f"--budget {self.budget:g}" if self.budget is not None else f"--error {self.error:g}"
         footer = f"Made by `deepres ghost {self.model} --data {self.data} {asked}` in {time.perf_counter() - began:.0f} s."

@@ -15,7 +15,7 @@ from deepres.cli.common import counted, default_out, first_of_several, resumable
 from deepres.errors import DeepresError
 
 if TYPE_CHECKING:
-    from deepres.train import Run
+    from deepres.training import Run
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Pack:
 
     def run(self) -> int:
         from deepres.data import pack
-        from deepres.train.run import parse_bytes
+        from deepres.training.run import parse_bytes
 
         if not self.folder.is_dir():
             raise DeepresError(f"{self.folder}: no such folder")
@@ -85,7 +85,7 @@ class Degrade:
             )
         console.print(table(HEAD, rows(findings)))
         say("")
-        for line in findings.words():
+        for line in findings.summary():
             say(line)
         command = f"deepres degrade --data {self.data} --depths {' '.join(map(str, self.depths))} --epochs {self.epochs:g}"
         report = page(findings, f"Made by `{command} --seeds {self.seeds}` in {findings.seconds:.0f} s.").write(
@@ -131,7 +131,7 @@ class Train:
     lens: str | None = None  # also glance at every site, every=1epoch or every=200steps; kept with the run for `deepres look`
 
     def run(self) -> int:
-        from deepres.train import train
+        from deepres.training import train
 
         run = self._run()
         tap = None
@@ -150,7 +150,7 @@ class Train:
 
     def _run(self) -> Run:
         from deepres.data.text import is_text
-        from deepres.train import Run
+        from deepres.training import Run
 
         here: dict[str, Any] = {"device": self.device, "workers": self.workers}
         if self.resume is not None:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from deepres.train import Record
+    from deepres.training import Record
 
 _BARS = "▁▂▃▄▅▆▇█"
 

@@ -47,22 +47,24 @@ class Info:
     def run(self) -> int:
         from rich.console import Console
 
-        from deepres import nn
-        from deepres.sites import sites
+        from deepres import models, nn
+        from deepres.adapters import sites
 
         asked = {"num_classes": self.num_classes, "in_channels": self.in_channels, "stride_in": self.stride_in}
         options = {key: value for key, value in asked.items() if value is not None}
         if ":" in self.net or Path(self.net).exists():
-            model, _ = nn.open_model(self.net, classes=self.num_classes, channels=self.in_channels)
+            model, _ = models.open_model(self.net, classes=self.num_classes, channels=self.in_channels)
         else:
             model = nn.create(self.net, width=self.width, **options)
         config = model.config if isinstance(model, nn.ResNet) else None
         size = (
-            self.size if self.size is not None else nn.input_size(model) or (32 if config and config.stem == "cifar" else 224)
+            self.size
+            if self.size is not None
+            else models.input_size(model) or (32 if config and config.stem == "cifar" else 224)
         )
         if size < 1:
             raise DeepresError(f"size is the side of the input in pixels and at least 1, not {size}")
-        cost = nn.cost(model, (nn.input_channels(model) or 3, size, size))
+        cost = nn.cost(model, (models.input_channels(model) or 3, size, size))
         console = Console()
         if config is not None:
             kind = "plain" if config.is_plain else f"residual, shortcut option {config.shortcut}"
@@ -108,8 +110,8 @@ class Evaluate:
 
         from rich.console import Console
 
-        from deepres.evaluate import evaluate
-        from deepres.train.distribute import pick_device
+        from deepres.evaluation import evaluate
+        from deepres.training.distribute import pick_device
 
         if not self.models:
             raise DeepresError("which network? Give a run's folder or a weights file")
@@ -161,7 +163,7 @@ class Predict:
     batch: int = 32  # images of a pass
 
     def run(self) -> int:
-        from deepres.evaluate import predict
+        from deepres.evaluation import predict
 
         answers = predict(self.model, self.images, top=self.top, batch=self.batch)
         bad = 0
@@ -204,13 +206,13 @@ class Optimize:
     def run(self) -> int:
         import torch
 
-        from deepres import nn
-        from deepres.kernels import optimize, throughput
+        from deepres import models, nn
+        from deepres.engines import optimize, throughput
 
-        model, _ = nn.open_model(self.model)
+        model, _ = models.open_model(self.model)
         small = isinstance(model, nn.ResNet) and model.config.stem == "cifar"
-        size = self.size or nn.input_size(model) or (32 if small else 224)
-        images = torch.rand(self.batch, nn.input_channels(model) or 3, size, size)
+        size = self.size or models.input_size(model) or (32 if small else 224)
+        images = torch.rand(self.batch, models.input_channels(model) or 3, size, size)
         before = throughput(model, images)
         fast = optimize(model, images)
         after = throughput(fast, images)

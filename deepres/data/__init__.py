@@ -3,7 +3,7 @@
 from deepres.data.augment import Augment, mix, pad_crop_flip
 from deepres.data.dataset import Data, Resident, Split, Streamed, split_off
 from deepres.data.decode import SUFFIXES, UnreadableImage, open_image
-from deepres.data.loader import Batch, Loader, Share, seeded
+from deepres.data.loader import Batch, Loader, Shard, seeded
 from deepres.data.pack import Packed, pack
 from deepres.data.prepare import Prepare, Tokens
 from deepres.data.sources import cache_folder, open_data
@@ -17,7 +17,7 @@ __all__ = [
     "Packed",
     "Prepare",
     "Resident",
-    "Share",
+    "Shard",
     "Split",
     "Streamed",
     "Tokens",

@@ -30,7 +30,7 @@ def seeded(*parts: int) -> torch.Generator:
 
 
 @dataclass(frozen=True)
-class Share:
+class Shard:
     """Which part of each global batch this process takes."""
 
     rank: int = 0
@@ -92,7 +92,7 @@ class Loader:
     shuffle: bool = True
     colour: bool = False
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    share: Share = field(default_factory=Share)
+    share: Shard = field(default_factory=Shard)
     workers: int | None = None
     waited: float = 0.0  # seconds that the consumer waited for data, in all
     unreadable: int = 0

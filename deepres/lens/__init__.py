@@ -1,17 +1,17 @@
-"""Measure what goes on inside a network. Read: sample -> signals, flows, lesions, probes, responses -> look -> words -> page.
+"""Measure what goes on inside a network. Read: sample -> signals, splits_gradient, lesions, probes, responses -> look -> summary -> page.
 
 ``monitor`` takes a glance while a network trains; ``gradients`` has the norms by layer that plain networks have too.
 """
 
-from deepres.lens.flows import Gradient, Paths
+from deepres.lens.backward import Gradient, Paths
 from deepres.lens.gradients import LayerGradient, gradient_norms
 from deepres.lens.lesions import Deletion, Lesion
 from deepres.lens.look import Look, SiteFinding, look
-from deepres.lens.monitor import Glance, Monitor, SiteGlance, read_glances
+from deepres.lens.monitor import Glance, Monitor, SiteSnapshot, read_snapshots
 from deepres.lens.probes import Probes
 from deepres.lens.responses import Response, responses
 from deepres.lens.signals import Signal
-from deepres.lens.words import words
+from deepres.lens.summary import summary
 
 __all__ = [
     "Deletion",
@@ -26,10 +26,10 @@ __all__ = [
     "Response",
     "Signal",
     "SiteFinding",
-    "SiteGlance",
+    "SiteSnapshot",
     "gradient_norms",
     "look",
-    "read_glances",
+    "read_snapshots",
     "responses",
-    "words",
+    "summary",
 ]

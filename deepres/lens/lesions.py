@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from deepres.adapters import Site
+from deepres.adapters.site import _patched
 from deepres.lens.sample import Sample
-from deepres.sites import Site
-from deepres.sites.site import _patched
 
 Z = 1.96  # of the intervals: 95 %
 

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from deepres.adapters import Site, sites
 from deepres.errors import DeepresError
-from deepres.lens.flows import Gradient, Paths, gradients, path_lengths
+from deepres.evaluation import branch_times
+from deepres.lens.backward import Gradient, Paths, gradients, path_lengths
 from deepres.lens.lesions import Deletion, Lesion, bypassed, deletions, pairs_to_try
 from deepres.lens.probes import Probes, probes
 from deepres.lens.responses import Response, responses
 from deepres.lens.sample import Sample
 from deepres.lens.signals import Signal, signals
-from deepres.sites import Site, branch_times, sites
 
 if TYPE_CHECKING:
     import pandas
@@ -168,7 +169,7 @@ def look(
             SiteFinding(
                 index=i + 1,
                 name=site.name,
-                kind=site.row.part or type(site.block).__name__,
+                kind=site.kind,
                 stage=stage,
                 reshapes=site.reshapes,
                 params=sum(p.numel() for module in site.branch_modules for p in module.parameters()),

@@ -14,18 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepres.adapters import GradientSplit, Observation, Site, logits_of, sites
 from deepres.errors import DeepresError
-from deepres.nn import logits_of
-from deepres.sites import Flow, Observation, Site, sites
-from deepres.train.memory import norms_at_rest
-from deepres.train.optimizer import last_step
+from deepres.training.memory import frozen_norm_statistics
+from deepres.training.optimizer import last_step
 
 FILE = "lens.jsonl"
 FAR = 1000.0  # a gradient this many times weaker or stronger than the median of all sites is out of the usual range
 
 
 @dataclass(frozen=True)
-class SiteGlance:
+class SiteSnapshot:
     """One site at one moment of training, on a few examples, with the batch's statistics as training sees them."""
 
     name: str
@@ -42,7 +41,7 @@ class Glance:
 
     step: int
     epoch: float
-    sites: tuple[SiteGlance, ...]
+    sites: tuple[SiteSnapshot, ...]
 
     def warnings(self) -> list[str]:
         """What a person who trains should know now."""
@@ -60,15 +59,15 @@ class Glance:
         return said
 
 
-def read_glances(folder: str | Path) -> list[Glance]:
-    """The glances kept with a run, oldest first; an empty list where none were taken."""
+def read_snapshots(folder: str | Path) -> list[Glance]:
+    """The snapshots kept with a run, oldest first; an empty list where none were taken."""
     found = []
     path = Path(folder) / FILE
     if path.is_file():
         for line in path.read_text().splitlines():
             try:
                 raw = json.loads(line)
-                found.append(Glance(raw["step"], raw["epoch"], tuple(SiteGlance(**site) for site in raw["sites"])))
+                found.append(Glance(raw["step"], raw["epoch"], tuple(SiteSnapshot(**site) for site in raw["sites"])))
             except (ValueError, KeyError, TypeError):
                 continue  # cut short by a crash
     return found
@@ -93,10 +92,10 @@ class Monitor:
     """
 
     every: str = "1epoch"
-    out: str | Path | None = None  # the run's folder; the glances go into its lens.jsonl
+    out: str | Path | None = None  # the run's folder; the snapshots go into its lens.jsonl
     examples: int = 16
     say: Callable[[str], None] = print
-    glances: list[Glance] = field(default_factory=list)
+    snapshots: list[Glance] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._count, self._unit = parse_every(self.every)
@@ -112,7 +111,7 @@ class Monitor:
         seen = glance(model, images[: self.examples], labels[: self.examples], optimizer, step, step / steps)
         if seen is None:
             return
-        self.glances.append(seen)
+        self.snapshots.append(seen)
         if self.out is not None:
             with open(Path(self.out) / FILE, "a") as file:
                 file.write(json.dumps(asdict(seen)) + "\n")
@@ -129,7 +128,7 @@ def glance(
 
     The model is left as it was: running statistics, gradients and random state included.
     """
-    found = [site for site in sites(model) if site.flows]
+    found = [site for site in sites(model) if site.splits_gradient]
     if not found:
         return None
     ratio: dict[str, Tensor] = {}
@@ -141,17 +140,17 @@ def glance(
             n = len(seen.branch)
             sizes = [t.detach().float().reshape(n, -1).norm(dim=1) for t in (seen.branch, seen.shortcut)]
             ratio[site.name] = (sizes[0] / sizes[1].clamp(min=1e-12)).mean()
-            if isinstance(site.row.find(site.block, "after"), nn.ReLU):
+            if isinstance(site.activation, nn.ReLU):
                 dead[site.name] = 1 - (seen.out.detach() > 0).transpose(0, 1).flatten(1).any(1).float().mean()
 
-    def flow(site: Site, came: Flow) -> None:
+    def flow(site: Site, came: GradientSplit) -> None:
         back[site.name] = [t.detach().float().norm() for t in (came.total, came.shortcut, came.branch)]
 
     devices = [images.device] if images.is_cuda else []
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.random.fork_rng(devices))
-        stack.enter_context(norms_at_rest(model))
+        stack.enter_context(frozen_norm_statistics(model))
         for site in found:
             stack.enter_context(site.observe(partial(see, site)))
             stack.enter_context(site.gradients(partial(flow, site)))
@@ -162,7 +161,7 @@ def glance(
         step,
         epoch,
         tuple(
-            SiteGlance(
+            SiteSnapshot(
                 site.name,
                 float(ratio[site.name]),
                 float(dead[site.name]) if site.name in dead else None,

@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 from deepres.lens.look import Look, SiteFinding
 from deepres.lens.monitor import Glance
 from deepres.lens.signals import EDGES
-from deepres.lens.words import words
+from deepres.lens.summary import summary
 from deepres.report import Page, data_uri
 
 _COLOURS = ("#2f6fde", "#d1495b", "#2a9d8f", "#9b5de5", "#f2a65a")
@@ -208,14 +208,14 @@ def _responses(looks: Sequence[Look]) -> go.Figure:
     return figure
 
 
-def _training(glances: Sequence[Glance]) -> go.Figure:
-    names = [site.name for site in glances[0].sites]
+def _training(snapshots: Sequence[Glance]) -> go.Figure:
+    names = [site.name for site in snapshots[0].sites]
     titles = ("|f(x)| / |x|", "gradient norm")
     figure = make_subplots(cols=2, subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.14)
     for column, key in enumerate(("ratio", "gradient"), 1):
-        rows = [[max(getattr(glance.sites[i], key), 1e-12) for glance in glances] for i in range(len(names))]
+        rows = [[max(getattr(glance.sites[i], key), 1e-12) for glance in snapshots] for i in range(len(names))]
         figure.add_heatmap(
-            x=[glance.epoch for glance in glances],
+            x=[glance.epoch for glance in snapshots],
             y=list(range(1, len(names) + 1)),
             z=[[_log10(v) for v in row] for row in rows],
             customdata=[[[name, v] for v in row] for name, row in zip(names, rows, strict=True)],
@@ -246,15 +246,15 @@ def page(
     footer: str = "",
     classes: Sequence[str] = (),
     pixels: Callable[[int], Any] | None = None,
-    glances: Sequence[Glance] = (),
+    snapshots: Sequence[Glance] = (),
 ) -> Page:
-    """Build the page. ``pixels``: the bytes of the sample's i-th image; ``glances``: from training the first network."""
+    """Build the page. ``pixels``: the bytes of the sample's i-th image; ``snapshots``: from training the first network."""
     names = " and ".join(found.name for found in looks)
     built = Page(f"What the depth of {names} does", f"Measured on {data}.", footer)
     for found in looks:
         if len(looks) > 1:
             built.heading(found.name)
-        built.said(words(found))
+        built.said(summary(found))
         if found.sites:
             _chain(built, found)
     shown = [found for found in looks if found.sites]
@@ -302,9 +302,9 @@ def page(
     for found in shown:
         if found.probes is not None:
             _probes(built, found, classes, pixels)
-    if glances:
+    if snapshots:
         built.heading("While it trained")
-        built.figure(_training(glances), "Each site by epoch: size of the branch against the shortcut, and gradient norm.")
+        built.figure(_training(snapshots), "Each site by epoch: size of the branch against the shortcut, and gradient norm.")
     return built
 
 

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from deepres.adapters import Observation, Site, logits_of
 from deepres.lens.sample import Sample
-from deepres.nn import logits_of
-from deepres.sites import Observation, Site
 
 FEATURES = 256  # wider outputs are projected at random to this many, which bounds the memory and the time
 RIDGE = 1e-3  # of the mean variance of a feature

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepres.adapters import flat, logits_of
 from deepres.errors import DeepresError
-from deepres.nn import flat, logits_of
 
 
 @dataclass(frozen=True, eq=False)

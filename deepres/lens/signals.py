@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from deepres.adapters import Observation, Site, logits_of
 from deepres.lens.sample import Sample
-from deepres.nn import logits_of
-from deepres.sites import Observation, Site
 
 EDGES = tuple(10 ** (-3 + 0.2 * i) for i in range(26))  # of the histogram of |f(x)| / |x|, 0.001 to 100
 
@@ -86,7 +85,7 @@ class _Sums:
 @torch.no_grad()
 def signals(model: nn.Module, sites: Sequence[Site], sample: Sample) -> list[Signal]:
     """One pass over the sample, in the mode that the model is in."""
-    sums = [_Sums(isinstance(site.row.find(site.block, "after"), nn.ReLU)) for site in sites]
+    sums = [_Sums(isinstance(site.activation, nn.ReLU)) for site in sites]
     with ExitStack() as stack:
         for site, one in zip(sites, sums, strict=True):
             stack.enter_context(site.observe(one.add))

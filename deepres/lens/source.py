@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from deepres.data import Data, Loader, Prepare, Resident, Split, open_data, open_image, seeded
 from deepres.data.text import is_text
 from deepres.errors import DeepresError
-from deepres.nn import ResNet, input_channels, input_size, open_model, output_classes
-from deepres.train.distribute import pick_device
+from deepres.models import input_channels, input_size, open_model, output_classes
+from deepres.nn import ResNet
+from deepres.training.distribute import pick_device
 
 
 def short_name(reference: str) -> str:

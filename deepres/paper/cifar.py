@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from deepres.adapters import GradientSplit, sites
 from deepres.lens import gradient_norms
-from deepres.lens.flows import gradients
+from deepres.lens.backward import gradients
 from deepres.lens.responses import responses
 from deepres.lens.sample import Sample
 from deepres.nn import cost, deepen, parameters
 from deepres.paper.experiment import MARGIN, Experiment, claim, clearly_less, curve, error_row, train_all, train_row
 from deepres.paper.lab import Curves, Lab, Outcome, Row, over
-from deepres.sites import Flow, sites
-from deepres.train import NonFinite
+from deepres.training import NonFinite
 
 FLOOR = 1e-20  # below this a signal or gradient is nothing
 VANISHED = 1e-3  # a layer's gradient or signal against the largest layer's; below it, it has vanished
@@ -249,12 +249,12 @@ def _finite_difference(model: nn.Module, images: torch.Tensor, labels: torch.Ten
     model = copy.deepcopy(model).double().eval()
     images = images.double()
     site = [s for s in sites(model) if not s.reshapes][-2]
-    flows: list[Flow] = []
+    splits_gradient: list[GradientSplit] = []
     signal: list[torch.Tensor] = []
-    with site.gradients(flows.append), site.observe(lambda seen: signal.append(seen.x.detach())):
+    with site.gradients(splits_gradient.append), site.observe(lambda seen: signal.append(seen.x.detach())):
         inputs = images.clone().requires_grad_()
         torch.autograd.grad(F.cross_entropy(model(inputs), labels), inputs)
-    flow = flows[-1]
+    flow = splits_gradient[-1]
     worst = 0.0
     for way in ("shortcut", "branch"):
         direction = getattr(flow, way) / getattr(flow, way).norm()

@@ -19,7 +19,7 @@ from deepres.data import Data, Loader, open_data
 from deepres.errors import DeepresError
 from deepres.lens import LayerGradient, gradient_norms
 from deepres.nn import config
-from deepres.train import RECIPES, Record, Run, read_log, train
+from deepres.training import RECIPES, Record, Run, read_log, train
 
 MARGIN = 1.0  # points of training error under which two networks count as equal
 REMAINS = 0.1  # of the plain networks' rise: what residual ones may keep where the shortcuts are said to remove it
@@ -77,7 +77,7 @@ class Findings:
     def test_error(self, net: str) -> tuple[float, float]:
         return spread([curve.test_error for curve in self.of(net)])
 
-    def words(self) -> list[str]:
+    def summary(self) -> list[str]:
         """What was seen, with its figures. Says so where the paper's claim was not seen."""
         lines = []
         depths = sorted({curve.depth for curve in self.curves})
@@ -220,4 +220,4 @@ class _Gradients:
 def to_json(findings: Findings) -> str:
     """Everything that was measured, with the versions it was measured with."""
     out = dataclasses.asdict(findings)
-    return json.dumps({"torch": torch.__version__, "words": findings.words(), **out}, indent=1)
+    return json.dumps({"torch": torch.__version__, "words": findings.summary(), **out}, indent=1)

@@ -102,7 +102,7 @@ def page(findings: Findings, footer: str) -> Page:
         f"Plain and residual networks trained alike on {findings.data} for {findings.epochs:g} epochs.",
         footer,
     )
-    built.said(findings.words())
+    built.said(findings.summary())
     built.table("After the last epoch", HEAD, rows(findings))
     built.heading("Error while training")
     built.figure(

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from deepres.data import Data, Loader, open_data
 from deepres.errors import DeepresError, nearest
-from deepres.evaluate import evaluate, measure
-from deepres.evaluate.protocols import SCALES as SCALES_PX
-from deepres.evaluate.protocols import Protocol
-from deepres.nn import ResNet, config, load
-from deepres.train import Recipe, Record, Run, read_log, recipe, train
-from deepres.train.distribute import pick_device
+from deepres.evaluation import evaluate, measure
+from deepres.evaluation.protocols import SCALES as SCALES_PX
+from deepres.evaluation.protocols import Protocol
+from deepres.models import load
+from deepres.nn import ResNet, config
+from deepres.training import Recipe, Record, Run, read_log, recipe, train
+from deepres.training.distribute import pick_device
 
 Kind = Literal["cifar", "imagenet"]
 
@@ -39,7 +40,7 @@ class Scale:
     table: tuple[int, ...]  # the residual networks of Table 6; of Tables 3 to 5, the bottleneck ones
     recipe: Recipe
     seeds: int
-    differs: str  # from the paper, in words
+    differs: str  # from the paper, in summary
     deepest: tuple[int, int] = (110, 1202)  # a deep network, and one that is deeper than its data needs
     kind: Kind = "cifar"  # which family of networks
     size: int = 32  # side of the input, pixels; smaller images of their own size stay as they are for CIFAR networks

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from deepres.errors import DeepresError
 from deepres.paper.experiment import Experiment
 from deepres.paper.lab import Lab, Outcome, timed
-from deepres.train import Record
+from deepres.training import Record
 
 
 def seconds_of(text: str) -> float:

@@ -35,7 +35,7 @@ class Page:
         self.parts.append({"kind": "text", "text": text})
 
     def said(self, lines: Sequence[str]) -> None:
-        """What was found, in words."""
+        """What was found, in summary."""
         self.parts.append({"kind": "said", "lines": list(lines)})
 
     def table(self, caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -114,9 +114,9 @@ def _work(pipe: Connection, spec: Spec) -> None:
 
     import torch
 
+    from deepres.adapters import logits_in, logits_of
     from deepres.data import Prepare
-    from deepres.ghost import Ghost
-    from deepres.nn import logits_in, logits_of
+    from deepres.ghosting import Ghost
 
     try:
         model, facts, steps = _load(spec)
@@ -155,11 +155,11 @@ def _work(pipe: Connection, spec: Spec) -> None:
 def _load(spec: Spec) -> tuple[Any, Facts, list[Any]]:
     """(the network or ghost, its facts, a ghost's settings from as chosen to ever faster)."""
     from deepres.data import Prepare
-    from deepres.ghost import Ghost, Settings, load_ghost
-    from deepres.ghost.choose import Point, best
-    from deepres.ghost.ghost import FILE, HEADS
-    from deepres.nn import input_channels, input_size, open_model, output_classes
-    from deepres.train.distribute import pick_device
+    from deepres.ghosting import Ghost, Settings, load_ghost
+    from deepres.ghosting.choose import Point, best
+    from deepres.ghosting.make import FILE, HEADS
+    from deepres.models import input_channels, input_size, open_model, output_classes
+    from deepres.training.distribute import pick_device
 
     steps: list[Any] = []
     folder = Path(spec.reference)

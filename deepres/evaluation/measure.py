@@ -1,0 +1,109 @@
+"""Test a network on a split: errors, confusion, calibration."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deepres.adapters import flat, logits_of
+from deepres.data import Loader, Prepare, Shard, Split
+
+BINS = 15  # of the calibration error (Guo et al. 2017)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a network does on a split. Errors in percent."""
+
+    n: int
+    loss: float  # mean cross-entropy, nats
+    top1: float  # error, %
+    top5: float  # error, %; of the classes there are, if fewer than six
+    per_class: dict[str, float]  # top-1 error of each class, %; only classes that occur
+    confusion: list[list[int]]  # [true][predicted]
+    calibration: float  # expected calibration error, %: mean gap between confidence and accuracy over 15 bins
+    unreadable: int = 0  # images that could not be decoded; by one crop another stands in for each, else they are left out
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+class _Tally:
+    """Sums that add up over batches and processes."""
+
+    def __init__(self, classes: int, device: torch.device) -> None:
+        self.confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
+        self.top5 = torch.zeros((), dtype=torch.int64, device=device)
+        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.bins = torch.zeros(3, BINS, dtype=torch.float64, device=device)  # count, confidence, right
+        self.classes = classes
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        logits, labels = flat(logits, labels)
+        self.loss += F.cross_entropy(logits, labels, reduction="sum")
+        best = logits.topk(min(5, logits.shape[1])).indices
+        self.top5 += (best == labels[:, None]).sum()
+        self.confusion += torch.bincount(labels * self.classes + best[:, 0], minlength=self.classes**2)
+        confidence = logits.softmax(1).gather(1, best[:, :1]).squeeze(1).double()
+        where = (confidence * BINS).long().clamp(max=BINS - 1)
+        for row, values in enumerate((torch.ones_like(confidence), confidence, (best[:, 0] == labels).double())):
+            self.bins[row].index_add_(0, where, values)
+
+    def reduce(self) -> None:
+        for tensor in (self.confusion, self.top5, self.loss, self.bins):
+            dist.all_reduce(tensor)
+
+    def result(self, names: tuple[str, ...], unreadable: int = 0) -> Evaluation:
+        confusion = self.confusion.view(self.classes, self.classes).cpu()
+        n, right = int(confusion.sum()), confusion.diagonal()
+        count, confidence, hits = self.bins.cpu()
+        per_class = {names[i]: 100 * (1 - int(right[i]) / int(row.sum())) for i, row in enumerate(confusion) if int(row.sum())}
+        return Evaluation(
+            n=n,
+            loss=float(self.loss) / n,
+            top1=100 * (1 - int(right.sum()) / n),
+            top5=100 * (1 - int(self.top5) / n),
+            per_class=per_class,
+            confusion=confusion.tolist(),
+            calibration=100 * float((confidence - hits).abs().sum()) / float(count.sum()),
+            unreadable=unreadable,
+        )
+
+
+@torch.no_grad()
+def measure(
+    model: nn.Module,
+    split: Split,
+    prepare: Prepare,
+    classes: tuple[str, ...],
+    *,
+    batch: int = 250,
+    device: torch.device | str = "cpu",
+    layout: torch.memory_format = torch.contiguous_format,
+    autocast: AbstractContextManager[object] | None = None,
+    share: Shard | None = None,
+    workers: int | None = None,
+) -> Evaluation:
+    """Run ``model`` in eval mode over every example of ``split``, once. Under several processes each takes its share."""
+    device, share = torch.device(device), share or Shard()
+    loader = Loader(split, prepare, batch, shuffle=False, device=device, share=share, workers=workers)
+    tally = _Tally(len(classes), device)
+    was_training = model.training
+    model.eval()
+    try:
+        with autocast or nullcontext():
+            for step in loader.epoch(0):
+                if len(step.labels):
+                    images = step.images.to(memory_format=layout) if step.images.ndim == 4 else step.images
+                    tally.add(logits_of(model, images), step.labels)
+    finally:
+        model.train(was_training)
+    if share.world > 1:
+        tally.reduce()
+    return tally.result(classes, loader.unreadable)

@@ -1,0 +1,124 @@
+"""The papers' ways to test: one crop, ten crops, whole images at several scales, and ensembles (He et al. 2015, section 3.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from deepres.adapters import logits_of
+from deepres.data import Prepare, Resident, Split, UnreadableImage, open_image
+from deepres.data.decode import fit, pixels
+from deepres.errors import DeepresError
+from deepres.evaluation.measure import Evaluation, _Tally
+
+Protocol = Literal["one-crop", "ten-crop", "multiscale"]
+SCALES = (224, 256, 384, 480, 640)  # short sides, pixels
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One network of an ensemble, and how it wants its images."""
+
+    model: nn.Module
+    prepare: Prepare
+
+
+def resized(image: Image.Image, short: int) -> Image.Image:
+    """The whole image with its short side at ``short`` pixels."""
+    scale = short / min(image.size)
+    size = tuple(max(short, round(side * scale)) for side in image.size)
+    return image if size == image.size else image.resize(size, Image.Resampling.BILINEAR)
+
+
+def ten_crops(image: Image.Image, size: int, short: int) -> Tensor:
+    """The four corners and the centre of ``size``, and their mirror images (Krizhevsky et al. 2012): uint8 (10, C, size, size)."""
+    image = resized(image, short)
+    right, bottom = image.width - size, image.height - size
+    corners = [(0, 0), (right, 0), (0, bottom), (right, bottom), (right // 2, bottom // 2)]
+    views = torch.stack([pixels(image.crop((x, y, x + size, y + size))) for x, y in corners])
+    return torch.cat([views, views.flip(-1)])
+
+
+def _views(image: Image.Image, prepare: Prepare, protocol: Protocol, scales: Sequence[int]) -> list[Tensor]:
+    """Batches of views, each batch of one size."""
+    if protocol == "one-crop":
+        return [pixels(fit(image, prepare.size, prepare.resize or None))[None]]
+    if protocol == "ten-crop":
+        return [ten_crops(image, prepare.size, prepare.resize or round(prepare.size * 256 / 224))]
+    whole = [pixels(resized(image, short)) for short in scales]
+    return [torch.stack([view, view.flip(-1)]) for view in whole]
+
+
+@torch.no_grad()
+def probabilities(members: Sequence[Member], image: Image.Image, protocol: Protocol, scales: Sequence[int] = SCALES) -> Tensor:
+    """(K,): the mean of the members' softmax over all views of one image.
+
+    In ``"multiscale"`` a network sees the whole image and its mirror image at each short side: its global pooling averages the
+    class scores over all places, which is the fully convolutional form, since the classifier behind it is linear.
+    """
+    answers = []
+    for member in members:
+        device = next(member.model.parameters()).device
+        views = _views(image, member.prepare, protocol, scales)
+        scores = torch.cat(
+            [logits_of(member.model, member.prepare.normalise(view.to(device))).float().softmax(1) for view in views]
+        )
+        answers.append(scores.mean(0))
+    return torch.stack(answers).mean(0)
+
+
+def measure_views(
+    members: Sequence[Member],
+    split: Split,
+    classes: tuple[str, ...],
+    protocol: Protocol,
+    *,
+    scales: Sequence[int] = SCALES,
+    watch: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Test an ensemble (of one or more) by a protocol, image by image. What cannot be read is counted and left out.
+
+    Raises ``DeepresError`` for an unknown protocol, scales that are too small, and where no image can be read.
+    """
+    if protocol not in get_args(Protocol):
+        raise DeepresError(f"unknown protocol {protocol!r}; there are {', '.join(get_args(Protocol))}")
+    if protocol == "multiscale" and (not scales or min(scales) < 1):
+        raise DeepresError("scales are short sides in pixels, at least one and each at least 1")
+    was = [member.model.training for member in members]
+    tally = _Tally(len(classes), torch.device("cpu"))
+    bad = 0
+    try:
+        for member in members:
+            member.model.eval()
+        for i, image in enumerate(_images(split, members[0].prepare.channels), 1):
+            if image is None:
+                bad += 1
+            else:
+                found = probabilities(members, image, protocol, scales).cpu()
+                tally.add(found.clamp(min=1e-30).log()[None], split.labels[i - 1 : i].cpu())
+            watch(i, len(split))
+    finally:
+        for member, training in zip(members, was, strict=True):
+            member.model.train(training)
+    if bad == len(split):
+        raise DeepresError("none of the images can be read")
+    return tally.result(classes, bad)
+
+
+def _images(split: Split, channels: int) -> Iterator[Image.Image | None]:
+    """The split's images; None for one that cannot be read."""
+    if isinstance(split, Resident):
+        for one in split.pixels.cpu():
+            array = one.permute(1, 2, 0).numpy()
+            yield Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+        return
+    for item in split.items:
+        try:
+            yield open_image(item.read(), channels)
+        except (UnreadableImage, OSError):
+            yield None

@@ -1,0 +1,143 @@
+"""Fit exits to a frozen network: what each does to the signal before it pools, its classifier, and its temperature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deepres.adapters import logits_of
+from deepres.exits import coarse, learnt, pooled_by_quarter, readers
+from deepres.ghosting.heads import Exit, without_norms
+from deepres.ghosting.recording import at_chunks
+from deepres.ghosting.route import Ghost
+
+PASSES, BATCH, RATE, DECAY = 20, 128, 3e-3, 0.05  # of what exits learn to read with, by AdamW in one cycle
+ROOM = 2 << 30  # bytes of signals that are kept
+ROUNDS = 4  # over the examples where not all of their signals can be kept: the network runs once in each
+
+
+def learn_to_read(
+    ghost: Ghost, given: Sequence[tuple[Tensor, Tensor]], watch: Callable[[str, float], None] = lambda what, share: None
+) -> Sequence[nn.Sequential]:
+    """For each segment but the last what an exit there does to the signal before it pools, trained on the frozen network.
+
+    All of them learn at once, with a classifier behind each, which is dropped: ``fit_exit`` fits it anew.
+    """
+    device = given[0][0].device
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        first, logits = _signals(ghost, given[0][0][:2])
+        reading = [one.to(device) for one in readers([first[c] for c in sorted(first)])]
+        at = [c for c, reader in enumerate(reading) if len(reader)]
+        if not at:
+            return reading
+        widths = [pooled_by_quarter(reading[c].eval()(first[c])).shape[1] for c in at]
+        answers = nn.ModuleList([nn.Linear(width, logits.shape[1]) for width in widths]).to(device)
+        parts = _parts(given, int(ROOM // sum(coarse(first[c])[0].nbytes for c in at)))
+        rounds = 1 if len(parts) == 1 else ROUNDS
+        plan = [(part, _rows(part, PASSES // rounds)) for _ in range(rounds) for part in parts]
+    steps, done = sum(len(rows) for _, rows in plan), 0
+    learning = nn.ModuleList([answers, *(reading[c] for c in at)]).train()
+    optimizer = torch.optim.AdamW(learning.parameters(), RATE, weight_decay=DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps)
+    for part, rows in plan:
+        kept = _Kept.of(ghost, part, at)
+        for mine in rows:
+            watch("exits", done / steps)
+            signals, wanted = kept.take(mine)
+            with torch.enable_grad():
+                said = [answer(pooled_by_quarter(reading[c](signals[c]))) for c, answer in zip(at, answers, strict=True)]
+                loss = torch.stack([F.cross_entropy(one, wanted) for one in said]).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            done += 1
+        del kept  # before the next ones are made
+    return [without_norms(reader) for reader in reading]
+
+
+def _parts(given: Sequence[tuple[Tensor, Tensor]], most: int) -> list[list[tuple[Tensor, Tensor]]]:
+    """Runs of batches with up to ``most`` examples each, and at least one batch."""
+    parts: list[list[tuple[Tensor, Tensor]]] = [[]]
+    for batch in given:
+        if parts[-1] and sum(len(labels) for _, labels in [*parts[-1], batch]) > most:
+            parts.append([])
+        parts[-1].append(batch)
+    return parts
+
+
+def _rows(part: Sequence[tuple[Tensor, Tensor]], passes: int) -> tuple[Tensor, ...]:
+    """Of each step in ``passes`` over a part's examples; of a single one a norm could not take the spread."""
+    count, device = sum(len(labels) for _, labels in part), part[0][1].device
+    steps = torch.cat([torch.randperm(count) for _ in range(passes)]).to(device).split(BATCH)
+    return tuple(rows for rows in steps if len(rows) > 1)
+
+
+@torch.no_grad()
+def _signals(ghost: Ghost, images: Tensor) -> tuple[dict[int, Tensor], Tensor]:
+    """Behind each segment, and the network's answer."""
+    signals: dict[int, Tensor] = {}
+    with at_chunks(ghost, leave=signals.__setitem__):
+        logits = logits_of(ghost.net, images).float()
+    return {c: signal.float() for c, signal in signals.items()}, logits
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """What exits see of some examples and should say of them, so that the network does not run in every pass."""
+
+    signals: dict[int, Tensor]
+    wanted: Tensor  # (N, classes)
+
+    @classmethod
+    def of(cls, ghost: Ghost, part: Sequence[tuple[Tensor, Tensor]], at: Sequence[int]) -> _Kept:
+        signals: dict[int, Tensor] = {}
+        wanted, start, count = [], 0, sum(len(labels) for _, labels in part)
+        for images, labels in part:
+            seen, logits = _signals(ghost, images)
+            wanted.append(learnt(logits, labels))
+            for c in at:
+                signal = coarse(seen[c])
+                if not start:
+                    signals[c] = signal.new_empty(count, *signal.shape[1:])
+                signals[c][start : start + len(labels)] = signal
+            start += len(labels)
+        return cls(signals, torch.cat(wanted))
+
+    def take(self, rows: Tensor) -> tuple[dict[int, Tensor], Tensor]:
+        return {c: signal[rows] for c, signal in self.signals.items()}, self.wanted[rows]
+
+
+def temperature_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """What to divide ``logits`` by so that they are as sure as they are right (Guo et al. 2017)."""
+    choices = torch.logspace(-0.7, 1.0, 60)
+    return choices[torch.stack([F.cross_entropy(logits / t, labels) for t in choices]).argmin()]
+
+
+def fit_exit(features: Tensor, wanted: Tensor, held: Tensor, labels: Tensor, reader: nn.Sequential) -> Exit:
+    """A classifier of what ``reader`` reads; its temperature from labels it has not seen."""
+    head = Exit(features.shape[1], wanted.shape[1], reader)
+    head.standardise(features)
+    z = head.standardised(features)
+    weight = torch.zeros_like(head.weight).requires_grad_()
+    bias = torch.zeros_like(head.bias).requires_grad_()
+    solver = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        loss = F.cross_entropy(z @ weight.T + bias, wanted) + 1e-4 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        solver.step(closure)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+        head.temperature.copy_(temperature_of(head.linear(held)[0], labels))
+    return head

@@ -1,0 +1,291 @@
+"""``ghost``: a trained network made to spend its depth by input, within a budget, or within a loss of accuracy."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from deepres.data import Data, open_data
+from deepres.errors import DeepresError
+from deepres.ghosting.choose import (
+    TOGETHER,
+    Kinds,
+    Passes,
+    Point,
+    describe_settings,
+    fastest,
+    frontier,
+    keeps_deadline,
+    time_against_whole,
+    within_budget,
+)
+from deepres.ghosting.confirm import Verified, confirmed, verify, within_error
+from deepres.ghosting.fit import costs, fit
+from deepres.ghosting.heads import Exit, Gate
+from deepres.ghosting.recording import batches
+from deepres.ghosting.route import Ghost
+from deepres.ghosting.settings import Settings
+from deepres.lens.source import Source
+from deepres.models import load, notes, save
+
+NET, HEADS, STATIC, FILE = "net.safetensors", "ghost.safetensors", "static.safetensors", "ghost.json"
+Gates = Literal["both", "fitted", "fixed", "none"]
+_KINDS: dict[str, Kinds] = {"both": ("fitted", "fixed"), "fitted": ("fitted",), "fixed": ("fixed",), "none": ()}
+
+
+@dataclass(frozen=True)
+class GhostResult:
+    """A ghost, and what is known of it. Times are shares of the whole network's, measured side by side."""
+
+    model: Ghost
+    point: Point  # on the validation split
+    points: tuple[Point, ...]  # all settings that were tried there
+    whole_error: float  # of the network on the validation split, %
+    verified: Verified  # on the test split, looked at once
+    times: dict[int, tuple[float, float, float]]  # batch -> (time, and the middle half of its ratios)
+    kept: tuple[float, float] | None = None  # of a deadline: share of single-input calls within it, seconds of the slowest
+    data: Data | None = field(default=None, repr=False, compare=False)
+    unconfirmed: float | None = None  # points that the error might rise, where no examples were left to confirm it on
+
+    @property
+    def static(self) -> bool:
+        """Whether the same blocks run for every input, to the end, so that ``model.static()`` is all of it."""
+        return self.model.settings.fixed and self.model.settings.leave is None
+
+    def summary(self) -> list[str]:
+        """What it came to, with its figures and what they assume."""
+        seen, settings = self.verified, self.model.settings
+        if settings.whole:
+            said = ["The ghost is the whole network, to the bit: nothing else kept what was asked for, or a budget of 1 was."]
+        else:
+            said = [
+                f"Chosen: {describe_settings(settings)}.",
+                f"On the test split of {seen.n:,} examples the error is {seen.ghost:.2f} %, the whole network's {seen.whole:.2f} % "
+                f"({seen.rise:+.2f} points: {seen.lost} right answers lost, {seen.won} won).",
+                f"With 95 % confidence at most {seen.bound:.2f} % of inputs lose their right answer (Clopper-Pearson, one-sided; it "
+                "assumes that inputs come independently from the law of the test split, which chose nothing).",
+                f"{100 * seen.blocks:.0f} % of the blocks ran, {100 * seen.left:.0f} % of the inputs left early, "
+                f"{100 * seen.again:.1f} % were answered again with the full depth.",
+            ]
+        if self.unconfirmed is not None and not settings.whole:
+            said.append(
+                f"That the error rises by no more than {self.unconfirmed:g} points was not confirmed: all validation examples were used "
+                "to choose. Give fewer --examples, or a larger validation split."
+            )
+        if seen.rise < -0.5 and settings.leave is not None:
+            said.append(
+                "Its exits, which learnt the labels too, are more right than the network itself, which would gain from longer training."
+            )
+        if self.static:
+            said.append(
+                f"The same blocks run for every input, so {STATIC} holds them as an ordinary network, to compile or export."
+            )
+        for batch, (ratio, low, high) in self.times.items():
+            said.append(
+                f"At batch {batch} a call takes {100 * ratio:.0f} % of the whole network's time (middle half of the turns "
+                f"{100 * low:.0f} to {100 * high:.0f} %), gates, exits and gathers included."
+            )
+        if self.kept is not None:
+            share, slowest = self.kept
+            said.append(
+                f"Of 100 single calls {100 * share:.0f} % kept the deadline of {1000 * (self.model.deadline or 0):.1f} ms; the slowest "
+                f"took {1000 * slowest:.1f} ms. An operating system promises no time, so this is measured, not guaranteed."
+            )
+        return said
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "settings": dataclasses.asdict(self.model.settings),
+            "point": dataclasses.asdict(self.point),
+            "whole_error": self.whole_error,
+            "verified": {k: v for k, v in dataclasses.asdict(self.verified).items() if k not in ("depth", "right", "labels")},
+            "deadline": self.model.deadline,
+            "kept": self.kept,
+            "unconfirmed": self.unconfirmed,
+            "times": {str(batch): list(values) for batch, values in self.times.items()},
+            "points": [dataclasses.asdict(point) for point in self.points],
+        }
+
+
+def ghost(
+    model: nn.Module | str | Path,
+    data: Data | str | Path,
+    *,
+    budget: float | None = None,
+    error: float | None = None,
+    deadline: float | None = None,
+    batch: int = 32,
+    gates: Gates = "both",
+    exits: bool = True,
+    examples: int = 2000,
+    confirm: int = 4000,
+    weights: str | Path | None = None,
+    size: int | None = None,
+    device: torch.device | str = "cpu",
+    watch: Callable[[str, float], None] = lambda what, share: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> GhostResult:
+    """Make a ghost of a trained network: gates and exits are fitted to it as it is, in minutes.
+
+    >>> made = deepres.ghost("runs/r56", "cifar10", budget=0.6)
+    >>> made.model(images)  # called like the network
+
+    ``budget``: the most that a call may take of the whole network's time on average, measured at ``batch``; 1.0 gives the network
+    itself, to the bit. ``error``: the points that the error may rise, in which case the setting measured fastest is taken. One of
+    the two, both decided on the validation split and told on the test split. ``deadline``: seconds for a call, after which its
+    inputs leave at the next exit. ``gates``: ``"fitted"`` chooses blocks by input, ``"fixed"`` the same ones for every input, by
+    their mean worth, which is the lens's lesion profile and needs no training; ``"both"`` tries both, and ``"none"`` leaves all
+    blocks. ``exits``: whether inputs may leave early. ``examples``: of the training split, to fit gates on, and of the validation split, to
+    choose on; ``confirm``: further ones of the validation split, at most, on which a rise of the ``error`` is confirmed.
+
+    Raises ``DeepresError`` for a network without blocks to pass through, one that is no classifier of the data's classes, and a
+    budget that cannot be kept.
+    """
+    _check(budget, error, deadline, batch, gates, exits, examples, confirm)
+    net, opened = _open(model, data, weights, size)
+    net = net.to(device)
+    made = Ghost(net)
+    fit(made, opened, gates=gates != "none", exits=exits, examples=examples, watch=watch)
+    held = Passes(made, list(batches(opened, "val", examples, torch.device(device), TOGETHER)))
+    inputs = held.inputs[: max(batch, 256)]
+    points = frontier(held, costs(made, inputs[:batch]), kinds=_KINDS[gates], watch=watch)
+    whole, unconfirmed = points[0], None
+    if budget is not None and budget >= 1:
+        chosen = whole
+    elif budget is not None:
+        chosen = within_budget(made, points, budget, inputs, batch, say)
+    else:
+        assert error is not None
+        fresh = Passes(made, list(batches(opened, "val", confirm, torch.device(device), TOGETHER, skip=examples)))
+        doubt = len(held) if len(fresh) else 0
+        able = confirmed(within_error(points, whole.error, error, doubt), fresh, error, say)
+        chosen = fastest(made, able, whole, inputs, batch, say)
+        unconfirmed = None if len(fresh) else error
+    made.settings = chosen.settings
+    test = list(batches(opened, "test", len(opened.test), torch.device(device), TOGETHER))
+    verified = verify(made, test, opened.classes)
+    times = {}
+    for many in sorted({1, batch, 256} if len(inputs) >= 256 else {1, batch}):
+        ratio, (low, high) = time_against_whole(made, inputs[: max(many, 64)], many)
+        times[many] = (ratio, low, high)
+    kept = None
+    if deadline is not None:
+        made.deadline = deadline
+        kept = keeps_deadline(made, inputs[:64], 1)
+        if kept[0] < 0.5:
+            raise DeepresError(
+                f"a deadline of {1000 * deadline:g} ms was kept by {100 * kept[0]:.0f} % of the calls, the slowest took "
+                f"{1000 * kept[1]:.1f} ms: no exit of this network is reached as early; allow more"
+            )
+    return GhostResult(made, chosen, tuple(points), whole.error, verified, times, kept, opened, unconfirmed)
+
+
+def _check(
+    budget: float | None,
+    error: float | None,
+    deadline: float | None,
+    batch: int,
+    gates: Gates,
+    exits: bool,
+    examples: int,
+    confirm: int,
+) -> None:
+    if (budget is None) == (error is None):
+        raise DeepresError("give either a budget of time, such as budget=0.6, or a rise of the error, such as error=0.3")
+    if budget is not None and not 0 < budget <= 1:
+        raise DeepresError(f"budget is a share of the whole network's time, above 0 and at most 1, not {budget:g}")
+    if error is not None and error < 0:
+        raise DeepresError(f"error is the points that it may rise, 0 or more, not {error:g}")
+    if deadline is not None and deadline <= 0:
+        raise DeepresError(f"deadline is the seconds that a call may take, above 0, not {deadline:g}")
+    if gates not in _KINDS:
+        raise DeepresError(f"gates is one of {', '.join(_KINDS)}, not {gates}")
+    if gates == "none" and not exits:
+        raise DeepresError("without gates and without exits there is nothing to save time with")
+    if batch < 1:
+        raise DeepresError(f"batch is at least 1, not {batch}")
+    if examples < 1 or confirm < 0:
+        raise DeepresError(f"examples is at least 1 and confirm at least 0, not {examples} and {confirm}")
+
+
+def _open(
+    model: nn.Module | str | Path, data: Data | str | Path, weights: str | Path | None, size: int | None
+) -> tuple[nn.Module, Data]:
+    if isinstance(model, nn.Module):
+        return model, data if isinstance(data, Data) else open_data(data, size=size)
+    if not (":" in str(model) or Path(model).exists()):
+        raise DeepresError(f"{model}: no such run or file; a ghost is made of a trained network")
+    source = Source.open(str(model), data, weights=weights, size=size, device="cpu")
+    if not source.fits:
+        raise DeepresError(f"{model}: its classes are not those of {source.data.name}; give the data that it was trained on")
+    return source.model, dataclasses.replace(source.data, prepare=source.prepare)
+
+
+def save_ghost(made: GhostResult, out: str | Path, **noted: Any) -> Path:
+    """Write the network, its gates and exits, and what is known of them into a folder that ``load_ghost`` reads.
+
+    Raises ``DeepresError`` for a network of a class that cannot be built again from a file.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    ghost = made.model
+    net = ghost.net
+    if made.data is not None:
+        noted = {"classes": list(made.data.classes), "prepare": made.data.prepare.to_notes(), **noted}
+    ghost.route(False)
+    save(net, out / NET, **noted)
+    if made.static:
+        save(ghost.static(), out / STATIC, **noted)
+    tensors = {f"gates.{k}": v.contiguous().cpu() for k, v in ghost.gates.state_dict().items()}
+    tensors |= {f"exits.{k}": v.contiguous().cpu() for k, v in ghost.exits.state_dict().items()}
+    header = {
+        "settings": dataclasses.asdict(ghost.settings),
+        "most": max(len(segment.units) for segment in ghost.segments),
+        "ahead": ghost.ahead,
+        "temperature": ghost.temperature,
+        "deadline": ghost.deadline,
+    }
+    part = out / f".{HEADS}.{os.getpid()}"
+    save_file(tensors or {"none": torch.zeros(1)}, part, metadata={"ghost": json.dumps(header)})
+    os.chmod(part, 0o644)
+    os.replace(part, out / HEADS)
+    (out / FILE).write_text(json.dumps(made.to_dict(), indent=1))
+    return out
+
+
+def load_ghost(folder: str | Path) -> tuple[Ghost, dict[str, Any]]:
+    """(the ghost, what was noted with its network).
+
+    Raises ``DeepresError`` where the folder holds none.
+    """
+    folder = Path(folder)
+    try:
+        with safe_open(folder / HEADS, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["ghost"])
+            tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise DeepresError(f"{folder}: holds no ghost that can be read ({error}); make one with `deepres ghost`") from error
+    made = Ghost(load(folder / NET), Settings(**header["settings"]), most=header["most"])
+    made.ahead = [(float(base), float(each)) for base, each in header["ahead"]]
+    made.deadline = header["deadline"]
+    made.temperature = header.get("temperature", 1.0)
+    for kind, modules in (("gates", made.gates), ("exits", made.exits)):
+        for c in range(len(made.segments)):
+            mine = {k.removeprefix(f"{kind}.{c}."): v for k, v in tensors.items() if k.startswith(f"{kind}.{c}.")}
+            if not mine:
+                continue
+            outputs, features = mine["weight"].shape
+            head = Gate(features, outputs) if kind == "gates" else Exit.of_state(mine)
+            head.load_state_dict(mine)
+            modules[c] = head.requires_grad_(False)
+    return made, notes(folder / NET)

@@ -1,0 +1,149 @@
+"""Several processes under ``torchrun``: who am I, who writes, and sums over all."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+from deepres.data import Shard
+from deepres.errors import DeepresError
+
+
+@dataclass(frozen=True)
+class DistributedContext:
+    """This process among those that share a run."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def shard(self) -> Shard:
+        return Shard(self.rank, self.world)
+
+    @property
+    def is_main(self) -> bool:
+        """One process writes files and shows progress."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def mean(self, value: Tensor | float) -> float:
+        """Of one number from each process, in all of them."""
+        if self.world == 1:
+            return float(value)
+        return float(self.sum(torch.tensor(float(value), dtype=torch.float64, device=self.device))) / self.world
+
+    def broadcast(self, value: str | None) -> str | None:
+        """The first process's value, in all of them."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+    def broadcast_weights(self, model: nn.Module) -> None:
+        """Give the first process's weights and statistics to all."""
+        if self.world > 1:
+            for tensor in model.state_dict().values():
+                dist.broadcast(tensor, 0)
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """``"auto"``: a CUDA device if there is one, else the CPU.
+
+    Raises ``DeepresError`` for a device that this machine does not have.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", local_rank)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DeepresError(
+            f"device {name!r} is not on this machine; use --device cpu ({str(error).splitlines()[0]})"
+        ) from error
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+@contextlib.contextmanager
+def join_processes(device: str = "auto") -> Iterator[DistributedContext]:
+    """Join the processes that ``torchrun`` started (gloo on CPUs, nccl on GPUs); alone without it."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield DistributedContext(pick_device(device))
+        return
+    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
+    mine = pick_device(device, local)
+    if not dist.is_initialized():
+        try:
+            backend = "nccl" if mine.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(minutes=30))
+        except (RuntimeError, ValueError) as error:
+            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise DeepresError(
+                f"the processes could not meet at {where} ({str(error).splitlines()[0]}); "
+                "if the port is in use, give torchrun another --master-port"
+            ) from error
+        # once for all runs of a process: a second meeting would find the addresses of the first in torchrun's store
+        atexit.register(_part)
+    yield DistributedContext(mine, rank, world)
+
+
+def _part() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm over the examples of all processes. PyTorch's own needs a GPU; this one serves CPUs too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        sums = torch.cat((x.sum((0, 2, 3)), x.new_tensor([x.numel() / x.shape[1]])))
+        sums = all_reduce(sums)
+        count = sums[-1].detach()
+        mean = sums[:-1] / count
+        centred = x - mean.view(1, -1, 1, 1)
+        var = all_reduce(centred.square().sum((0, 2, 3))) / count
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                if self.num_batches_tracked is not None:
+                    self.num_batches_tracked.add_(1)
+                share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked or 1)
+                self.running_mean.lerp_(mean, share)
+                self.running_var.lerp_(var * count / (count - 1), share)
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        return centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+
+
+def synchronise_norms(model: nn.Module, device: torch.device) -> nn.Module:
+    """Let every batch norm see the global batch. Names and weights stay."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncBatchNorm2d
+    return model

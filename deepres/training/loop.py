@@ -1,0 +1,246 @@
+"""``train`` and ``resume``: one epoch, then a look at the validation split, until the run is done; then the test."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from deepres.data import Data, open_data
+from deepres.errors import DeepresError
+from deepres.evaluation import Evaluation, measure
+from deepres.exits.supervision import Exits
+from deepres.models import from_others, read
+from deepres.models.store import locate
+from deepres.nn import config
+from deepres.training import checkpoint, memory
+from deepres.training.distribute import DistributedContext, join_processes
+from deepres.training.progress import Record, Reporter, read_log
+from deepres.training.run import FILE, Run
+from deepres.training.speed import SPEEDS, exactness
+from deepres.training.trainer import Curriculum, Tap, Trainer
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to. The test set was looked at once, after everything had been chosen."""
+
+    run: Run
+    model: nn.Module  # with the weights of the best validation error, in eval mode
+    history: list[Record]
+    best_epoch: int
+    val_error: float  # of the best epoch, %
+    test: Evaluation
+    seconds: float
+    speed: str  # the mode that was used
+    out: Path | None
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[threading.Event]:
+    """While open, the first Ctrl-C or SIGTERM sets the event; a second Ctrl-C stops at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def asked(number: int, _: object) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def train(
+    run: Run,
+    *,
+    resume: bool = False,
+    show: bool = True,
+    data: Data | None = None,
+    model: nn.Module | None = None,
+    watch: Callable[[nn.Module, Record], None] | None = None,
+    tap: Tap | None = None,
+    curriculum: Curriculum | None = None,
+) -> Result:
+    """Train a network as ``run`` says.
+
+    >>> result = deepres.train(deepres.Run("resnet20-cifar", "digits", epochs=5, out="runs/digits"))
+    >>> result.test.top1
+
+    ``resume`` continues from the newest checkpoint in ``run.out``, in mid-epoch if need be; without one it starts anew.
+    ``data`` and ``model`` stand in for those that ``run`` names. ``watch`` is called after each epoch, and ``tap``
+    before each step, on the first process only: it may look at the network but must leave it as it is. ``curriculum`` may add
+    to the loss and change the network (see ``Curriculum``). Under ``torchrun`` all processes call this alike.
+
+    Raises ``DeepresError`` for what cannot be trained, ``NonFinite`` before a step that would ruin the weights, and
+    ``Interrupted`` after Ctrl-C or SIGTERM, once the run is saved.
+    """
+    with join_processes(run.device) as context:
+        if context.world > 1 and context.device.type == "cpu":
+            torch.set_num_threads(max(1, torch.get_num_threads() // context.world))
+        run = dataclasses.replace(run, out=context.broadcast(run.out))  # a default name may hold a time of day
+        if model is None and not (":" in run.net or Path(run.net).exists()):
+            config(run.net, width=run.width, **run.options)  # a wrong name is told before any data is read
+        if data is None:
+            if not context.is_main:
+                context.barrier()  # the first process decodes and fills the cache
+            data = open_data(run.data, size=run.size, channels=run.options.get("in_channels") or _channels(run.init))
+            if context.is_main:
+                context.barrier()
+        out = Path(run.out) if run.out else None
+        made: list[Path] = []
+        if out is not None and context.is_main:
+            made = _claim(out, run, resume)
+        context.barrier()
+        with exactness(SPEEDS.get(run.speed, SPEEDS["float32"])):
+            try:
+                return _train(run, data, context, model, resume, show and context.is_main, watch, tap, curriculum)
+            except DeepresError:
+                if out is not None and context.is_main:
+                    _let_go(out, made)
+                raise
+            except RuntimeError as error:
+                if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                    raise
+                raise DeepresError(
+                    f"out of memory on {context.device} ({str(error).splitlines()[0]}); lower --batch, --size or --width, "
+                    "or set --memory to what may be used"
+                ) from error
+
+
+def _channels(init: str | None) -> int | None:
+    """How many channels the weights to start from want, so that grey images are given to them as they expect."""
+    stem = from_others(read(locate(init))[0]).get("stem.conv.weight") if init else None
+    return stem.shape[1] if stem is not None else None
+
+
+def _claim(out: Path, run: Run, resume: bool) -> list[Path]:
+    """Make the run's folder and note the run there, never over another run; gives those above it that were not there, innermost first."""
+    made = [folder for folder in out.parents if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not resume and (out / FILE).exists():
+            raise DeepresError(f"{out}: holds a run already; resume it with --resume, or choose another --out")
+        if not (out / FILE).exists():
+            (out / FILE).write_text(run.to_json())
+    except OSError as error:
+        raise DeepresError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
+    return made
+
+
+def _let_go(out: Path, made: list[Path]) -> None:
+    """Leave nothing of a run that could not begin, so that the same command with its mistake mended can."""
+    if [path.name for path in out.iterdir()] == [FILE]:
+        (out / FILE).unlink()
+        with contextlib.suppress(OSError):
+            for folder in (out, *made):
+                folder.rmdir()
+
+
+def _train(
+    run: Run,
+    data: Data,
+    context: DistributedContext,
+    model: nn.Module | None,
+    resume: bool,
+    show: bool,
+    watch: Callable[[nn.Module, Record], None] | None,
+    tap: Tap | None,
+    curriculum: Curriculum | None,
+) -> Result:
+    out = Path(run.out) if run.out else None
+    state = checkpoint.read_newest(out / checkpoint.FOLDER, context.device) if resume and out else None
+    if state is not None and run.speed == "auto":
+        run = dataclasses.replace(run, speed=state["speed"])
+    trainer = Trainer(run, data, context, model)
+    trainer.tap = tap if context.is_main else None
+    if trainer.recipe.exits:
+        if curriculum is not None:
+            raise DeepresError("exits cannot be trained while a network is shrunk; train them on what comes out, with --init")
+        curriculum = Exits(trainer.recipe.exits)
+    trainer.curriculum = curriculum
+    if curriculum is not None:
+        curriculum.begin(trainer)
+    if state is not None:
+        trainer.restore(state)
+    done = trainer.progress.done
+    history = [Record(**line) for line in read_log(out) if line["step"] <= done] if out and state is not None else []
+    title = f"{run.net} on {data.name}"
+    sink = out if context.is_main else None
+    with (
+        trainer.heap(),
+        _stoppable() as stop,
+        Reporter(sink, title=title, total=trainer.total, show=show, done=done) as reporter,
+    ):
+        plan = f", {trainer.plan}" if trainer.plan.length else ""
+        where = f"{context.device}" + (f" x {context.world} processes" if context.world > 1 else "")
+        reporter.say(f"{data}\n{run.net}, {trainer.recipe.name}, {trainer.total} steps, {trainer.speed.name}{plan}, {where}")
+        if done:
+            reporter.say(f"resumed after step {done}")
+        while trainer.progress.done < trainer.total:
+            began, first, waited = time.perf_counter(), trainer.progress.step, trainer.loader.waited
+            trainer.train_epoch(reporter, stop)
+            took = time.perf_counter() - began
+            images = (trainer.progress.step - first) * trainer.recipe.batch
+            record = trainer.finish_epoch(reporter, images / took, trainer.loader.waited - waited)
+            history.append(record)
+            if watch is not None:
+                watch(trainer.model, record)
+        return _conclude(trainer, history, out)
+
+
+def _conclude(trainer: Trainer, history: list[Record], out: Path | None) -> Result:
+    """Load the best weights and test them: the only look at the test set that counts."""
+    trainer.keep_weights("last.safetensors")
+    final = trainer.deploy()
+    best = out / "best.safetensors" if out is not None else None
+    if best is not None and trainer.context.is_main and best.exists():
+        final.load_state_dict(read(best)[0], strict=False)  # tied weights are kept once
+    trainer.context.broadcast_weights(final)  # the folder may be on one machine only
+    data, run = trainer.data, trainer.run
+    test = measure(
+        final,
+        data.test,
+        data.prepare,
+        data.classes,
+        device=trainer.context.device,
+        layout=trainer.speed.layout,
+        share=trainer.context.shard,
+        workers=run.workers,
+    )
+    progress = trainer.progress
+    if out is not None and trainer.context.is_main:
+        summary = {
+            "best_epoch": progress.best_epoch,
+            "val_error": progress.best,
+            "seconds": progress.seconds,
+            "speed": trainer.speed.name,
+            "torch": torch.__version__,
+            "test": test.to_dict(),
+        }
+        (out / "result.json").write_text(json.dumps(summary, indent=1))
+    trainer.context.barrier()  # what the first process wrote is there for all, when they return
+    memory.recompute(final, memory.Plan())
+    return Result(
+        run, final.eval(), history, progress.best_epoch, progress.best, test, progress.seconds, trainer.speed.name, out
+    )
+
+
+def resume(out: str | Path, *, show: bool = True) -> Result:
+    """Continue the run in a folder with the settings saved there. A finished one is only tested again."""
+    return train(dataclasses.replace(Run.read(out), out=str(out)), resume=True, show=show)

@@ -1,0 +1,85 @@
+"""What is trained, on what and how: a frozen ``Run``, saved with what it makes and able to be run again from there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepres.errors import DeepresError, nearest
+from deepres.training.recipe import Recipe, recipe
+from deepres.training.speed import SPEEDS
+
+FILE = "run.json"
+_SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def parse_bytes(text: str) -> int:
+    """``"3GiB"`` -> 3221225472."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise DeepresError(f"memory {text!r} is neither 'auto', 'all' nor a size such as '3GiB'")
+    return int(float(match[1]) * _SIZES[match[2].upper()])
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run. ``Run("resnet20-cifar", "digits")`` is enough."""
+
+    net: str  # a name that `create` knows
+    data: str = "digits"  # digits, cifar10, or a folder of images or tar shards
+    recipe: Recipe | str = "fast-cifar"  # a recipe or its name
+    out: str | None = None  # folder for everything the run writes; None: nothing is written
+    seed: int = 0
+    epochs: float | None = None  # instead of the recipe's
+    batch: int | None = None  # instead of the recipe's
+    lr: float | None = None  # instead of the recipe's
+    exits: float | None = None  # instead of the recipe's
+    width: float = 1.0  # multiplies the network's channels
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)  # more fields of the network's configuration
+    size: int | None = None  # side of the input in pixels; None: the images' own, or 224
+    init: str | None = None  # weights to start from
+    speed: str = "auto"  # auto, exact (float32, the same bits every time), or one of the modes in `deepres.training.speed`
+    memory: str = "auto"  # auto, all (no activation checkpointing), or the most to use: "3GiB"
+    sync_norm: bool = False  # batch norm over the global batch of all processes
+    device: str = "auto"
+    workers: int | None = None  # decoding processes for large images
+    keep: int = 2  # checkpoints to keep
+    checkpoint_minutes: float = 5.0  # between checkpoints inside an epoch; there is one after each epoch too
+    watch_test: bool = False  # also measure the test error after each epoch, for curves; nothing is chosen by it
+
+    def __post_init__(self) -> None:
+        chosen = recipe(self.recipe) if isinstance(self.recipe, str) else self.recipe
+        changes = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr, "exits": self.exits}
+        chosen = dataclasses.replace(chosen, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[arg-type]
+        object.__setattr__(self, "recipe", chosen)
+        if self.speed not in ("auto", *SPEEDS):
+            raise DeepresError(f"unknown speed {self.speed!r}{nearest(self.speed, SPEEDS) or f'; there are auto, {SPEEDS}'}")
+        if self.memory not in ("auto", "all"):
+            parse_bytes(self.memory)
+        if self.keep < 1:
+            raise DeepresError(f"keep is the number of checkpoints to keep and at least 1, not {self.keep}")
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Run:
+        """From a run's folder or its ``run.json``."""
+        path = Path(path)
+        file = path / FILE if path.is_dir() else path
+        try:
+            values = json.loads(file.read_text())
+            steps = {key: _tuples(value) for key, value in values.pop("recipe").items()}
+            return cls(**values, recipe=Recipe(**steps))
+        except FileNotFoundError as error:
+            raise DeepresError(f"{file}: no such file, so there is no run to read here") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DeepresError(f"{file}: not a run that deepres saved ({error})") from error
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

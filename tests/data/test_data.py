@@ -1,0 +1,280 @@
+"""Data: layouts, image modes, splits, and an order and augmentation that do not depend on history or processes."""
+
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deepres import DeepresError
+from deepres.data import Loader, Prepare, Resident, Shard, Streamed, mix, open_data, open_image, pad_crop_flip, seeded
+from deepres.data.augment import random_view
+from deepres.data.decode import fit, pixels
+
+
+def test_digits_are_split_without_overlap() -> None:
+    data = open_data("digits")
+    assert (len(data.train), len(data.val), len(data.test)) == (1295, 143, 359)
+    assert data.shape == (1, 8, 8) and data.classes == tuple("0123456789")
+    again = open_data("digits")
+    assert torch.equal(data.val.pixels, again.val.pixels)
+    assert min(data.val.labels.bincount()) >= 13  # stratified
+    assert open_data("digits", size=16, channels=3).shape == (3, 16, 16)
+
+
+def test_a_folder_without_splits(small_folder: Path) -> None:
+    data = open_data(small_folder)
+    assert isinstance(data.train, Resident) and data.shape == (1, 16, 16)  # grey images need one channel
+    assert len(data.train) + len(data.val) + len(data.test) == 72
+    assert data.test.labels.bincount().tolist() == [4, 4, 4]
+    again = open_data(small_folder)  # from the cache
+    assert torch.equal(again.train.pixels, data.train.pixels)
+
+
+def test_shards_hold_what_the_folder_holds(large_folder: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        with tarfile.open(tmp_path / f"{split}-00.tar", "w") as tar:
+            tar.add(large_folder / split, arcname=split)
+    loose, packed = (open_data(root, size=24) for root in (large_folder, tmp_path))
+    assert packed.classes == loose.classes
+    for split in ("train", "val", "test"):
+        a, b = getattr(loose, split), getattr(packed, split)
+        assert torch.equal(a.pixels, b.pixels) and torch.equal(a.labels, b.labels)
+
+
+def test_large_images_stream_the_same_with_and_without_workers(large_folder: Path) -> None:
+    data = open_data(large_folder)
+    assert isinstance(data.train, Streamed) and data.shape[1:] == (224, 224)
+    for augment in ("none", "random-resized-crop", "scale-crop"):
+        runs = [
+            [batch.images for batch in Loader(data.train, data.prepare, 8, augment=augment, workers=workers).epoch(3, size=64)]
+            for workers in (0, 2)
+        ]
+        for a, b in zip(*runs, strict=True):
+            assert a.shape[1:] == (data.prepare.channels, 64, 64) and torch.equal(a, b)
+
+
+def test_an_epoch_sees_each_example_once_and_resumes_in_the_middle() -> None:
+    data = open_data("digits")
+    loader = Loader(data.train, data.prepare, 128, seed=3, augment="pad-crop-flip")
+    batches = list(loader.epoch(2))
+    assert sum(len(batch.labels) for batch in batches) == 1295 and len(batches) == loader.steps == 11
+    assert [batch.full for batch in batches] == [True] * 10 + [False]
+    assert sorted(loader.order(2).tolist()) == list(range(1295))
+    assert not torch.equal(loader.order(2), loader.order(3))
+    for a, b in zip(
+        batches[6:], Loader(data.train, data.prepare, 128, seed=3, augment="pad-crop-flip").epoch(2, 6), strict=True
+    ):
+        assert torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_the_very_batches_of_one(world: int) -> None:
+    data = open_data("digits")
+    alone = list(Loader(data.train, data.prepare, 128, augment="pad-crop-flip").epoch(1))
+    parts = [
+        list(Loader(data.train, data.prepare, 128, augment="pad-crop-flip", share=Shard(rank, world)).epoch(1))
+        for rank in range(world)
+    ]
+    for whole, *shares in zip(alone, *parts, strict=True):
+        assert torch.equal(torch.cat([share.images for share in shares]), whole.images)
+        assert torch.equal(torch.cat([share.labels for share in shares]), whole.labels)
+
+
+def test_a_tail_too_short_for_batch_norm_is_filled() -> None:
+    data = open_data("digits")
+    split = data.train.take(torch.arange(65))
+    sizes = [[len(b.labels) for b in Loader(split, data.prepare, 64, share=Shard(rank, 2)).epoch(0)] for rank in (0, 1)]
+    assert sizes == [[32, 2], [32, 2]]
+
+
+def test_pad_crop_flip_against_a_slow_one() -> None:
+    images = torch.randint(0, 255, (32, 3, 9, 9), dtype=torch.uint8)
+    fast = pad_crop_flip(images, torch.Generator().manual_seed(5), pad=2)
+    generator = torch.Generator().manual_seed(5)
+    top, left = (torch.randint(0, 5, (32,), generator=generator) for _ in range(2))
+    mirror = torch.rand(32, generator=generator) < 0.5
+    padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
+    for i in range(32):
+        view = padded[i, :, top[i] : top[i] + 9, left[i] : left[i] + 9]
+        assert torch.equal(fast[i], view.flip(2) if mirror[i] else view)
+    assert 0 < mirror.sum() < 32
+
+
+def test_mixing_keeps_the_labels_in_proportion() -> None:
+    images = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 1, 16, 16).contiguous()
+    targets = torch.eye(8)
+    for kind in ({"mixup": 0.5, "cutmix": 0.0}, {"mixup": 0.0, "cutmix": 1.0}):
+        mixed, soft = mix(images, targets, seeded(1), **kind)
+        torch.testing.assert_close(soft.sum(1), torch.ones(8))
+        # a pixel's mean value is the labels' expectation
+        torch.testing.assert_close(mixed.mean((1, 2, 3)), soft @ torch.arange(8.0), rtol=1e-4, atol=1e-4)
+
+
+def test_random_views_stay_inside_the_image() -> None:
+    image = Image.fromarray(np.full((40, 90, 3), 200, np.uint8))
+    for augment in ("random-resized-crop", "scale-crop"):
+        for i in range(50):
+            assert pixels(random_view(image, augment, 32, seeded(i))).unique().tolist() == [200]
+
+
+def test_neighbouring_seeds_are_unrelated() -> None:
+    draws = {float(torch.rand((), generator=seeded(*key))) for key in [(0,), (1,), (0, 0), (0, 1), (1, 0), (2**40, 7)]}
+    assert len(draws) == 6
+
+
+def test_all_image_modes_are_read(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 255, 64).reshape(8, 8)
+    grey = Image.fromarray(ramp.astype(np.uint8))
+    files = {
+        "grey.png": grey,
+        "deep.png": Image.fromarray((ramp * 257).astype(np.uint16)),
+        "rgba.png": Image.merge("RGBA", (grey, grey, grey, Image.new("L", grey.size, 255))),
+        "palette.gif": grey.convert("P"),
+        "cmyk.tiff": grey.convert("RGB").convert("CMYK"),
+        "one-bit.png": grey.convert("1"),
+        "la.png": Image.merge("LA", (grey, Image.new("L", grey.size, 255))),
+    }
+    for name, image in files.items():
+        image.save(tmp_path / name)
+        read = open_image(tmp_path / name)
+        assert read.mode == "RGB" and read.size == (8, 8), name
+        if name != "one-bit.png":
+            assert np.abs(np.asarray(read)[..., 0] - ramp).max() <= 2, name
+        assert open_image(tmp_path / name, 1).mode == "L"
+    clear = Image.new("RGBA", (4, 4), (9, 9, 9, 0))
+    clear.save(tmp_path / "clear.png")
+    assert np.asarray(open_image(tmp_path / "clear.png")).min() == 255  # to_layout on white
+
+
+def test_exif_rotation_is_undone(tmp_path: Path) -> None:
+    image = Image.new("RGB", (8, 4), "white")
+    exif = image.getexif()
+    exif[274] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert open_image(tmp_path / "turned.jpg").size == (4, 8)
+
+
+def test_fit_takes_the_centre() -> None:
+    wide = np.zeros((10, 30, 3), np.uint8)
+    wide[:, 10:20] = 255
+    assert pixels(fit(Image.fromarray(wide), 10)).min() == 255
+    assert pixels(fit(Image.fromarray(wide), 8, 10)).shape == (3, 8, 8)
+
+
+def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (64, 64)).save(tmp_path / "big.png")
+    for limit in (3000, 100):  # Pillow warns above the limit and raises above twice it
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(DeepresError, match=r"big\.png"):
+            open_image(tmp_path / "big.png")
+
+
+def test_unreadable_images_are_left_out_and_named(small_folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "damaged"
+    shutil.copytree(small_folder, root)
+    (root / "digit-0" / "000.png").write_bytes(b"\x89PNG nothing")
+    (root / "digit-1" / "001.png").write_bytes(b"")
+    data = open_data(root)
+    assert len(data.unreadable) == 2 and "2 unreadable left out" in str(data)
+    assert len(open_data(root).unreadable) == 2  # also when it comes from the cache
+
+
+def test_unreadable_images_in_a_stream_are_replaced_and_counted(large_folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "damaged"
+    shutil.copytree(large_folder, root)
+    (root / "train" / "digit-0" / "003.png").write_bytes(b"\x89PNG nothing")
+    data = open_data(root, val_share=0.05)
+    loader = Loader(data.train, data.prepare, 8, workers=0)
+    assert sum(len(batch.labels) for batch in loader.epoch(0, size=32)) == len(data.train)
+    assert loader.unreadable == 1 or "003" not in str(data.train.items)
+
+
+def test_bad_folders_get_a_sentence(tmp_path: Path, small_folder: Path) -> None:
+    empty, one, broken = tmp_path / "empty", tmp_path / "one", tmp_path / "broken"
+    empty.mkdir()
+    shutil.copytree(small_folder / "digit-0", one / "only")
+    for label in ("a", "b"):
+        (broken / label).mkdir(parents=True)
+        for i in range(5):
+            (broken / label / f"{i}.jpg").write_bytes(b"not an image")
+    (tmp_path / "tar").mkdir()
+    (tmp_path / "tar" / "train-00.tar").write_bytes(b"not a tar file" * 100)
+    (tmp_path / "few" / "a").mkdir(parents=True)
+    (tmp_path / "few" / "b").mkdir(parents=True)
+    for label in ("a", "b"):
+        shutil.copy(small_folder / "digit-0" / "000.png", tmp_path / "few" / label)
+    for root, says in {
+        empty: "no images found",
+        one: "only one class, 'only'",
+        broken: "none of the images that were tried can be read",
+        tmp_path / "tar": "train-00.tar: not a whole",
+        tmp_path / "few": "too few images",
+    }.items():
+        with pytest.raises(DeepresError, match=says):
+            open_data(root)
+
+
+def test_unknown_data_says_what_there_is() -> None:
+    with pytest.raises(DeepresError, match="did you mean 'digits'"):
+        open_data("digit")
+    with pytest.raises(DeepresError, match="there are digits, cifar10"):
+        open_data("/no/such/folder")
+    with pytest.raises(DeepresError, match="between 0 and 1"):
+        open_data("digits", val_share=2)
+
+
+def test_cifar_without_a_network_says_where_it_looked(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision
+
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", offline)
+    with pytest.raises(DeepresError, match=r"cifar10: not on disk under .* no route to host.* path of a folder"):
+        open_data("cifar10")
+
+
+def test_cifar_files_on_disk_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision
+
+    class Fake:
+        classes = ["a", "b"]
+
+        def __init__(self, root: str, train: bool, download: bool) -> None:
+            count = 40 if train else 10
+            self.data = np.random.default_rng(0).integers(0, 255, (count, 32, 32, 3), dtype=np.uint8)
+            self.targets = [i % 2 for i in range(count)]
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", Fake)
+    data = open_data("cifar10")
+    assert (len(data.train), len(data.val), len(data.test)) == (36, 4, 10) and data.shape == (3, 32, 32)
+
+
+def test_a_text_becomes_characters_and_what_comes_next(tmp_path: Path) -> None:
+    text = "to be, or not to be: that is the question.\n" * 40
+    (tmp_path / "play.txt").write_text(text)
+    data = open_data(tmp_path / "play.txt", size=16)
+    assert data.is_text and data.classes == tuple(sorted(set(text))) and str(data).endswith("16 characters")
+    read = ["".join(data.classes[i] for i in part.pixels.flatten().tolist()) for part in (data.train, data.val, data.test)]
+    assert all(part in text for part in read) and text.startswith(read[0])  # each is a piece of the text in its own order
+    assert len(read[0]) + len(read[1]) + len(read[2]) > 0.9 * len(text)
+    for part in (data.train, data.val, data.test):
+        assert torch.equal(part.labels[:, :-1], part.pixels[:, 1:].long())
+    batch = next(Loader(data.train, data.prepare, 4).epoch(0))
+    assert batch.images.shape == batch.labels.shape == (4, 16) and batch.images.dtype == torch.int64
+    assert type(Prepare.from_notes(data.prepare.to_notes())) is type(data.prepare)
+
+
+def test_bad_texts_get_a_sentence(tmp_path: Path) -> None:
+    for name, content, says in (
+        ("short.txt", b"to be", "too few"),
+        ("picture.txt", bytes(range(128, 256)) * 50, "not a text"),
+        ("many.txt", "".join(map(chr, range(1000, 6000))).encode(), "kinds of characters"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DeepresError, match=says):
+            open_data(tmp_path / name)

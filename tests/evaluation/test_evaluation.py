@@ -1,0 +1,115 @@
+"""Evaluation against slow and obvious versions; prediction on files."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import deepres
+from deepres import DeepresError
+from deepres.data import Prepare, open_data
+from deepres.evaluation import measure, time_against
+
+
+def calibration(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    total = 0.0
+    for low in np.arange(15) / 15:
+        inside = (confidence >= low) & (confidence < low + 1 / 15)
+        if inside.any():
+            total += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
+    return 100 * total
+
+
+def test_measures_are_those_of_a_slow_version() -> None:
+    data = open_data("digits")
+    model = deepres.create("resnet8-cifar", in_channels=1).train()
+    result = measure(model, data.test, data.prepare, data.classes, batch=100)
+    assert model.training  # as it was
+    model.eval()
+    with torch.no_grad():
+        logits = model(data.prepare.normalise(data.test.pixels))
+    labels = data.test.labels
+    order = logits.argsort(1, descending=True)
+    assert result.n == 359
+    assert result.top1 == pytest.approx(100 * (order[:, 0] != labels).float().mean().item())
+    assert result.top5 == pytest.approx(100 * (order[:, :5] != labels[:, None]).all(1).float().mean().item())
+    assert result.loss == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert result.calibration == pytest.approx(calibration(logits.softmax(1).numpy(), labels.numpy()), rel=1e-3)
+    for i, row in enumerate(result.confusion):
+        assert sum(row) == int((labels == i).sum())
+        assert result.per_class[str(i)] == pytest.approx(100 * (1 - row[i] / sum(row)))
+
+
+def test_a_network_of_other_classes_is_refused(small_folder: Path, tmp_path: Path) -> None:
+    model = deepres.create("resnet8-cifar", in_channels=1, num_classes=10)
+    with pytest.raises(DeepresError, match="3 classes and the network 10"):
+        deepres.evaluate(model, small_folder)
+    prepare = Prepare(8, 1, (0.5,), (0.5,)).to_notes()
+    path = deepres.save(model, tmp_path / "net.safetensors", classes=list("abcdefghij"), prepare=prepare)
+    with pytest.raises(DeepresError, match="not the 10 that the network was trained on"):
+        deepres.evaluate(path, small_folder)
+
+
+def test_per_pixel_means_survive_the_file(tmp_path: Path) -> None:
+    data = open_data("digits")
+    mean = tuple(tuple(map(tuple, plane)) for plane in (data.train.pixels.float().mean(0) / 255).tolist())
+    prepare = Prepare(8, 1, mean, (1.0,))
+    again = Prepare.from_notes(json.loads(json.dumps(prepare.to_notes())))
+    assert again == prepare
+    images = data.train.pixels.float().div(255)
+    torch.testing.assert_close(again.normalise(data.train.pixels), images - images.mean(0))
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    model = deepres.create("resnet8-cifar", in_channels=1, num_classes=3)
+    prepare = Prepare(16, 1, (0.2,), (0.3,)).to_notes()
+    return deepres.save(model, tmp_path / "net.safetensors", classes=["a", "b", "c"], prepare=prepare)
+
+
+@torch.no_grad()
+def test_predictions_are_the_models_own(trained: Path, small_folder: Path) -> None:
+    files = sorted((small_folder / "digit-0").iterdir())[:5]
+    answers = list(deepres.predict(trained, files, batch=2))
+    model = deepres.load(trained)
+    for file, answer in zip(files, answers, strict=True):
+        pixels = torch.from_numpy(np.array(Image.open(file).convert("L"), copy=True))[None, None].float() / 255
+        probabilities = model((pixels - 0.2) / 0.3).softmax(1)[0]
+        assert answer.names[0] == "abc"[int(probabilities.argmax())] and len(answer.names) == 3
+        assert answer.probabilities[0] == pytest.approx(float(probabilities.max()), rel=1e-4)
+        assert answer.file == str(file)
+
+
+def test_unreadable_files_are_answered_not_raised(trained: Path, small_folder: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"nothing")
+    good = small_folder / "digit-0" / "000.png"
+    answers = list(deepres.predict(trained, [bad, good, tmp_path / "missing.jpg"]))
+    assert [bool(answer.error) for answer in answers] == [True, False, True]
+    assert "bad.png: not an image" in answers[0].error and "missing.jpg" in answers[2].error
+    assert len(list(deepres.predict(trained, [small_folder]))) == 72
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DeepresError, match="no images found"):
+        deepres.predict(trained, [tmp_path / "empty"])
+
+
+def test_one_lucky_turn_does_not_make_a_network_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = 0.0
+    monkeypatch.setattr("deepres.evaluation.timing.time", SimpleNamespace(perf_counter=lambda: ticks))
+    calls = {"whole": 0, "other": 0}
+
+    def call(name: str, seconds: float) -> None:
+        nonlocal ticks
+        calls[name] += 1
+        lucky = name == "whole" and calls[name] == 4  # a turn in which the machine was at twice its speed
+        ticks += seconds / 2 if lucky else seconds
+
+    ratio, (low, high) = time_against(lambda x: call("whole", 10.0), lambda x: call("other", 6.0), torch.zeros(1, 3), 1)
+    assert ratio == pytest.approx(0.6)
+    assert low == high == pytest.approx(0.6)

@@ -1,0 +1,454 @@
+"""The lens against slow, obvious versions; it changes nothing, and its page does what it says."""
+
+import itertools
+import json
+import math
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+import transformers
+from torch import nn
+
+import deepres
+from deepres import DeepresError, Run, lens
+from deepres.adapters import find_blocks
+from deepres.cli.main import main
+from deepres.data import open_data
+from deepres.evaluation import block_times, branch_times
+from deepres.lens.backward import gradients, path_lengths
+from deepres.lens.lesions import bypassed, interval, pairs_to_try, places, swapped
+from deepres.lens.monitor import Monitor, glance, parse_every, read_snapshots
+from deepres.lens.page import page
+from deepres.lens.probes import FEATURES, RIDGE, probes
+from deepres.lens.responses import responses
+from deepres.lens.sample import Sample
+from deepres.lens.signals import _Sums, signals
+from deepres.models.opening import open_model
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[nn.Module, Sample]:
+    """A network that has learnt something, and 96 digits in three batches."""
+    torch.manual_seed(0)
+    run = Run("resnet20-cifar", "digits", "digits", epochs=3, width=0.5, speed="float32-channels-last")
+    model = deepres.train(run, show=False).model
+    data = open_data("digits")
+    images, labels = data.prepare.normalise(data.val.pixels[:96]), data.val.labels[:96]
+    return model, Sample.take(model, zip(images.split(40), labels.split(40), strict=True))
+
+
+def everything(model: nn.Module, sample: Sample) -> list[dict[str, torch.Tensor]]:
+    """All that passes through all sites, kept."""
+    kept = []
+    for site in deepres.sites(model):
+        seen: list[deepres.adapters.Observation] = []  # type: ignore[name-defined]
+        with site.observe(seen.append), torch.no_grad():
+            for x in sample.inputs:
+                model(x)
+        kept.append({key: torch.cat([getattr(one, key) for one in seen]) for key in ("x", "shortcut", "branch", "out")})
+    return kept
+
+
+def test_signals_are_those_of_the_kept_activations(trained: tuple[nn.Module, Sample]) -> None:
+    model, sample = trained
+    found = signals(model, deepres.sites(model), sample)
+    for signal, kept in zip(found, everything(model, sample), strict=True):
+        out = kept["out"].double()
+        assert signal.mean == pytest.approx(float(out.mean()), rel=1e-5)
+        assert signal.variance == pytest.approx(float(out.var(unbiased=False)), rel=1e-4)
+        assert signal.inactive == pytest.approx(float((out == 0).double().mean()))
+        assert signal.dead == pytest.approx(float((out == 0).all(0).flatten(1).all(1).double().mean()))
+        ratios = kept["branch"].flatten(1).norm(dim=1) / kept["shortcut"].flatten(1).norm(dim=1)
+        assert signal.ratio == pytest.approx(float(ratios.mean()), rel=1e-5)
+        assert signal.spread[1] == pytest.approx(float(ratios.double().quantile(0.9)), rel=1e-5)
+        assert sum(signal.histogram) == 96
+        if kept["x"].shape == kept["out"].shape:
+            cosine = nn.functional.cosine_similarity(kept["x"].flatten(1), kept["out"].flatten(1)).mean()
+            assert signal.cosine == pytest.approx(float(cosine), rel=1e-4)
+        else:
+            assert signal.cosine is None
+
+
+def test_nothing_of_the_signal_is_kept(trained: tuple[nn.Module, Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+    """However deep the network, the activations of at most one site more than the running one are alive."""
+    model, sample = trained
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+    add = _Sums.add
+
+    def watched(self: _Sums, seen: deepres.adapters.Observation) -> None:  # type: ignore[name-defined]
+        nonlocal most
+        add(self, seen)
+        alive.append(weakref.ref(seen.branch))
+        most = max(most, sum(ref() is not None for ref in alive))
+
+    monkeypatch.setattr(_Sums, "add", watched)
+    signals(model, deepres.sites(model), sample)
+    assert len(alive) == 27 and most <= 2
+
+
+def test_times_are_shares(trained: tuple[nn.Module, Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that ticks once for each layer, since a real one may tell of any order."""
+    model, sample = trained
+    ticks = 0
+
+    def tick(*_: object) -> None:
+        nonlocal ticks
+        ticks += 1
+
+    monkeypatch.setattr("deepres.evaluation.profile.time", SimpleNamespace(perf_counter=lambda: ticks))
+    leaves = [module for module in model.modules() if not list(module.children())]
+    handles = [leaf.register_forward_hook(tick, prepend=True) for leaf in leaves]
+    model(sample.inputs[0])
+    layers, units, ticks = ticks, find_blocks(model), 0
+    branches = branch_times(model, deepres.sites(model), sample.inputs[0], repeats=3)
+    blocks = block_times(model, units, sample.inputs[0], repeats=3)
+    for handle in handles:
+        handle.remove()
+    inside = [sum(module in leaves for module in unit.sites[0].block.modules()) for unit in units]
+    assert blocks == [count / layers for count in inside]
+    assert branches == [(count - 1) / layers for count in inside]  # all but the ReLU behind the sum
+    assert sum(blocks) < 1
+
+
+def test_gradients_are_autograds(trained: tuple[nn.Module, Sample]) -> None:
+    model, sample = trained
+    found = gradients(model, deepres.sites(model), sample)
+    inputs: dict[str, torch.Tensor] = {}
+    handles = []
+    for site in deepres.sites(model):
+
+        def keep(module: nn.Module, args: tuple[torch.Tensor, ...], name: str = site.name) -> None:
+            args[0].retain_grad()
+            inputs[name] = args[0]
+
+        handles.append(site.block.register_forward_pre_hook(keep))
+    sizes: dict[str, list[torch.Tensor]] = {}
+    for x, y in sample.pairs():
+        nn.functional.cross_entropy(model(x.clone().requires_grad_()), y, reduction="sum").backward()
+        for name, tensor in inputs.items():
+            sizes.setdefault(name, []).append(tensor.grad.flatten(1).norm(dim=1))
+    for handle in handles:
+        handle.remove()
+    model.zero_grad()
+    for site, gradient in zip(deepres.sites(model), found, strict=True):
+        assert gradient is not None
+        assert gradient.total == pytest.approx(float(torch.cat(sizes[site.name]).mean()), rel=1e-4)
+        assert gradient.shortcut > 0 and gradient.branch > 0
+
+
+def test_path_lengths_are_those_of_all_paths() -> None:
+    """Three sites have eight paths: all of them, one by one, against the samples."""
+    torch.manual_seed(0)
+    model = deepres.create("resnet8-cifar", width=0.5).eval()
+    sites = deepres.sites(model)
+    x, y = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 3])
+    sample = Sample.take(model, [(x, y)])
+    every: dict[int, list[float]] = {k: [] for k in range(4)}
+    for k in range(4):
+        for chosen in itertools.combinations(range(3), k):
+            with torch.enable_grad():
+                contexts = [s.gradients(through="branch" if i in chosen else "shortcut") for i, s in enumerate(sites)]
+                for context in contexts:
+                    context.__enter__()
+                inputs = x.clone().requires_grad_()
+                loss = nn.functional.cross_entropy(model(inputs), y, reduction="sum")
+                grad = torch.autograd.grad(loss, inputs)[0]
+                for context in contexts:
+                    context.__exit__(None, None, None)
+            every[k].append(float(grad.flatten(1).norm(dim=1).mean()))
+    found = path_lengths(model, sites, sample, repeats=300)
+    assert found is not None and found.lengths == (0, 1, 2, 3)
+    for k in range(4):
+        assert found.magnitude[k] == pytest.approx(sum(every[k]) / len(every[k]), rel=1e-4 if k in (0, 3) else 0.15)
+    weights = [math.comb(3, k) * found.magnitude[k] * (0.5 if k in (0, 3) else 1) for k in range(4)]
+    assert found.share == pytest.approx([w / sum(weights) for w in weights], rel=1e-6)
+    assert sum(found.share) == pytest.approx(1)
+
+
+def test_a_lesion_is_the_network_with_the_branch_at_zero(trained: tuple[nn.Module, Sample]) -> None:
+    model, sample = trained
+    whole = sample.right(model)
+    for site in deepres.sites(model)[1:3]:
+        lesion = bypassed(model, sample, whole, [site])
+        norm = site.block.branch.norm2
+        weight, bias = norm.weight.detach().clone(), norm.bias.detach().clone()
+        with torch.no_grad():
+            norm.weight.zero_()
+            norm.bias.zero_()
+            now = sample.right(model)
+            norm.weight.copy_(weight)
+            norm.bias.copy_(bias)
+        assert lesion.error == pytest.approx(100 * (1 - float(now.float().mean())))
+        assert lesion.low <= lesion.change <= lesion.high
+    assert torch.equal(sample.right(model), whole)
+
+
+def test_the_interval_covers_what_it_should() -> None:
+    """Of many samples with a true change of 2 points, about 95 % have it inside their interval."""
+    generator = torch.Generator().manual_seed(0)
+    covered = 0
+    for _ in range(2000):
+        draw = torch.rand(500, generator=generator)
+        before, after = draw > 0.05, (draw > 0.05) & (torch.rand(500, generator=generator) > 0.02 / 0.95)
+        _, low, high = interval(before, after)
+        covered += low <= 2.0 <= high
+    assert 0.92 < covered / 2000 < 0.99
+    same = torch.ones(1000, dtype=torch.bool)
+    change, low, high = interval(same, same)
+    assert change == 0 and -0.25 < low < 0 < high < 0.25
+
+
+def test_exchanged_blocks_are_exchanged_modules(trained: tuple[nn.Module, Sample]) -> None:
+    model, sample = trained
+    group = places(deepres.sites(model))[0]
+    assert [site.name for site in group] == [f"stages.0.blocks.{i}" for i in range(3)]
+    x = sample.inputs[0]
+    with torch.no_grad():
+        before = model(x)
+        with swapped(group[0], group[2]):
+            got = model(x)
+        blocks = model.stages[0].blocks
+        blocks[0], blocks[2] = blocks[2], blocks[0]
+        expected = model(x)
+        blocks[0], blocks[2] = blocks[2], blocks[0]
+        assert torch.equal(got, expected) and not torch.equal(got, before) and torch.equal(model(x), before)
+
+
+def test_pairs_to_try() -> None:
+    assert pairs_to_try(4, 60) == list(itertools.combinations(range(4), 2))
+    some = pairs_to_try(50, 60)
+    assert len(some) == 60 == len(set(some)) and {(i, i + 1) for i in range(49)} <= set(some)
+
+
+def test_probes_are_ridge_regressions_on_kept_features(trained: tuple[nn.Module, Sample]) -> None:
+    model, sample = trained
+    found = probes(model, deepres.sites(model), sample, 10)
+    assert found is not None and found.fitted + len(found.labels) == 96
+    labels = torch.cat(sample.labels)
+    parts = torch.cat([torch.arange(len(y)) % 2 for y in sample.labels]).bool()
+    for i, kept in enumerate(everything(model, sample)):
+        x = kept["out"].mean((2, 3)).double()
+        assert x.shape[1] <= FEATURES
+        design = torch.cat([x, torch.ones(len(x), 1, dtype=torch.float64)], 1)
+        fit, target = design[~parts], nn.functional.one_hot(labels[~parts], 10).double()
+        gram = fit.T @ fit
+        extra = RIDGE * gram.diagonal()[:-1].mean() + 1e-9 * len(fit)
+        gram += torch.diag(torch.cat([extra.repeat(x.shape[1]), torch.zeros(1)]))
+        answers = (design[parts] @ torch.linalg.solve(gram, fit.T @ target)).argmax(1)
+        assert found.error[i] == pytest.approx(100 * float((answers != labels[parts]).double().mean()), abs=2.2)
+    early, late = found.extremes(3)
+    settled = dict(zip(found.examples, found.settled, strict=True))
+    assert all(settled[i] for i in early)
+    assert min(settled[i] or 99 for i in late) >= max(settled[i] for i in early)
+    assert all(f <= s for f, s in zip(found.first, found.settled, strict=True) if s)
+
+
+def test_responses_are_behind_the_norm() -> None:
+    model = deepres.create("plain20-cifar").eval()
+    x = torch.randn(8, 3, 16, 16)
+    found = responses(model, Sample.take(model, [x]))
+    assert len(found) == 20
+    with torch.no_grad():
+        first, last = model.stem.norm(model.stem.conv(x)), model(x)
+    assert found[0].deviation == pytest.approx(float(first.std(correction=0)), rel=1e-4)
+    assert found[0].inactive == pytest.approx(float((first <= 0).float().mean()))
+    assert found[-1].name == "head.fc" and found[-1].deviation == pytest.approx(float(last.std(correction=0)), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda: deepres.create("resnet14-cifar"), lambda: torchvision.models.resnet18(num_classes=10)],
+    ids=["ours", "torchvision"],
+)
+def test_a_look_leaves_no_trace(build) -> None:
+    torch.manual_seed(0)
+    model = build().train()
+    first = next(model.parameters())
+    first.requires_grad_(False)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    random = torch.get_rng_state()
+    x, y = torch.randn(40, 3, 32, 32), torch.arange(40) % 10
+    random = torch.get_rng_state()
+    told: list[float] = []
+    found = lens.look(model, [(x[:20], y[:20]), (x[20:], y[20:])], pairs=3, watch=lambda _, share: told.append(share))
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert model.training and not first.requires_grad and all(p.grad is None for p in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules())
+    assert told == sorted(told) and told[-1] <= 1
+    assert found.examples == 40 and len(found.pairs) == 3 and found.probes is not None
+    frame = found.frame()
+    assert list(frame["name"]) == [site.name for site in deepres.sites(model)]
+    assert {"ratio", "lesion_change", "gradient_shortcut", "time", "probe_error"} <= set(frame.columns)
+    json.dumps(found.to_dict())
+    assert lens.summary(found)[0].startswith("Measured on 40 examples, held to the labels")
+
+
+def test_a_look_at_what_is_no_residual_network() -> None:
+    plain = deepres.create("plain14-cifar")
+    found = lens.look(plain, [torch.randn(4, 3, 16, 16)])
+    assert found.sites == () and len(found.layers) == 14 and found.against == "itself" and found.error == 0
+    assert any("No residual sites" in line for line in lens.summary(found))
+    assert found.frame().empty
+    with pytest.raises(DeepresError, match="no examples"):
+        lens.look(plain, [])
+    with pytest.raises(DeepresError, match="a label is 12, and the network has 10 classes"):
+        lens.look(plain, [(torch.randn(2, 3, 16, 16), torch.tensor([1, 12]))])
+    with pytest.raises(DeepresError, match="not logits"):
+        lens.look(nn.Conv2d(3, 3, 1), [torch.randn(2, 3, 4, 4)])
+
+
+def test_a_look_at_a_language_model() -> None:
+    config = transformers.GPT2Config(vocab_size=40, n_positions=16, n_embd=32, n_layer=2, n_head=2, use_cache=False)
+    model = transformers.GPT2LMHeadModel(config)
+    tokens = torch.randint(0, 40, (6, 12))
+    found = lens.look(model, [(tokens[:, :-1], tokens[:, 1:])], pairs=2)
+    assert [site.kind for site in found.sites] == ["attention", "mlp"] * 2
+    assert found.answers == 6 * 11 and found.probes is None
+    assert all(site.gradient and site.gradient.branch > 0 for site in found.sites)
+    assert all(site.lesion is not None for site in found.sites)
+    assert found.paths is not None and found.paths.sites == 4
+
+
+def test_words_claim_no_more_than_was_measured(trained: tuple[nn.Module, Sample]) -> None:
+    model, sample = trained
+    found = lens.look(model, sample.pairs(), lesions=False)
+    said = " ".join(lens.summary(found))
+    assert "left out" not in said and "96 examples" in said
+    assert found.pairs == () and all(site.lesion is None for site in found.sites)
+
+
+def test_how_often_is_parsed() -> None:
+    assert parse_every("every=1epoch") == (1.0, "epoch")
+    assert parse_every("200steps") == (200.0, "step")
+    for wrong in ("often", "every=0epochs", "0.5steps", "1 day"):
+        with pytest.raises(DeepresError, match="such as every=1epoch"):
+            parse_every(wrong)
+
+
+def test_a_monitored_run_is_the_same_run(tmp_path: Path) -> None:
+    settings = {"net": "resnet8-cifar", "data": "digits", "recipe": "digits", "epochs": 2, "speed": "exact", "width": 0.5}
+    alone = deepres.train(Run(**settings), show=False)
+    out = tmp_path / "run"
+    out.mkdir()
+    monitor = Monitor("every=0.5epochs", out, say=lambda _: None)
+    watched = deepres.train(Run(**settings, out=str(out)), show=False, tap=monitor)
+    assert all(
+        torch.equal(a, b) for a, b in zip(alone.model.state_dict().values(), watched.model.state_dict().values(), strict=True)
+    )
+    snapshots = read_snapshots(out)
+    assert snapshots == monitor.snapshots and len(snapshots) == 4
+    assert snapshots[0].sites[0].update is None and snapshots[1].sites[0].update > 0
+    assert all(0 < site.by_shortcut < 1 and site.gradient > 0 for one in snapshots for site in one.sites)
+
+
+def test_the_monitor_says_when_a_block_dies() -> None:
+    model = deepres.create("resnet14-cifar").train()
+    images, labels = torch.randn(8, 3, 16, 16), torch.arange(8)
+    seen = glance(model, images, labels, None, 0, 0.0)
+    assert seen is not None and seen.warnings() == []
+    with torch.no_grad():
+        model.stages[0].blocks[1].branch.norm2.bias.fill_(-1000.0)
+    seen = glance(model, images, labels, None, 0, 0.0)
+    assert seen is not None
+    assert any("stages.0.blocks.1: every channel is zero" in line for line in seen.warnings())
+    said: list[str] = []
+    monitor = Monitor("1step", say=said.append)
+    for step in range(2):
+        monitor(model, images, labels, torch.optim.SGD(model.parameters(), 0.1), step, 10)
+    assert sum("stages.0.blocks.1: every" in line for line in said) == 1  # once is enough
+
+
+def test_references(tmp_path: Path) -> None:
+    model, _ = open_model("torchvision.models:resnet18", classes=7)
+    assert model.fc.out_features == 7
+    torch.save(model.state_dict(), tmp_path / "r18.pt")
+    again, _ = open_model("torchvision.models:resnet18", weights=tmp_path / "r18.pt")
+    assert torch.equal(again.fc.weight, model.fc.weight)
+    assert len(deepres.sites(open_model("timm:resnet18", classes=3, channels=1)[0])) == 8
+    config = transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8
+    )
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    assert len(deepres.sites(open_model(f"hf:{tmp_path / 'vit'}")[0])) == 4
+    for wrong, hint in {
+        "torchvision.models:resnet1": "no attribute 'resnet1'",
+        "nowhere:resnet": "No module named 'nowhere'",
+        "timm:resnet1": "Unknown model",
+        f"hf:{tmp_path}": "no config.json",
+        "resnet57-cifar": "the nearest: 56 and 62",
+        "json:dumps": "cannot be called",
+    }.items():
+        with pytest.raises(DeepresError, match=hint):
+            open_model(wrong)
+    with pytest.raises(DeepresError, match=r"not the weights of torchvision\.models:resnet34"):
+        open_model("torchvision.models:resnet34", weights=tmp_path / "r18.pt")
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    train = ["train", "--net", "resnet8-cifar", "--recipe", "digits", "--epochs", "2", "--speed", "float32", "--out", str(run)]
+    assert main([*train, "--lens", "every=1epoch"]) == 0
+    out = tmp_path / "look"
+    assert main(["look", str(run), "timm:resnet18", "--out", str(out), "--examples", "40", "--pairs", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "Measured on 40 examples, held to the labels" in said and "report.html" in said
+    assert "While it trained" in (out / "report.html").read_text()
+    assert len(json.loads((out / "findings.json").read_text())) == 2
+    for wrong, hint in (
+        ([], "which network"),
+        (["nosuch"], "unknown net"),
+        (["resnet8-cifar", "--examples", "1"], "at least 2"),
+    ):
+        assert main(["look", *wrong]) == 2
+        assert hint in capsys.readouterr().err
+
+
+def test_the_page_answers_mouse_and_keyboard(
+    trained: tuple[nn.Module, Sample], tmp_path: Path, browse: Callable[..., Any]
+) -> None:
+    model, sample = trained
+    found = lens.look(model, sample.pairs(), name="</script><b>net</b>", pairs=4)
+    data = open_data("digits")
+    built = page([found], data="digits", classes=data.classes, pixels=lambda i: data.val.pixels[i])
+    path = built.write(tmp_path / "report.html")
+    assert path.stat().st_size < 5 << 20
+    tab = browse(path)
+    blocks = tab.locator(".chain .block")
+    assert blocks.count() == 9
+    blocks.nth(2).hover()
+    assert "lit" in (blocks.nth(2).get_attribute("class") or "")
+    assert "Site 3, stages.0.blocks.2" in tab.locator(".chain .now").inner_text()
+    assert tab.locator(".chain .detail").is_hidden()
+    blocks.nth(4).click()
+    detail = tab.locator(".chain .detail")
+    assert "Site 5" in detail.inner_text() and "change" in detail.inner_text()
+    assert detail.locator("svg").count() == 2
+    tab.keyboard.press("ArrowRight")
+    tab.keyboard.press("Enter")
+    assert "Site 6" in detail.inner_text()
+    assert blocks.nth(5).get_attribute("aria-pressed") == "true"
+    tab.keyboard.press("Home")
+    tab.keyboard.press("Enter")
+    assert "Site 1:" in detail.inner_text()
+    before = blocks.nth(3).locator("rect").first.get_attribute("fill")
+    tab.locator(".chain select").select_option("time")
+    assert blocks.nth(3).locator("rect").first.get_attribute("fill") != before
+    tab.set_viewport_size({"width": 300, "height": 800})
+    tab.wait_for_function("document.querySelector('.chain svg').getAttribute('height') > 62")
+    assert blocks.count() == 9
+    tab.wait_for_selector(".plot .scatterlayer .trace")
+    assert tab.locator(".gallery img").count() == 20
+
+
+def test_a_network_that_guesses_is_called_so() -> None:
+    model = deepres.create("resnet8-cifar")
+    found = lens.look(model, [(torch.randn(20, 3, 16, 16), torch.arange(20) % 10)], pairs=0)
+    assert any("hardly better than guessing among 10" in line for line in lens.summary(found))

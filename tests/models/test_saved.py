@@ -1,0 +1,64 @@
+"""Files that the first release wrote still load, and still give the same outputs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import deepres
+from deepres.data import open_data
+
+SAVED = Path(__file__).parents[1] / "saved"
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, Tensor]:
+    """The outputs at the time of saving, by file."""
+    return load_file(SAVED / "expected.safetensors")
+
+
+@pytest.fixture(scope="module")
+def digits() -> Tensor:
+    data = open_data("digits")
+    return data.prepare.normalise(data.test.pixels[:8])  # type: ignore[union-attr]
+
+
+def check(outputs: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["run", "shrunk"])
+def test_networks_of_ours(name: str, expected: dict[str, Tensor], digits: Tensor) -> None:
+    check(deepres.load(SAVED / name)(digits), expected[name])
+
+
+@torch.no_grad()
+def test_a_ghost_with_its_settings(expected: dict[str, Tensor], digits: Tensor) -> None:
+    ghost, noted = deepres.load_ghost(SAVED / "ghost")
+    check(ghost(digits), expected["ghost"])
+    assert noted["classes"] == list("0123456789")
+
+
+@torch.no_grad()
+def test_other_libraries_networks_with_blocks_removed(expected: dict[str, Tensor]) -> None:
+    vit: nn.Module = deepres.load(SAVED / "timm-vit.safetensors")
+    assert len(vit.blocks) == 5  # type: ignore[arg-type]
+    side = 160
+    check(vit(torch.linspace(-1, 1, 2 * 3 * side * side).view(2, 3, side, side)), expected["timm-vit.safetensors"])
+    gpt = deepres.load(SAVED / "hf-gpt2.safetensors")
+    assert gpt.config.num_hidden_layers == 2
+    check(gpt(torch.arange(16).view(2, 8)).logits, expected["hf-gpt2.safetensors"])
+
+
+def test_a_run_that_was_interrupted_goes_on(tmp_path: Path, expected: dict[str, Tensor], digits: Tensor) -> None:
+    out = tmp_path / "halted"
+    shutil.copytree(SAVED / "halted", out)
+    result = deepres.resume(out, show=False)
+    with torch.no_grad():
+        check(result.model(digits), expected["halted/finished"])

@@ -1,0 +1,136 @@
+"""Several processes under torchrun: as one process would, with one writer, resumable on another number."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+import deepres
+from deepres import Run
+from deepres.models import read
+from deepres.training import read_log
+from deepres.training.distribute import SyncBatchNorm2d
+
+COMMON = ["--net", "resnet8-cifar", "--width", "0.5", "--recipe", "digits", "--batch", "64", "--speed", "exact", "--sync-norm"]
+
+
+def torchrun(*args: str, world: int = 2, check: bool = True) -> subprocess.CompletedProcess[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world), "--master-port", str(port)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "-m", "deepres", *args], capture_output=True, text=True, env=environment, timeout=240)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("ddp") / "two"
+    done = torchrun("train", *COMMON, "--epochs", "2", "--out", str(out))
+    assert done.stdout.count("test error") == 1  # one process speaks
+    return out
+
+
+def test_two_processes_follow_one(two: Path, tmp_path: Path) -> None:
+    run = Run.read(two)
+    deepres.train(Run(**{**run.__dict__, "out": str(tmp_path / "one")}), show=False)
+    ours, theirs = read_log(two), read_log(tmp_path / "one")
+    assert [line["epoch"] for line in ours] == [1, 2]
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["step"] == b["step"]
+        assert a["loss"] == pytest.approx(b["loss"], rel=2e-2)
+    assert ours[0]["loss"] == pytest.approx(theirs[0]["loss"], rel=2e-3)
+    # all examples of validation and test count once, however many processes share them
+    for folder in (two, tmp_path / "one"):
+        assert json.loads((folder / "result.json").read_text())["test"]["n"] == 359
+
+
+def test_a_run_resumes_on_another_number_of_processes(two: Path, tmp_path: Path) -> None:
+    """The first epoch on two processes, the second on one."""
+    out = tmp_path / "moved"
+    out.mkdir()
+    (out / "run.json").write_text((two / "run.json").read_text())
+    (out / "checkpoints").mkdir()
+    first = sorted((two / "checkpoints").iterdir())[0]
+    (out / "checkpoints" / first.name).write_bytes(first.read_bytes())
+    (out / "log.jsonl").write_text((two / "log.jsonl").read_text())
+    deepres.resume(out, show=False)
+    moved, stayed = read_log(out), read_log(two)
+    assert [line["epoch"] for line in moved] == [1, 2]
+    assert moved[0] == stayed[0]
+    assert moved[1]["loss"] == pytest.approx(stayed[1]["loss"], rel=2e-2)
+    assert len(read(out / "last.safetensors")[0]) == len(read(two / "last.safetensors")[0])
+
+
+def test_bad_input_under_torchrun_ends_with_a_sentence() -> None:
+    done = torchrun("train", "--net", "resnet9-cifar", check=False)
+    assert done.returncode != 0 and "6n+2" in done.stderr
+
+
+def test_a_port_in_use_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        environment = {
+            **os.environ,
+            "WORLD_SIZE": "2",
+            "RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(taken.getsockname()[1]),
+        }
+        command = [sys.executable, "-m", "deepres", "train", *COMMON]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 2 and "give torchrun another --master-port" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def _normalise(rank: int, port: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    x = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    part = x[:2] if rank == 0 else x[2:]  # parts of unequal size
+    part = part.clone().requires_grad_()
+    norm = SyncBatchNorm2d(3)
+    out = norm(part)
+    (out**3).sum().backward()
+    torch.save((out.detach(), part.grad, norm.running_var), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_synchronised_norms_are_those_of_the_whole_batch(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_normalise, args=(port, str(tmp_path)), nprocs=2)
+    x = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    norm = torch.nn.BatchNorm2d(3)
+    out = norm(x)
+    (out**3).sum().backward()
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    torch.testing.assert_close(torch.cat([part[0] for part in parts]), out.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.cat([part[1] for part in parts]), x.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(parts[0][2], norm.running_var)
+
+
+def test_shrinking_on_two_processes(tmp_path: Path) -> None:
+    """Both come to the same network, whose removal of blocks they decided together; one of them speaks and writes."""
+    out = tmp_path / "small"
+    options = ["--recipe", "digits", "--epochs", "3", "--batch", "64", "--speed", "exact"]
+    done = torchrun("shrink", "resnet14-cifar", "--target", "blocks=4", *options, "--out", str(out))
+    assert done.stdout.count("2 of 6 blocks are gone") == 1
+    assert sum(deepres.load(out / "blocks-4").config.blocks) == 4
+    assert (out / "report.html").exists() and json.loads((out / "blocks-4" / "shrink.json").read_text())["difference"] < 1e-5
+
+
+def test_a_claim_of_the_paper_on_two_processes(tmp_path: Path) -> None:
+    out = tmp_path / "paper"
+    done = torchrun("paper", "responses", "--epochs", "0.1", "--seeds", "1", "--out", str(out))
+    assert done.stdout.count("The whole:") == 1 and (out / "report.html").exists()
+    assert torchrun("paper", "responses", check=False).returncode != 0
