@@ -9,7 +9,7 @@ import torch
 import torchvision
 
 import deepres
-from deepres import DeepresError, nn
+from deepres import DeepresError, models, nn
 
 MACS = {"18": 1.8, "34": 3.6, "50": 3.8, "101": 7.6, "152": 11.3}  # He et al. 2015, table 1, in 1e9
 
@@ -144,11 +144,11 @@ def test_torchvision_and_timm_weights_both_ways(name: str) -> None:
         for theirs in (getattr(torchvision.models, name)(), timm.create_model(name, pretrained=False)):
             scramble(theirs)
             ours = deepres.create(name).eval()
-            assert nn.load_weights(ours, theirs.state_dict()).complete
+            assert models.load_weights(ours, theirs.state_dict()).complete
             expected = theirs(x)
             assert (ours(x) - expected).abs().max() <= 1e-4 * expected.abs().max().clamp(min=1)
             fresh = scramble(deepres.create(name))
-            theirs.load_state_dict(nn.to_others(fresh, "torchvision"))
+            theirs.load_state_dict(models.to_others(fresh, "torchvision"))
             expected = fresh(x)
             assert (theirs(x) - expected).abs().max() <= 1e-4 * expected.abs().max().clamp(min=1)
 
@@ -156,7 +156,7 @@ def test_torchvision_and_timm_weights_both_ways(name: str) -> None:
 @pytest.mark.parametrize("padding", ["both", "end"])
 def test_cifar_weights_with_prefixes(padding: str, tmp_path: Path) -> None:
     original = scramble(deepres.create("resnet20-cifar", padding=padding))
-    theirs = {f"module.{name}": tensor for name, tensor in nn.to_others(original, "cifar").items()}
+    theirs = {f"module.{name}": tensor for name, tensor in models.to_others(original, "cifar").items()}
     assert "module.linear.weight" in theirs and "module.layer1.0.bn1.running_mean" in theirs
     torch.save({"state_dict": theirs, "best_prec1": 91.0}, tmp_path / "theirs.th")
     loaded = deepres.load(tmp_path / "theirs.th", padding=padding)
@@ -168,7 +168,7 @@ def test_cifar_weights_with_prefixes(padding: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["resnet18", "resnet34-a", "resnet34-c", "resnet50", "resnet110-cifar", "resnet56-cifar-b"])
 def test_config_is_read_off_the_weights(name: str) -> None:
     model = deepres.create(name, num_classes=5, width=0.5)
-    assert nn.infer_config(nn.to_others(model)) == model.config
+    assert models.infer_config(models.to_others(model)) == model.config
 
 
 def test_unmatched_weights_are_reported_and_leave_the_model_alone() -> None:
@@ -176,9 +176,9 @@ def test_unmatched_weights_are_reported_and_leave_the_model_alone() -> None:
     before = {k: v.clone() for k, v in model.state_dict().items()}
     other = deepres.create("resnet32-cifar", num_classes=7)
     with pytest.raises(DeepresError, match=r"unexpected .*of other shape .*\(7, 64\) for \(10, 64\)"):
-        nn.load_weights(model, other.state_dict())
+        models.load_weights(model, other.state_dict())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    report = nn.load_weights(model, other.state_dict(), strict=False)
+    report = models.load_weights(model, other.state_dict(), strict=False)
     assert len(report.shapes) == 2 and not report.missing and report.unexpected
 
 
@@ -189,7 +189,7 @@ def test_saved_networks_come_back_alone(tmp_path: Path) -> None:
         again = deepres.load(path)
         x = torch.randn(2, 1, 32, 32)
         assert again.config == model.config and torch.equal(again(x), model(x))
-        assert nn.notes(path) == {"classes": ["a", "b", "c"]}
+        assert models.notes(path) == {"classes": ["a", "b", "c"]}
 
 
 def test_bad_checkpoints_get_a_sentence(tmp_path: Path) -> None:
@@ -253,10 +253,10 @@ def test_stochastic_depth_drops_as_often_as_it_says(name: str) -> None:
     model.eval()
     model(torch.randn(4, 3, 15, 15))
     expected = model(x)
-    folded = deepres.nn.to_others(model) if "preact" not in name else None
+    folded = models.to_others(model) if "preact" not in name else None
     if folded is not None:
         again = deepres.create(name)
-        deepres.nn.load_weights(again, folded)
+        models.load_weights(again, folded)
         torch.testing.assert_close(again.eval()(x), expected)
     model.fold_survival()
     assert model.config.survival == 1

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import deepres
-from deepres import DeepresError, Run
+from deepres import DeepresError, Run, models
 from deepres.data import open_data
 from deepres.models import read
 from deepres.training import Interrupted, NonFinite, Recipe, Trainer, checkpoint, read_log, recipe
@@ -291,7 +291,7 @@ def test_the_papers_recipe_subtracts_the_mean_of_each_pixel(tmp_path: Path) -> N
     run = Run("resnet8-cifar", "digits", recipe("paper-cifar", epochs=1), str(out), speed="exact", width=0.5)
     deepres.train(run, show=False)
     data = open_data("digits")
-    mean = torch.tensor(deepres.nn.notes(out)["prepare"]["mean"])
+    mean = torch.tensor(models.notes(out)["prepare"]["mean"])
     torch.testing.assert_close(mean, data.train.pixels.float().mean(0) / 255, rtol=0, atol=1e-5)
     saved = json.loads((out / "result.json").read_text())["test"]["top1"]
     assert deepres.evaluate(out, "digits").top1 == pytest.approx(saved)
