@@ -8,11 +8,13 @@ from deepres.adapters.outputs import flat, logits_in, logits_of
 from deepres.adapters.patterns import SitePattern, register_site
 from deepres.adapters.segments import Segment, segments
 from deepres.adapters.site import GradientSplit, Observation, Site, sites
+from deepres.adapters.spec import ModelSpec, spec_of
 from deepres.adapters.surgery import can_delete, delete_blocks
 
 __all__ = [
     "Block",
     "GradientSplit",
+    "ModelSpec",
     "Observation",
     "Segment",
     "Site",
@@ -26,4 +28,5 @@ __all__ = [
     "register_site",
     "segments",
     "sites",
+    "spec_of",
 ]
