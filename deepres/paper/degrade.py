@@ -19,11 +19,10 @@ from deepres.data import Data, Loader, open_data
 from deepres.errors import DeepresError
 from deepres.lens import LayerGradient, gradient_norms
 from deepres.nn import config
+from deepres.paper.experiment import MARGIN, VANISHED
 from deepres.training import RECIPES, Record, Run, read_log, train
 
-MARGIN = 1.0  # points of training error under which two networks count as equal
 REMAINS = 0.1  # of the plain networks' rise: what residual ones may keep where the shortcuts are said to remove it
-VANISHED = 1e-3  # a layer's gradient against the largest layer's: below it, the gradient has vanished there
 
 
 @dataclass(frozen=True)

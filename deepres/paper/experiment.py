@@ -10,6 +10,7 @@ from deepres.errors import DeepresError, nearest
 from deepres.paper.lab import Curves, Kind, Lab, Outcome, Row, Scale, Trained
 
 MARGIN = 1.0  # points of error under which two networks count as equal
+VANISHED = 1e-3  # share of the largest layer's gradient or signal below which a layer's has vanished
 
 
 @dataclass(frozen=True)
