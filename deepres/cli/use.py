@@ -230,7 +230,8 @@ class Serve:
     batch: int = 32  # images that are answered in one call, at most
     wait: float = 2.0  # milliseconds to wait for more images before a call
     queue: int = 256  # images that may wait; more are refused with 503
-    timeout: float = 30.0  # seconds after which an image that still waits is given up with 504
+    timeout: float = 30.0  # seconds from a request's first byte to its answer; 408 while it is received, then 504
+    call_timeout: float = 30.0  # seconds that one call of the network may take; then its process is killed and restarted
     body: float = 8.0  # the largest request, MB
     pixels: float = 50.0  # the largest image, millions of pixels
     tighten: bool = False  # under load, a ghost leaves earlier before images queue up
@@ -245,6 +246,7 @@ class Serve:
             wait=self.wait / 1000,
             queue=self.queue,
             timeout=self.timeout,
+            call_timeout=self.call_timeout,
             body=int(self.body * 1e6),
             pixels=int(self.pixels * 1e6),
         )

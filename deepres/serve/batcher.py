@@ -1,159 +1,188 @@
-"""Images from many requests become batches; what cannot be answered in time is refused before it costs anything."""
+"""The request queue: admit images one by one, run them through the network in batches, give each its answer."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from deepres.errors import DeepresError
-from deepres.serve.worker import Answers, Worker, WorkerDied
+from deepres.serve.limits import Limits
+from deepres.serve.metrics import Metrics
+from deepres.serve.worker import Answers, Worker, WorkerDied, WorkerHung
 
-WATCH = 1.0  # seconds between looks at the worker
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a server takes on."""
-
-    batch: int = 32  # images of a call, at most
-    wait: float = 0.002  # seconds to wait for more of them
-    queue: int = 256  # images that may wait
-    timeout: float = 30.0  # seconds that one may take, waiting included
-    body: int = 8_000_000  # bytes of a request
-    pixels: int = 50_000_000  # of an image
+CHECK = 0.25  # seconds between checks of the worker process
 
 
-class Full(Exception):
-    """As many images wait as may."""
+class QueueFull(Exception):
+    """The request queue is full."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Of one image."""
+    """The network's answer for one image."""
 
     probabilities: np.ndarray  # (classes,)
     depth: float  # share of the blocks that ran
-    level: int  # how far a ghost had tightened
+    level: int  # steps by which a ghost was tightened
 
 
-class Metrics:
-    """What Prometheus reads."""
+@dataclass
+class Seat:
+    """A place in the queue. It is given back when a call takes the image, or when the request ends before that."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        latency = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
-        more: Any = {"registry": self.registry}
-        self.requests = Counter("deepres_requests", "Requests to /predict by status.", ["status"], **more)
-        self.seconds = Histogram("deepres_request_seconds", "From the request to its answer.", buckets=latency, **more)
-        self.call = Histogram("deepres_call_seconds", "Of the network, for a batch.", buckets=latency, **more)
-        self.batch = Histogram("deepres_batch_images", "Images of a call.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256), **more)
-        self.waiting = Gauge("deepres_waiting_images", "Images that wait for a call.", **more)
-        self.depth = Histogram("deepres_depth", "Share of the blocks that ran.", buckets=[i / 10 for i in range(1, 11)], **more)
-        self.level = Gauge("deepres_ghost_level", "Steps by which the ghost is tightened; 0 is as it was made.", **more)
-        self.restarts = Counter("deepres_worker_restarts", "Times that the worker died and was started again.", **more)
+    batcher: Batcher
+    held: bool = True
+
+    async def answer(self, image: np.ndarray) -> Answer:
+        """Queue ``image``, uint8 (C, H, W), and wait for its answer.
+
+        Raises ``WorkerDied`` where the network's process was lost under the image, and ``RuntimeError`` where the network failed.
+        """
+        return await self.batcher.enqueue(self, image)
+
+    def release(self) -> None:
+        if self.held:
+            self.held = False
+            self.batcher.admitted -= 1
+
+
+@dataclass
+class Waiting:
+    """An image in the queue."""
+
+    image: np.ndarray
+    future: asyncio.Future[Answer]
+    seat: Seat
 
 
 class Batcher:
-    """Takes images one by one and gives their answers. For one event loop."""
+    """Collects images of concurrent requests into batches for one worker. Belongs to one event loop."""
 
     def __init__(self, worker: Worker, limits: Limits, metrics: Metrics, *, tighten: bool = False) -> None:
         self.worker, self.limits, self.metrics, self.tighten = worker, limits, metrics, tighten
-        self.waiting: asyncio.Queue[tuple[np.ndarray, asyncio.Future[Answer]]] = asyncio.Queue()
-        self.pool = ThreadPoolExecutor(1)
+        self.waiting: asyncio.Queue[Waiting] = asyncio.Queue()
+        self.admitted = 0  # seats held: images that are being decoded or wait
+        self.pool = ThreadPoolExecutor(1)  # one call at a time
         self.tasks: list[asyncio.Task[None]] = []
-        self.ready = True  # whether the worker answers
+        self.closed = False
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the worker answers. False from the moment that it dies or is killed until it has loaded the network again."""
+        return self.worker.alive and self.worker.ready
 
     def start(self) -> None:
         loop = asyncio.get_running_loop()
-        self.tasks = [loop.create_task(self._run()), loop.create_task(self._watch())]
+        self.tasks = [loop.create_task(self._run()), loop.create_task(self._supervise())]
 
-    async def answer(self, image: np.ndarray) -> Answer:
-        """uint8 (C, H, W). Raises ``Full``, and ``TimeoutError`` after ``limits.timeout``."""
-        if self.waiting.qsize() >= self.limits.queue:
-            raise Full
+    @contextlib.contextmanager
+    def seat(self) -> Iterator[Seat]:
+        """Admit one image, before anything is spent on it.
+
+        Raises ``QueueFull``.
+        """
+        if self.admitted >= self.limits.queue:
+            raise QueueFull
+        self.admitted += 1
+        taken = Seat(self)
+        try:
+            yield taken
+        finally:
+            taken.release()
+
+    async def enqueue(self, seat: Seat, image: np.ndarray) -> Answer:
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self.waiting.put_nowait((image, future))
+        self.waiting.put_nowait(Waiting(image, future, seat))
         self.metrics.waiting.set(self.waiting.qsize())
-        return await asyncio.wait_for(future, self.limits.timeout)
+        return await future
 
     async def close(self) -> None:
-        """Answer what was accepted, then stop."""
+        """Answer what was admitted, then stop the worker."""
         while self.waiting.qsize():
             await asyncio.sleep(0.01)
+        self.closed = True
         for task in self.tasks:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        self.worker.stop()  # a call that nobody waits for any more ends with it
         self.pool.shutdown(wait=True)
-        self.worker.stop()
 
     async def _run(self) -> None:
+        """Collect a batch, call the network, and again."""
+        loop = asyncio.get_running_loop()
         while True:
             batch = [await self.waiting.get()]
-            end = asyncio.get_running_loop().time() + self.limits.wait
+            end = loop.time() + self.limits.wait
             while len(batch) < self.limits.batch:
-                left = end - asyncio.get_running_loop().time()
+                left = end - loop.time()
                 try:
                     batch.append(self.waiting.get_nowait() if left <= 0 else await asyncio.wait_for(self.waiting.get(), left))
                 except (asyncio.QueueEmpty, TimeoutError):
                     break
+            for one in batch:
+                one.seat.release()
             self.metrics.waiting.set(self.waiting.qsize())
-            batch = [one for one in batch if not one[1].done()]  # whoever hung up or ran out of time needs no answer
+            batch = [one for one in batch if not one.future.done()]  # the others hung up or ran out of time
             if batch:
                 await asyncio.shield(self._call(batch))
 
-    async def _watch(self) -> None:
-        """Start the worker again where it died with nobody asking; whoever balances the load waits for /health."""
+    async def _supervise(self) -> None:
+        """Kill a worker whose call takes too long; start a dead one again even if no request comes to find it dead."""
+        loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(WATCH)
-            if not self.worker.alive:
-                with contextlib.suppress(DeepresError):  # cannot be loaded any more: /health says so, and it is tried again
-                    await asyncio.get_running_loop().run_in_executor(self.pool, self._revive)
+            await asyncio.sleep(CHECK)
+            if self.worker.seconds_in_call() > self.limits.call_timeout:
+                self.worker.kill_hung()
+            elif not self.worker.alive:
+                with contextlib.suppress(DeepresError):  # it cannot be loaded now: /health says so, and it is tried again
+                    await loop.run_in_executor(self.pool, self._restart)
 
     def _level(self) -> int:
-        """A step for every batch that waits behind this one."""
+        """Steps to tighten a ghost by: one for every full batch that waits behind this one."""
         if not self.tighten:
             return 0
         return min(self.worker.facts.levels, self.waiting.qsize() // self.limits.batch)
 
-    async def _call(self, batch: list[tuple[np.ndarray, asyncio.Future[Answer]]]) -> None:
+    async def _call(self, batch: list[Waiting]) -> None:
         level = self._level()
         self.metrics.level.set(level)
         self.metrics.batch.observe(len(batch))
-        images = np.stack([image for image, _ in batch])
-        loop = asyncio.get_running_loop()
+        images = np.stack([one.image for one in batch])
         try:
-            found = await loop.run_in_executor(self.pool, self._ask, images, level)
+            found = await asyncio.get_running_loop().run_in_executor(self.pool, self._ask, images, level)
         except Exception as error:
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(error)
+            for one in batch:
+                if not one.future.done():
+                    one.future.set_exception(error)
             return
         self.metrics.call.observe(found.seconds)
-        for row, (_, future) in enumerate(batch):
+        for row, one in enumerate(batch):
             self.metrics.depth.observe(float(found.depth[row]))
-            if not future.done():
-                future.set_result(Answer(found.probabilities[row], float(found.depth[row]), level))
+            if not one.future.done():
+                one.future.set_result(Answer(found.probabilities[row], float(found.depth[row]), level))
 
     def _ask(self, images: np.ndarray, level: int) -> Answers:
-        """Once more where the worker died under it."""
+        """Call the worker. A batch that it died under is asked once more; one that it hung on is not, as it may hang again."""
         try:
             return self.worker.call(images, level)
+        except WorkerHung:
+            self._restart()
+            raise
         except WorkerDied:
-            self._revive()
+            if self.closed:
+                raise
+            self._restart()
             return self.worker.call(images, level)
 
-    def _revive(self) -> None:
-        if self.worker.alive:
+    def _restart(self) -> None:
+        if self.worker.alive or self.closed:
             return
-        self.ready = False
         self.metrics.restarts.inc()
         self.worker.stop()
         self.worker.start()
-        self.ready = True

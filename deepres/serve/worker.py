@@ -1,10 +1,11 @@
-"""The process that holds the network. Apart from the one that speaks HTTP, so that neither stalls nor takes down the other."""
+"""The process that holds the network, apart from the one that speaks HTTP, so that neither stalls nor takes down the other."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
 import signal
+import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -14,16 +15,21 @@ import numpy as np
 
 from deepres.errors import DeepresError
 
-STARTING = 300.0  # seconds that loading a network may take
+LOADING = 300.0  # seconds that loading a network may take
+ENDING = 5.0  # seconds that an idle process may take to end
 
 
 class WorkerDied(Exception):
-    """The process is gone, killed or crashed."""
+    """The network's process was killed or crashed."""
+
+
+class WorkerHung(WorkerDied):
+    """The network's process was killed because a call took too long."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What to load."""
+    """The network to load."""
 
     reference: str
     weights: str | None = None
@@ -32,18 +38,18 @@ class Spec:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the other side has to know of the network."""
+    """Facts about the network that the HTTP process needs."""
 
     name: str
     classes: tuple[str, ...]
     prepare: dict[str, Any]  # see ``Prepare.from_notes``
-    blocks: int  # 0: no ghost
-    levels: int  # how many steps a ghost can tighten by
+    blocks: int  # blocks of a ghost; 0 for any other network
+    levels: int  # steps by which a ghost can be tightened
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Of one batch."""
+    """Answers for one batch."""
 
     probabilities: np.ndarray  # (N, classes)
     depth: np.ndarray  # (N,): share of the blocks that ran
@@ -51,23 +57,30 @@ class Answers:
 
 
 class Worker:
-    """Starts the process and speaks with it; one call at a time."""
+    """Starts the network's process and speaks with it, one call at a time."""
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.process: Any = None
+        self.ready = False  # whether the network is loaded
+        self.called: float | None = None  # when the call under way began
+        self.hung = False  # whether it was killed for taking too long
         self.facts = self.start()
 
     def start(self) -> Facts:
-        """Raises ``DeepresError`` where the network cannot be loaded."""
+        """Start the process and wait until the network is loaded.
+
+        Raises ``DeepresError`` where it cannot be loaded.
+        """
         context = multiprocessing.get_context("spawn")
+        self.ready = self.hung = False
         self.pipe, far = context.Pipe()
         self.process = context.Process(target=_work, args=(far, self.spec), daemon=True, name="deepres-worker")
         self.process.start()
         far.close()
         try:
-            if not self.pipe.poll(STARTING):
-                raise DeepresError(f"{self.spec.reference}: could not be loaded within {STARTING:.0f} s")
+            if not self.pipe.poll(LOADING):
+                raise DeepresError(f"{self.spec.reference}: could not be loaded within {LOADING:.0f} s")
             first = self.pipe.recv()
             if isinstance(first, str):
                 raise DeepresError(first)
@@ -78,17 +91,24 @@ class Worker:
             self.stop()
             raise
         assert isinstance(first, Facts)
+        self.ready = True
         return first
 
     def call(self, images: np.ndarray, level: int) -> Answers:
-        """uint8 (N, C, H, W). Raises ``WorkerDied``."""
+        """Classify uint8 (N, C, H, W).
+
+        Raises ``WorkerDied`` where the process is gone or goes meanwhile, and ``RuntimeError`` with the network's own error.
+        """
+        self.called = time.monotonic()
         try:
             self.pipe.send((images, level))
             found = self.pipe.recv()
         except (EOFError, OSError) as error:
-            self.process.kill()  # it may be a zombie still
+            self.process.kill()  # it may still be a zombie
             self.process.join()
-            raise WorkerDied from error
+            raise (WorkerHung if self.hung else WorkerDied) from error
+        finally:
+            self.called = None
         if isinstance(found, str):
             raise RuntimeError(found)
         assert isinstance(found, Answers)
@@ -98,9 +118,25 @@ class Worker:
     def alive(self) -> bool:
         return bool(self.process.is_alive())
 
+    def seconds_in_call(self) -> float:
+        """How long the call under way has taken; 0 without one."""
+        called = self.called
+        return 0.0 if called is None else time.monotonic() - called
+
+    def kill_hung(self) -> None:
+        """Kill the process under its call, which raises ``WorkerHung``."""
+        self.hung, self.ready = True, False
+        self.process.kill()
+
     def stop(self) -> None:
-        self.pipe.close()  # ends its loop
-        self.process.join(5)
+        """End the process: at once if it is in a call, else by closing its pipe."""
+        self.ready = False
+        if self.called is not None:
+            self.process.kill()  # its death ends the call; the pipe must not be closed under it
+            self.process.join()
+            return
+        self.pipe.close()
+        self.process.join(ENDING)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
@@ -110,8 +146,6 @@ def _work(pipe: Connection, spec: Spec) -> None:
     """Load, then answer until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process decides when to stop
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    import time
-
     import torch
 
     from deepres.adapters import logits_in, logits_of

@@ -1,105 +1,23 @@
 """A server in a process of its own, asked over loopback: answers, refusals, metrics, a killed worker, a clean end."""
 
-import io
 import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from PIL import Image
+from running import Server, png, start, wait_until
 from sklearn.datasets import load_digits
 
 import deepres
 from deepres.cli.main import main
 from deepres.data import open_data
-from deepres.ghosting import Ghost, GhostResult, Settings, save_ghost
-from deepres.ghosting.choose import Point
-from deepres.ghosting.confirm import Verified
-from deepres.ghosting.fit import fit
-
-
-def png(image: np.ndarray | Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-@dataclass
-class Server:
-    process: subprocess.Popen[str]
-    port: int
-
-    def ask(self, path: str, body: bytes | None = None) -> tuple[int, str]:
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data=body)
-        try:
-            with urllib.request.urlopen(request, timeout=60) as reply:
-                return reply.status, reply.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-
-    def metric(self, name: str) -> float:
-        lines = self.ask("/metrics")[1].splitlines()
-        return next(float(line.split()[-1]) for line in lines if line.startswith(f"{name} "))
-
-    def worker(self) -> psutil.Process:
-        return next(c for c in psutil.Process(self.process.pid).children() if "spawn_main" in " ".join(c.cmdline()))
-
-
-def start(model: Path, *options: str) -> Server:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "deepres", "serve", str(model), "--port", str(port), *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    assert "deepres serves" in line, process.communicate()
-    server = Server(process, port)
-    for _ in range(100):
-        try:
-            assert server.ask("/health")[0] == 200
-            return server
-        except urllib.error.URLError:
-            time.sleep(0.1)
-    raise AssertionError("no answer")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ghost; what it answers is no matter here."""
-    data = open_data("digits")
-    made = Ghost(deepres.create("resnet20-cifar", in_channels=1, width=0.5))
-    fit(made, data, examples=64)
-    point, faster = Point(Settings(), 10.0, 1.0, 1.0, 0.0), Point(Settings(0.0, 0.1), 20.0, 0.5, 0.5, 0.5)
-    seen = Verified(1, 10.0, 10.0, 0, 0, 1.0, 1.0, 0.0, 0.0, {}, (), (), ())
-    return save_ghost(
-        GhostResult(made, point, (point, faster), 10.0, seen, {}, None, data), tmp_path_factory.mktemp("serve") / "ghost"
-    )
-
-
-@pytest.fixture(scope="module")
-def server(model: Path) -> Iterator[Server]:
-    one = start(model, "--pixels", "1", "--body", "0.5")
-    yield one
-    one.process.kill()
-    one.process.communicate()
 
 
 def test_the_answer_is_the_networks(server: Server, model: Path) -> None:
@@ -203,25 +121,26 @@ def test_the_service_describes_itself(server: Server) -> None:
 def test_under_load_it_refuses_tightens_and_ends_cleanly(model: Path) -> None:
     server = start(model, "--batch", "1", "--queue", "4", "--wait", "0", "--tighten")
     image = png((load_digits().images[0] * 15.9).astype(np.uint8))
+    broken = image[:40]  # an image by its first bytes, which cannot be decoded
     try:
         os.kill(server.worker().pid, signal.SIGSTOP)  # the network hangs, so that images queue up
         with ThreadPoolExecutor(12) as pool:
-            asked = [pool.submit(server.ask, "/predict", image) for _ in range(12)]
-            deadline = time.monotonic() + 30
-            while sum(one.done() for one in asked) < 7 and time.monotonic() < deadline:
-                time.sleep(0.05)
+            asked = [pool.submit(server.ask, "/predict", image)]
+            wait_until(lambda: server.metric("deepres_batch_images_count") == 1)  # under way
+            asked += [pool.submit(server.ask, "/predict", image) for _ in range(4)]
+            wait_until(lambda: server.metric("deepres_waiting_images") == 4)
+            for body in (image, broken):  # refused before it is decoded, else the answer were 415
+                assert server.ask("/predict", body) == (503, '{"detail":"the request queue is full; try again"}')
             assert server.ask("/health")[0] == 200  # HTTP goes on
-            assert server.metric("deepres_waiting_images") == 4
             server.process.send_signal(signal.SIGTERM)
             time.sleep(0.3)
             os.kill(server.worker().pid, signal.SIGCONT)
             replies = [one.result() for one in asked]
-        statuses = sorted(status for status, _ in replies)
-        assert statuses == [200] * 5 + [503] * 7  # one under way and four waiting were accepted, and are answered
-        levels = [json.loads(body)["level"] for status, body in replies if status == 200]
+        assert [status for status, _ in replies] == [200] * 5  # what was accepted is answered
+        levels = [json.loads(body)["level"] for _, body in replies]
         assert max(levels) == 1 and min(levels) == 0
         out, err = server.process.communicate(timeout=30)
-        assert server.process.returncode == 0 and "what was accepted is answered" in out and not err
+        assert server.process.returncode == 0 and "every accepted request was answered" in out and not err
     finally:
         server.process.kill()
         server.process.communicate()
@@ -235,8 +154,8 @@ def test_bad_options_get_a_sentence(model: Path, tmp_path: Path, capsys: pytest.
         for options, says in (
             ([str(model), "--port", str(port)], "cannot be had"),
             ([str(model), "--port", "99999"], "cannot be had"),
-            ([str(model), "--port", "0", "--batch", "0"], "--batch is at least 1"),
-            ([str(model), "--port", "0", "--timeout", "0"], "--timeout is above 0"),
+            ([str(model), "--port", "0", "--batch", "0"], "batch is at least 1"),
+            ([str(model), "--port", "0", "--timeout", "0"], "timeout is above 0"),
             ([str(tmp_path / "nothing"), "--port", "0"], "nothing"),
         ):
             assert main(["serve", *options]) == 2

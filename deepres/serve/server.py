@@ -1,0 +1,135 @@
+"""``serve``: listen, answer, and stop without losing what was accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from deepres.errors import DeepresError
+from deepres.serve.app import build_app
+from deepres.serve.limits import Limits
+from deepres.serve.worker import Spec, Worker
+
+LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+def serve(
+    model: str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    limits: Limits = Limits(),  # noqa: B008 (frozen)
+    tighten: bool = False,
+    weights: str | Path | None = None,
+    device: str = "auto",
+) -> int:
+    """Serve a network over HTTP until SIGINT or SIGTERM. Returns the exit code, 0.
+
+    On the signal, requests whose body has not arrived are refused at once, and the others are answered.
+
+    ``tighten``: under load, a ghost leaves earlier before images queue up. ``weights``: a state_dict for a network that is built by
+    name.
+
+    Raises ``DeepresError`` for a network that cannot be loaded and a port that cannot be had.
+    """
+    listening = _listen(host, port)
+    try:
+        worker = Worker(Spec(str(model), str(weights) if weights is not None else None, device))
+    except BaseException:
+        listening.close()
+        raise
+    app = build_app(worker, limits, tighten=tighten)
+    config = uvicorn.Config(
+        app,
+        http=_protocol(limits.timeout),
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=math.ceil(limits.timeout) + 2,  # by then every request has met its own deadline
+    )
+    place = f"[{host}]" if ":" in host else host
+    address = f"http://{place}:{listening.getsockname()[1]}"
+    print(f"deepres serves {worker.facts.name} on {address}: /predict /health /metrics /openapi.json", flush=True)
+    # uvicorn raises the signal that stopped it once more when it is done; by then it must not end the process
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        _Server(config, app).run(sockets=[listening])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if worker.alive:
+            worker.stop()
+    print("deepres: stopped; every accepted request was answered", flush=True)
+    return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listening.close()
+        raise DeepresError(f"--host {host} --port {port}: cannot be had ({error}); choose another") from error
+    return listening
+
+
+class _Server(uvicorn.Server):
+    """Refuses bodies that are still on their way before it waits for the requests under way."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self.app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.app.state.receiver.close()
+        await super().shutdown(sockets)
+
+
+def _protocol(seconds: float) -> type[Any]:
+    """uvicorn's HTTP protocol with a deadline for a request's head, of which it has none: a connection is closed where no whole head
+    has arrived within ``seconds``."""
+
+    class Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+        head_deadline: asyncio.TimerHandle | None = None
+        begun = False  # whether a part of a head has arrived
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._await_head()
+
+        def data_received(self, data: bytes) -> None:
+            if self.cycle is None or self.cycle.response_complete:
+                self.begun = True
+                self._await_head()
+            super().data_received(data)
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._got_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._got_head()
+            super().connection_lost(exc)
+
+        def _await_head(self) -> None:
+            if self.head_deadline is None:
+                self.head_deadline = self.loop.call_later(seconds, self._give_up)
+
+        def _got_head(self) -> None:
+            self.begun = False
+            if self.head_deadline is not None:
+                self.head_deadline.cancel()
+                self.head_deadline = None
+
+        def _give_up(self) -> None:
+            if self.begun:  # else there is no request that an answer could belong to
+                self.transport.write(LATE)
+            self.transport.close()
+
+    return Protocol
