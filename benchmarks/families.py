@@ -94,7 +94,7 @@ def trained(
     if not path.exists():
         run = Run("custom", data.name, how, seed=seed, speed=SPEED, memory="all")
         few = watched(data, 200 if data.prepare.size >= LARGE else WATCHED)
-        result = train(run, data=few, model=model, curriculum=curriculum, show=False)
+        result = train(run, data=few, model=model, callbacks=[curriculum] if curriculum else [], show=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save((result.model, result.test.top1), path)
     found: tuple[nn.Module, float] = torch.load(path, weights_only=False)  # as a whole: shrunk ones have shapes of their own

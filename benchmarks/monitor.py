@@ -23,7 +23,7 @@ if __name__ == "__main__":
 
         def glance() -> None:
             x = trainer.to_layout(batch.images)
-            monitor(trainer.model, x, batch.labels, trainer.optimizer, next(count), STEPS)
+            monitor.look(trainer.model, x, batch.labels, trainer.optimizer, next(count), STEPS)
 
         times = alternate({"step": lambda: trainer.step(batch), "glance": glance}, repeats=9)
     ratio = statistics.median(b / a for a, b in zip(times["step"], times["glance"], strict=True))

@@ -15,7 +15,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from deepres.data import Batch
 from deepres.shrinking import Inverse, Plan, Target
+from deepres.training import Trainer
 
 
 def at_once(target: Target) -> Plan:
@@ -30,8 +32,8 @@ class _Cut(Inverse, ABC):
     def scores(self) -> dict[int, float]:
         """By block, of those that may go."""
 
-    def stepped(self) -> None:
-        done = self.trainer.progress.done + 1
+    def after_step(self, trainer: Trainer, batch: Batch) -> None:
+        done = trainer.progress.done
         if not self.stopped and done >= max(1, round(self.plan.press * self.trainer.total)):
             self.cut()
             self._remove()
@@ -62,8 +64,8 @@ class Lesions(_Cut):
 class NormScale(_Cut):
     strength = 1e-3
 
-    def loss(self, task: Tensor, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        total = super().loss(task, logits, images, labels)
+    def loss(self, trainer: Trainer, loss: Tensor, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        total = super().loss(trainer, loss, logits, images, labels)
         if not self.stopped:
             total = total + self.strength * sum(self._scale(i).abs().sum() for i in self.removable())
         return total
@@ -81,16 +83,16 @@ class NormScale(_Cut):
 class Threshold(Inverse):
     patience = 20  # steps under the threshold after which a residual counts as zero
 
-    def begin(self, trainer) -> None:  # type: ignore[no-untyped-def]
-        super().begin(trainer)
+    def run_begins(self, trainer: Trainer) -> None:
+        super().run_begins(trainer)
         self.under: dict[int, int] = {}
 
-    def loss(self, task: Tensor, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, trainer: Trainer, loss: Tensor, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         self._now = {i: float(size.detach()) for i in self.pressing.wanted if (size := self.pressing.size(i)) is not None}
-        return super().loss(task, logits, images, labels)
+        return super().loss(trainer, loss, logits, images, labels)
 
-    def stepped(self) -> None:
-        done = self.trainer.progress.done + 1
+    def after_step(self, trainer: Trainer, batch: Batch) -> None:
+        done = trainer.progress.done
         first, last = (round(share * self.trainer.total) for share in (self.plan.learn, self.plan.press))
         if self.stopped or done < first:
             return

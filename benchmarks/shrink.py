@@ -71,9 +71,9 @@ class Bench:
         run = Run(self.net, self.data.name, how, None, seed, speed=SPEED, memory="all")
         data = self.data
         began = time.perf_counter()
-        result = train(run, data=watched(data, WATCHED), model=model, curriculum=curriculum, show=False)
+        result = train(run, data=watched(data, WATCHED), model=model, callbacks=[curriculum] if curriculum else [], show=False)
         seconds = time.perf_counter() - began
-        last = result.model  # without a folder the last weights are kept, by every way alike
+        last = result.model  # of the epoch with the lowest validation error, by every way alike
         assert isinstance(last, ResNet)
         found = {
             "name": name,

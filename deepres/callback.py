@@ -19,7 +19,8 @@ class Callback:
     ...         print(record.epoch, record.val_error)
     >>> deepres.train(run, callbacks=[Stages()])
 
-    Events come in this order. For each event the callbacks are called in the order in which they were given.
+    Events come in this order. For each event the callbacks are called in the order in which they were given, for ``run_ends`` in
+    the reverse order.
 
     ==================  =========================================================================================
     ``run_begins``      once, when the network, its optimizer and the data are ready
@@ -41,7 +42,8 @@ class Callback:
     A change of the network must be the same in all processes. Only ``trainer.context.is_main`` should write files. A forward pass
     that not all processes make must be made inside ``deepres.training.local_norms``.
 
-    An exception ends the run: it is raised to the caller of ``train``, after ``run_ends`` of all callbacks that had begun.
+    An exception ends the run: it is raised to the caller of ``train``, after ``run_ends`` of all callbacks whose
+    ``run_begins`` had returned.
     """
 
     changes_network: bool = False  # whether the callback adds, replaces or removes modules of the network
@@ -50,6 +52,11 @@ class Callback:
     def name(self) -> str:
         """Key of this callback's state in the checkpoints; unique among the callbacks of a run that keep a state."""
         return type(self).__name__
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether ``state`` is overridden."""
+        return type(self).state is not Callback.state
 
     def run_begins(self, trainer: Trainer) -> None:
         """Prepare. On resume ``trainer.progress`` is already that of the checkpoint, the weights are not yet."""

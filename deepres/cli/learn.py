@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
+from deepres.callback import Callback
 from deepres.cli.common import counted, default_out, first_of_several, resumable, say, table
 from deepres.errors import DeepresError
 
@@ -134,12 +135,12 @@ class Train:
         from deepres.training import train
 
         run = self._run()
-        tap = None
+        callbacks: list[Callback] = []
         if self.lens is not None:
             from deepres.lens import Monitor
 
-            tap = Monitor(self.lens, run.out, say=lambda text: print(text, file=sys.stderr))
-        result = train(run, resume=self.resume is not None, tap=tap)
+            callbacks.append(Monitor(self.lens, run.out, say=lambda text: print(text, file=sys.stderr)))
+        result = train(run, resume=self.resume is not None, callbacks=callbacks)
         if int(os.environ.get("RANK", "0")) == 0:
             say(
                 f"\n{run.net}: test error {result.test.top1:.2f} % (top-5 {result.test.top5:.2f} %) on {result.test.n:,} examples, "

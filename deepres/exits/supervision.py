@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepres.adapters import find_blocks, logits_of, segments
+from deepres.callback import Callback
 from deepres.errors import DeepresError
 from deepres.exits.readout import learnt, pooled_by_quarter, readers
-from deepres.training.optimizer import optimizer_for, set_rate
-from deepres.training.progress import Record
 
 if TYPE_CHECKING:
-    from deepres.training.trainer import Trainer
+    from deepres.data import Batch
+    from deepres.training import Record, Result, Trainer
 
 
 class _Pool(nn.Module):
@@ -38,8 +38,8 @@ def _head(reader: nn.Sequential, signal: Tensor, classes: int) -> nn.Sequential:
     return nn.Sequential(reader.train(), _Pool(), linear)
 
 
-class Exits:
-    """A curriculum: an exit behind each segment of blocks but the last, at the places and of the kind that a ghost has its own.
+class Exits(Callback):
+    """An early exit behind each segment of blocks but the last, at the places and of the kind that a ghost has its own.
 
     Each learns the labels and, half by half, the network's own answer (Zhang et al. 2019); their mean loss counts ``weight``
     times. Where images are mixed, the network's answer alone.
@@ -49,8 +49,7 @@ class Exits:
         self.weight = weight
         self._signals: dict[int, Tensor] = {}
 
-    def begin(self, trainer: Trainer) -> None:
-        self.trainer = trainer
+    def run_begins(self, trainer: Trainer) -> None:
         model, units = trainer.model, find_blocks(trainer.model)
         ends = [units[segment.units[-1]].sites[0].block for segment in segments(units)]
         if trainer.data.is_text:
@@ -72,40 +71,36 @@ class Exits:
         self.heads.to(trainer.context.device)
         self.heads.to(memory_format=trainer.speed.layout)
         self._signals.clear()
-        self.optimizer = optimizer_for(self.heads, trainer.recipe)
-        trainer.forward = trainer.eager  # what hooks keep is not compiled
+        self.optimizer = trainer.optimizer_for(self.heads)
+        trainer.run_eagerly()  # what hooks keep is not compiled
 
     def _see(self, c: int, _: nn.Module, __: Any, out: Any) -> None:
         self._signals[c] = out[0] if isinstance(out, tuple) else out
 
-    def loss(self, task: Tensor, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        how = self.trainer.recipe
+    def loss(self, trainer: Trainer, loss: Tensor, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        how = trainer.recipe
         own = logits.detach()
         wanted = own.softmax(1) if how.mixup or how.cutmix else learnt(own, labels)
-        with self.trainer.speed.autocast(images.device):
-            said = [head(self._signals[c]).float() for c, head in enumerate(self.heads)]
+        with trainer.speed.autocast(images.device):
+            answers = [head(self._signals[c]).float() for c, head in enumerate(self.heads)]
         self._signals.clear()
-        losses = [F.cross_entropy(one, wanted, label_smoothing=how.label_smoothing) for one in said]
-        return task + self.weight * torch.stack(losses).mean()
+        losses = [F.cross_entropy(one, wanted, label_smoothing=how.label_smoothing) for one in answers]
+        return loss + self.weight * torch.stack(losses).mean()
 
-    def stepped(self) -> None:
-        trainer = self.trainer
-        set_rate(self.optimizer, trainer.rate(), trainer.recipe.momentum)
-        for parameter in self.heads.parameters():
-            if parameter.grad is not None:
-                trainer.context.sum(parameter.grad).div_(trainer.context.world)
+    def after_step(self, trainer: Trainer, batch: Batch) -> None:
         self.optimizer.step()
-        self.optimizer.zero_grad()
-        if trainer.progress.done + 1 >= trainer.total:
-            for hook in self._hooks:
-                hook.remove()
 
-    def epoch(self, record: Record) -> None:
+    def after_epoch(self, trainer: Trainer, record: Record) -> None:
+        self._signals.clear()  # of the validation
+
+    def run_ends(self, trainer: Trainer, result: Result | None) -> None:
+        for hook in self._hooks:
+            hook.remove()
         self._signals.clear()
 
     def state(self) -> dict[str, Any]:
         return {"heads": self.heads.state_dict(), "optimizer": self.optimizer.state_dict()}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, trainer: Trainer, state: dict[str, Any]) -> None:
         self.heads.load_state_dict(state["heads"])
         self.optimizer.load_state_dict(state["optimizer"])

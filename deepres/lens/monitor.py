@@ -14,8 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepres.adapters import GradientSplit, Observation, Site, logits_of, sites
+from deepres.adapters import GradientSplit, Observation, Site, flat, logits_of, sites
+from deepres.callback import Callback
+from deepres.data import Batch
 from deepres.errors import DeepresError
+from deepres.training import Trainer, local_norms
 from deepres.training.memory import frozen_norm_statistics
 from deepres.training.optimizer import last_step
 
@@ -84,11 +87,11 @@ def parse_every(text: str) -> tuple[float, str]:
     return float(match[1]), match[2]
 
 
-@dataclass
-class Monitor:
-    """Takes a glance every so often; give it to ``train`` as ``tap``.
+@dataclass(eq=False)
+class Monitor(Callback):
+    """A callback that takes a snapshot of every site at intervals, in the main process.
 
-    >>> deepres.train(run, tap=Monitor(every="1epoch", out="runs/digits"))
+    >>> deepres.train(run, callbacks=[Monitor(every="1epoch", out="runs/digits")])
     """
 
     every: str = "1epoch"
@@ -101,7 +104,13 @@ class Monitor:
         self._count, self._unit = parse_every(self.every)
         self._said: set[str] = set()
 
-    def __call__(
+    def before_step(self, trainer: Trainer, batch: Batch) -> None:
+        if trainer.context.is_main:
+            images, steps = trainer.to_layout(batch.images), trainer.loader.steps
+            with local_norms(trainer.model):  # the other processes make no forward pass here
+                self.look(trainer.model, images, batch.labels, trainer.optimizer, trainer.progress.done, steps)
+
+    def look(
         self, model: nn.Module, images: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer, step: int, steps: int
     ) -> None:
         """Before step ``step`` (counted from 0) of a run with ``steps`` steps an epoch."""
@@ -154,9 +163,11 @@ def glance(
         for site in found:
             stack.enter_context(site.observe(partial(see, site)))
             stack.enter_context(site.gradients(partial(flow, site)))
-        inputs = images.detach().clone().requires_grad_()
-        loss = F.cross_entropy(logits_of(model, inputs).float(), labels)
-        torch.autograd.grad(loss, inputs)
+        # tokens carry no gradient; a backward pass to all weights passes every site as well
+        tokens = not images.is_floating_point()
+        inputs = images.detach().clone().requires_grad_(not tokens)
+        loss = F.cross_entropy(*flat(logits_of(model, inputs).float(), labels))
+        torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad] if tokens else inputs, allow_unused=tokens)
     return Glance(
         step,
         epoch,

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from deepres.callback import Callback
 from deepres.data import Data, Loader, open_data
 from deepres.errors import DeepresError
 from deepres.lens import LayerGradient, gradient_norms
 from deepres.nn import config
 from deepres.paper.experiment import MARGIN, VANISHED
-from deepres.training import RECIPES, Record, Run, read_log, train
+from deepres.training import RECIPES, Record, Run, Trainer, read_log, train
 
 REMAINS = 0.1  # of the plain networks' rise: what residual ones may keep where the shortcuts are said to remove it
 
@@ -169,16 +170,8 @@ def degrade(
 
 
 def _curve(run: Run, data: Data, folder: Path | None, watch: Watch | None) -> Curve:
-    kept = _Gradients(data, folder)
     assert not isinstance(run.recipe, str)
-    last = math.ceil(run.recipe.epochs or 1)
-
-    def after(model: nn.Module, record: Record) -> None:
-        if record.epoch in (1, last):
-            kept.add(model, record)
-        if watch is not None:
-            watch(run.net, run.seed, record)
-
+    kept = _Gradients(data, folder, (1, math.ceil(run.recipe.epochs or 1)), watch)
     net = config(run.net)
     if folder is not None and (folder / "result.json").exists():
         history = [Record(**line) for line in read_log(folder)]
@@ -187,14 +180,15 @@ def _curve(run: Run, data: Data, folder: Path | None, watch: Watch | None) -> Cu
         for record in history if watch is not None else ():
             watch(run.net, run.seed, record)  # type: ignore[misc]
     else:
-        history = train(run, resume=True, show=False, data=data, watch=after).history
+        history = train(run, resume=True, show=False, data=data, callbacks=[kept]).history
     return Curve(run.net, net.depth, not net.is_plain, run.seed, tuple(history), kept.all())
 
 
-class _Gradients:
-    """Gradient norms after the first epoch and the last, on one fixed batch of training images; in a file if there is a folder."""
+class _Gradients(Callback):
+    """Measures gradient norms after ``epochs`` on one fixed batch of training images; keeps them in a file if there is a folder."""
 
-    def __init__(self, data: Data, folder: Path | None) -> None:
+    def __init__(self, data: Data, folder: Path | None, epochs: tuple[int, ...], watch: Watch | None) -> None:
+        self.epochs, self.watch = epochs, watch
         loader = Loader(data.train, data.prepare, 128, seed=0, shuffle=True)
         self.batch = next(loader.epoch(0))
         self.path = folder / "gradients.jsonl" if folder else None
@@ -203,6 +197,12 @@ class _Gradients:
             for line in self.path.read_text().splitlines():
                 entry = json.loads(line)
                 self.seen[entry["epoch"]] = entry["layers"]
+
+    def after_epoch(self, trainer: Trainer, record: Record) -> None:
+        if record.epoch in self.epochs:
+            self.add(trainer.model, record)
+        if self.watch is not None:
+            self.watch(trainer.run.net, trainer.run.seed, record)
 
     def add(self, model: nn.Module, record: Record) -> None:
         device = next(model.parameters()).device

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from deepres.callback import Callback
 from deepres.data import Data, Loader, open_data
 from deepres.errors import DeepresError, nearest
 from deepres.evaluation import evaluate, measure
@@ -24,7 +25,7 @@ from deepres.evaluation.protocols import SCALES as SCALES_PX
 from deepres.evaluation.protocols import Protocol
 from deepres.models import load
 from deepres.nn import ResNet, config
-from deepres.training import Recipe, Record, Run, read_log, recipe, train
+from deepres.training import Recipe, Record, Run, Trainer, read_log, recipe, train
 from deepres.training.distribute import pick_device
 
 Kind = Literal["cifar", "imagenet"]
@@ -201,6 +202,16 @@ class Trained:
 Watch = Callable[[str, Record], None]
 
 
+class _Shown(Callback):
+    """Hands each epoch on to ``progress``, under the name of the network."""
+
+    def __init__(self, progress: Watch, name: str) -> None:
+        self.progress, self.label = progress, name
+
+    def after_epoch(self, trainer: Trainer, record: Record) -> None:
+        self.progress(self.label, record)
+
+
 @dataclass
 class Lab:
     """Trains what an experiment asks for, once: networks are kept in ``out`` and shared between experiments."""
@@ -274,8 +285,8 @@ class Lab:
             if (saved.recipe, saved.options, saved.width) != (run.recipe, run.options, run.width):
                 raise DeepresError(f"{folder}: was trained with other settings; choose another --out")
         else:
-            tell = None if self.watch is None else lambda _, record: self.watch(f"{name}, seed {seed}", record)  # type: ignore[misc]
-            train(run, resume=True, show=False, data=self.data, model=start, watch=tell)
+            shown = [] if self.watch is None else [_Shown(self.watch, f"{name}, seed {seed}")]
+            train(run, resume=True, show=False, data=self.data, model=start, callbacks=shown)
         history = tuple(Record(**line) for line in read_log(folder))
         test = json.loads((folder / "result.json").read_text())["test"]["top1"]
         model = load(folder / "last.safetensors").to(self.device)

@@ -25,8 +25,8 @@ from deepres.shrinking.target import Target
 from deepres.training import Recipe, Run, train
 from deepres.training import recipe as recipe_named
 from deepres.training.loop import Result
+from deepres.training.network import training_model
 from deepres.training.run import FILE as RUN
-from deepres.training.trainer import training_model
 
 FILE = "shrink.json"
 NAME = "shrink"  # of the recipe
@@ -136,7 +136,7 @@ def shrink(
     settings = Run(name, opened.name, chosen, str(out) if out else None, epochs=epochs, **run)
     curriculum = Inverse(plan, exact=settings.speed == "exact", say=say)
     before = measure(whole, opened.val, opened.prepare, opened.classes).top1 if trained else None
-    result = train(settings, resume=resume, show=show, data=opened, model=copy.deepcopy(whole), curriculum=curriculum)
+    result = train(settings, resume=resume, show=show, data=opened, model=copy.deepcopy(whole), callbacks=[curriculum])
     small = result.model
     ratio, spread = time_ratio(whole.to(curriculum.probe.device), small, curriculum.probe)
     units = curriculum.units

@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deepres.adapters import delete_blocks, find_blocks, logits_of
+from deepres.callback import Callback
+from deepres.data import Batch
 from deepres.errors import DeepresError
 from deepres.shrinking.cost import measured_units
 from deepres.shrinking.press import Press
@@ -80,7 +82,7 @@ class Glance:
 
 
 @dataclass(eq=False)
-class Inverse:
+class Inverse(Callback):
     """The curriculum of one run; ``shrink`` is the way in."""
 
     plan: Plan
@@ -91,9 +93,11 @@ class Inverse:
     history: list[Glance] = field(default_factory=list)
     closed_at: dict[str, int] = field(default_factory=dict)  # path -> step
 
+    changes_network = True
+
     # ---- the run's side
 
-    def begin(self, trainer: Trainer) -> None:
+    def run_begins(self, trainer: Trainer) -> None:
         self.trainer = trainer
         model = trainer.model
         batch = next(trainer.loader.epoch(0))
@@ -114,16 +118,16 @@ class Inverse:
         self.teacher = Teacher(trainer, self.plan.distil) if self.plan.distil else None
         self.pressing = Press(self.units)
         self._off = self.pressing.on()
-        trainer.forward = trainer.eager  # hooks that change from step to step are not compiled
+        trainer.run_eagerly()  # hooks that change from step to step are not compiled
         self.closing: dict[int, Closing] = {}
         self.letting_go: set[int] = set()
         self.clock, self.asked, self.stopped = 0.0, 0, False
         self.recent = self.best = math.inf
         self.whole_error: float | None = None
 
-    def loss(self, task: Tensor, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        self._task = float(task.detach())
-        total = task
+    def loss(self, trainer: Trainer, loss: Tensor, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        self._task = float(loss.detach())
+        total = loss
         if self.teacher is not None:
             total = self.teacher.loss(total, logits, images, labels)
         self._sizes = {i: self.pressing.size(i) for i in self.closing}
@@ -134,9 +138,8 @@ class Inverse:
         self.pressing.clear()
         return total
 
-    def stepped(self) -> None:
-        trainer = self.trainer
-        done = trainer.progress.done + 1
+    def after_step(self, trainer: Trainer, batch: Batch) -> None:
+        done = trainer.progress.done
         first, last = (round(share * trainer.total) for share in (self.plan.learn, self.plan.press))
         if self.stopped or done < first:
             return
@@ -152,7 +155,7 @@ class Inverse:
             self._choose(self.amount * self.asked / GROUPS, last=self.asked == GROUPS)
         self._follow_lines(done)
 
-    def epoch(self, record: Record) -> None:
+    def after_epoch(self, trainer: Trainer, record: Record) -> None:
         staying = [i for i, unit in enumerate(self.units) if unit.path not in self.removed]
         pressing = Press(find_blocks(self.trainer.model)) if self.stopped else self.pressing
         off = pressing.on() if self.stopped else None
@@ -292,10 +295,10 @@ class Inverse:
         """Whether the validation error, with all that is closing closed, is within what the target allows."""
         kept = list(self.pressing.openness)
         if self.whole_error is None:
-            self.whole_error = self.trainer.measure("val").top1
+            self.whole_error = self.trainer.measure("val", self.trainer.model).top1
         for i in self.closing:
             self.pressing.openness[i] = 0.0
-        error = self.trainer.measure("val").top1 if self._going() else self.whole_error
+        error = self.trainer.measure("val", self.trainer.model).top1 if self._going() else self.whole_error
         self.pressing.openness = kept
         if error <= self.whole_error + self.plan.target.value:
             return True
@@ -315,7 +318,7 @@ class Inverse:
             self.pressing.openness[i] = 1.0
         for i in self.closing:
             self.pressing.openness[i] = 0.0
-            self.closed_at[self.units[i].path] = trainer.progress.done + 1
+            self.closed_at[self.units[i].path] = trainer.progress.done
         gone = [unit.path for i, unit in enumerate(self.units) if self.pressing.openness[i] == 0]
         was = model.training
         model.eval()
@@ -327,8 +330,7 @@ class Inverse:
         self.difference = float((after - before).abs().max() / before.abs().max().clamp(min=1e-12))
         self.removed, self.stopped = gone, True
         estimate_norm_statistics(trainer)
-        trainer.rebuild()
-        trainer.progress.best, trainer.progress.since_best = math.inf, 0  # of the network as it is now
+        trainer.replace_model()
         self.say(f"{len(gone)} of {len(self.units)} blocks are identities and have been taken out")
 
     # ---- checkpoints
@@ -357,7 +359,7 @@ class Inverse:
             "history": [[g.epoch, g.sizes, g.gone] for g in self.history],
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, trainer: Trainer, state: dict[str, Any]) -> None:
         for key, value in state.items():
             if key not in ("openness", "closing", "letting_go", "history", "lead"):
                 setattr(self, key, value)
@@ -371,4 +373,4 @@ class Inverse:
         if self.stopped:
             self._off()
             delete_blocks(self.trainer.model, self.removed)
-            self.trainer.rebuild()
+            self.trainer.replace_model()

@@ -1,11 +1,13 @@
-"""Training. Read: recipe -> run -> trainer -> loop; optimizer, speed, memory, exits, checkpoint, guard, distribute, progress serve it."""
+"""Training. Read: recipe -> run -> trainer -> step -> epoch -> checkpoint -> loop; the other modules serve these."""
 
+from deepres.training.distribute import local_norms
+from deepres.training.epoch import Interrupted
 from deepres.training.guard import NonFinite
 from deepres.training.loop import Result, resume, train
 from deepres.training.progress import Record, read_log
 from deepres.training.recipe import RECIPES, Recipe, recipe
 from deepres.training.run import Run
-from deepres.training.trainer import Interrupted, Trainer
+from deepres.training.trainer import Trainer
 
 __all__ = [
     "RECIPES",
@@ -16,6 +18,7 @@ __all__ = [
     "Result",
     "Run",
     "Trainer",
+    "local_norms",
     "read_log",
     "recipe",
     "resume",

@@ -1,16 +1,84 @@
-"""Checkpoints of a run: atomic, the last few kept, read back only if whole."""
+"""Checkpoints of a run: what they hold; written atomically, the last few kept, read back only if whole."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from deepres.errors import DeepresError
+from deepres.training.progress import Progress
+
+if TYPE_CHECKING:
+    from deepres.training.trainer import Trainer
 
 FOLDER = "checkpoints"
+
+
+def state_of(trainer: Trainer) -> dict[str, Any]:
+    """Everything that a run needs to go on as if it had not stopped."""
+    states = {callback.name: callback.state() for callback in trainer.callbacks}
+    return {
+        "model": trainer.model.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "averaged": trainer.averaged.state_dict() if trainer.averaged is not None else None,
+        "progress": dataclasses.asdict(trainer.progress),
+        "speed": trainer.speed.name,
+        "data": _data(trainer),
+        "callbacks": {name: state for name, state in states.items() if state is not None},
+    }
+
+
+def restore(trainer: Trainer, state: dict[str, Any]) -> None:
+    """Bring ``trainer`` to ``state``: first its callbacks, which may change the network's shape, then the weights.
+
+    Raises ``DeepresError`` where the data or the network are not those of the checkpoint.
+    """
+    before, now = state.get("data"), _data(trainer)
+    if before is not None and before != now:
+        what = ", ".join(f"{before[key]} {key} then and {now[key]} now" for key in now if before[key] != now[key])
+        if before["classes"] == now["classes"] and before["class names"] != now["class names"]:
+            what = f"classes {before['class names']} then and {now['class names']} now"
+        raise DeepresError(
+            f"{trainer.run.data}: the data have changed since the run in {trainer.out} began ({what}); a run goes on with the same "
+            "data only: train anew into another --out, from this run's weights with --init if they fit"
+        )
+    try:
+        _restore_callbacks(trainer, state)
+        trainer.model.load_state_dict(state["model"])
+        trainer.optimizer.load_state_dict(state["optimizer"])
+        if trainer.averaged is not None:
+            trainer.averaged.load_state_dict(state["averaged"])
+        trainer.progress = Progress(**state["progress"])
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise DeepresError(f"{trainer.out}: the checkpoint there is of another run ({str(error).splitlines()[0]})") from error
+
+
+def _restore_callbacks(trainer: Trainer, state: dict[str, Any]) -> None:
+    states = dict(state.get("callbacks") or {})
+    if state.get("curriculum") is not None:  # written before several callbacks could keep a state
+        states = {callback.name: state["curriculum"] for callback in trainer.callbacks if callback.keeps_state}
+    for callback in trainer.callbacks:
+        if callback.name in states:
+            callback.restore(trainer, states.pop(callback.name))
+    if states:
+        warnings.warn(
+            f"{trainer.out}: the checkpoint holds states of callbacks that are not given: {', '.join(states)}", stacklevel=2
+        )
+
+
+def _data(trainer: Trainer) -> dict[str, Any]:
+    """What must not change between a run and its resume."""
+    data = trainer.data
+    return {
+        **{f"{split} examples": len(getattr(data, split)) for split in ("train", "val", "test")},
+        "classes": len(data.classes),
+        "class names": list(data.classes),
+    }
 
 
 def write(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:

@@ -1,20 +1,22 @@
-"""``train`` and ``resume``: one epoch, then a look at the validation split, until the run is done; then the test."""
+"""``train`` and ``resume``: epochs until the run is done, then one test of the best weights."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import json
+import math
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from deepres.callback import Callback
 from deepres.data import Data, open_data
 from deepres.errors import DeepresError
 from deepres.evaluation import Evaluation, measure
@@ -23,16 +25,20 @@ from deepres.models import from_others, read
 from deepres.models.store import locate
 from deepres.nn import config
 from deepres.training import checkpoint, memory
-from deepres.training.distribute import DistributedContext, join_processes
-from deepres.training.progress import Record, Reporter, read_log
+from deepres.training.deprecated import callbacks_from
+from deepres.training.distribute import ONE_VALUE, DistributedContext, join_processes
+from deepres.training.epoch import finish_epoch, train_epoch
+from deepres.training.progress import Progress, Record, read_log
+from deepres.training.recipe import Recipe
+from deepres.training.reporter import Reporter
 from deepres.training.run import FILE, Run
 from deepres.training.speed import SPEEDS, exactness
-from deepres.training.trainer import Curriculum, Tap, Trainer
+from deepres.training.trainer import LAST, Trainer
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to. The test set was looked at once, after everything had been chosen."""
+    """Result of ``train``. The test set was used once, after everything had been chosen."""
 
     run: Run
     model: nn.Module  # with the weights of the best validation error, in eval mode
@@ -73,9 +79,8 @@ def train(
     show: bool = True,
     data: Data | None = None,
     model: nn.Module | None = None,
-    watch: Callable[[nn.Module, Record], None] | None = None,
-    tap: Tap | None = None,
-    curriculum: Curriculum | None = None,
+    callbacks: Sequence[Callback] = (),
+    **old: Any,
 ) -> Result:
     """Train a network as ``run`` says.
 
@@ -83,13 +88,14 @@ def train(
     >>> result.test.top1
 
     ``resume`` continues from the newest checkpoint in ``run.out``, in mid-epoch if need be; without one it starts anew.
-    ``data`` and ``model`` stand in for those that ``run`` names. ``watch`` is called after each epoch, and ``tap``
-    before each step, on the first process only: it may look at the network but must leave it as it is. ``curriculum`` may add
-    to the loss and change the network (see ``Curriculum``). Under ``torchrun`` all processes call this alike.
+    ``data`` and ``model`` stand in for those that ``run`` names. ``callbacks`` extend the run: see ``deepres.Callback``; the
+    arguments ``watch``, ``tap`` and ``curriculum`` of earlier versions still work, with a ``DeprecationWarning``. Under
+    ``torchrun`` all processes call this alike.
 
     Raises ``DeepresError`` for what cannot be trained, ``NonFinite`` before a step that would ruin the weights, and
     ``Interrupted`` after Ctrl-C or SIGTERM, once the run is saved.
     """
+    callbacks = [*callbacks, *callbacks_from(old)]
     with join_processes(run.device) as context:
         if context.world > 1 and context.device.type == "cpu":
             torch.set_num_threads(max(1, torch.get_num_threads() // context.world))
@@ -109,11 +115,18 @@ def train(
         context.barrier()
         with exactness(SPEEDS.get(run.speed, SPEEDS["float32"])):
             try:
-                return _train(run, data, context, model, resume, show and context.is_main, watch, tap, curriculum)
+                return _train(run, data, context, model, resume, show, callbacks)
             except DeepresError:
                 if out is not None and context.is_main:
                     _let_go(out, made)
                 raise
+            except ValueError as error:
+                if not str(error).startswith(ONE_VALUE):
+                    raise
+                raise DeepresError(
+                    f"{run.net}: batch norm cannot normalise one value per channel ({str(error).split(', ')[-1]}); raise --batch "
+                    "or --size, or take a network without batch norm"
+                ) from error
             except RuntimeError as error:
                 if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                     raise
@@ -159,60 +172,45 @@ def _train(
     model: nn.Module | None,
     resume: bool,
     show: bool,
-    watch: Callable[[nn.Module, Record], None] | None,
-    tap: Tap | None,
-    curriculum: Curriculum | None,
+    callbacks: Sequence[Callback],
 ) -> Result:
     out = Path(run.out) if run.out else None
     state = checkpoint.read_newest(out / checkpoint.FOLDER, context.device) if resume and out else None
     if state is not None and run.speed == "auto":
         run = dataclasses.replace(run, speed=state["speed"])
-    trainer = Trainer(run, data, context, model)
-    trainer.tap = tap if context.is_main else None
-    if trainer.recipe.exits:
-        if curriculum is not None:
-            raise DeepresError("exits cannot be trained while a network is shrunk; train them on what comes out, with --init")
-        curriculum = Exits(trainer.recipe.exits)
-    trainer.curriculum = curriculum
-    if curriculum is not None:
-        curriculum.begin(trainer)
+    assert isinstance(run.recipe, Recipe)
+    exits = [Exits(run.recipe.exits)] if run.recipe.exits else []
+    if exits and any(callback.changes_network for callback in callbacks):
+        raise DeepresError("exits cannot be trained while a network is shrunk; train them on what comes out, with --init")
+    trainer = Trainer(run, data, context, model, [Reporter(show=show), *exits, *callbacks])
     if state is not None:
-        trainer.restore(state)
-    done = trainer.progress.done
-    history = [Record(**line) for line in read_log(out) if line["step"] <= done] if out and state is not None else []
-    title = f"{run.net} on {data.name}"
-    sink = out if context.is_main else None
-    with (
-        trainer.heap(),
-        _stoppable() as stop,
-        Reporter(sink, title=title, total=trainer.total, show=show, done=done) as reporter,
-    ):
-        plan = f", {trainer.plan}" if trainer.plan.length else ""
-        where = f"{context.device}" + (f" x {context.world} processes" if context.world > 1 else "")
-        reporter.say(f"{data}\n{run.net}, {trainer.recipe.name}, {trainer.total} steps, {trainer.speed.name}{plan}, {where}")
-        if done:
-            reporter.say(f"resumed after step {done}")
-        while trainer.progress.done < trainer.total:
-            began, first, waited = time.perf_counter(), trainer.progress.step, trainer.loader.waited
-            trainer.train_epoch(reporter, stop)
-            took = time.perf_counter() - began
-            images = (trainer.progress.step - first) * trainer.recipe.batch
-            record = trainer.finish_epoch(reporter, images / took, trainer.loader.waited - waited)
-            history.append(record)
-            if watch is not None:
-                watch(trainer.model, record)
-        return _conclude(trainer, history, out)
+        trainer.progress = Progress(**state["progress"])  # where callbacks begin
+    results: list[Result] = []
+    with trainer.heap(), _stoppable() as stop, contextlib.ExitStack() as ends:
+        for callback in trainer.callbacks:
+            callback.run_begins(trainer)
+            ends.callback(lambda one: one.run_ends(trainer, results[0] if results else None), callback)
+        if state is not None:
+            checkpoint.restore(trainer, state)
+        done = trainer.progress.done
+        history = [Record(**line) for line in read_log(out) if line["step"] <= done] if out and state is not None else []
+        # a step that is counted but not its epoch: the run was interrupted before its last validation
+        while trainer.progress.done < trainer.total or trainer.progress.step:
+            train_epoch(trainer, stop)
+            history.append(finish_epoch(trainer))
+        results.append(_conclude(trainer, history, out))
+    return results[0]
 
 
 def _conclude(trainer: Trainer, history: list[Record], out: Path | None) -> Result:
     """Load the best weights and test them: the only look at the test set that counts."""
-    trainer.keep_weights("last.safetensors")
-    final = trainer.deploy()
-    best = out / "best.safetensors" if out is not None else None
-    if best is not None and trainer.context.is_main and best.exists():
-        final.load_state_dict(read(best)[0], strict=False)  # tied weights are kept once
-    trainer.context.broadcast_weights(final)  # the folder may be on one machine only
-    data, run = trainer.data, trainer.run
+    trainer.keep_weights(LAST)
+    progress = trainer.progress
+    if math.isinf(progress.best):  # a callback changed the network after the last validation
+        progress.best, progress.best_epoch = trainer.measure("val").top1, progress.epoch
+        trainer.keep_best()
+    trainer.load_best()
+    final, data, run = trainer.deploy(), trainer.data, trainer.run
     test = measure(
         final,
         data.test,
@@ -223,7 +221,6 @@ def _conclude(trainer: Trainer, history: list[Record], out: Path | None) -> Resu
         share=trainer.context.shard,
         workers=run.workers,
     )
-    progress = trainer.progress
     if out is not None and trainer.context.is_main:
         summary = {
             "best_epoch": progress.best_epoch,

@@ -1,121 +1,61 @@
-"""A run under way: the network, its optimizer, and where it is in its epochs; one step, one epoch, one checkpoint."""
+"""The state of a run: network, optimizer, data and progress. `step`, `epoch` and `checkpoint` act on it."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
-import threading
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from deepres.adapters import logits_in
-from deepres.data import Augment, Batch, Data, Loader, Resident, mix, seeded
+from deepres.callback import Callback
+from deepres.data import Augment, Batch, Data, Loader, Resident, seeded
 from deepres.errors import DeepresError
 from deepres.evaluation import Evaluation, measure
-from deepres.models import load_weights, open_model, output_classes, read, save
-from deepres.models.store import locate
-from deepres.nn import create
+from deepres.models import read, save
 from deepres.training import checkpoint, memory
 from deepres.training.distribute import DistributedContext, synchronise_norms
-from deepres.training.guard import NonFinite, first_non_finite
-from deepres.training.optimizer import KEPT, optimizer_for, set_rate
-from deepres.training.progress import Record, Reporter, peak_memory
+from deepres.training.network import training_model
+from deepres.training.optimizer import KEPT, SideOptimizer, optimizer_for
+from deepres.training.progress import Pace, Progress
 from deepres.training.recipe import Recipe
 from deepres.training.run import Run, parse_bytes
 from deepres.training.speed import SPEEDS, Speed, choose
+from deepres.training.step import take_step
 
-# called before a step with (network, images, labels, optimizer, steps behind, steps an epoch)
-Tap = Callable[[nn.Module, Tensor, Tensor, torch.optim.Optimizer, int, int], None]
-
-
-class Curriculum(Protocol):
-    """What a method asks of a run beyond its recipe: terms in the loss, and changes to the network while it trains.
-
-    ``state`` goes into the checkpoints; ``restore`` is called with it before the weights are loaded, and has to bring the network
-    to the shape that it had then (with ``Trainer.rebuild`` behind it).
-    """
-
-    def begin(self, trainer: Trainer) -> None: ...
-    def loss(self, task: Tensor, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor: ...
-    def stepped(self) -> None: ...
-    def epoch(self, record: Record) -> None: ...
-    def state(self) -> dict[str, Any]: ...
-    def restore(self, state: dict[str, Any]) -> None: ...
-
-
-class Interrupted(DeepresError):
-    """Ctrl-C or SIGTERM: the run has been saved and can be resumed."""
-
-    exit_code = 1
-
-
-@dataclass
-class Progress:
-    """Where a run is; with the weights and the optimizer this is all that a checkpoint holds."""
-
-    epoch: int = 0
-    step: int = 0  # inside the epoch
-    done: int = 0  # in all
-    seconds: float = 0.0
-    best: float = math.inf
-    best_epoch: int = 0
-    since_best: int = 0  # epochs, for the plateau schedule
-    factor: float = 1.0  # of the rate, after plateaus
-    gentle: bool = False  # still warming up by the paper's rule
-    # sums over the epoch so far: loss, wrong, examples, gradient norm, steps
-    sums: list[float] = field(default_factory=lambda: [0.0] * 5)
-
-
-def training_model(run: Run, data: Data, device: torch.device) -> nn.Module:
-    """The network of a run, freshly initialised from its seed, or from ``run.init``."""
-    torch.manual_seed(run.seed)
-    if ":" in run.net or Path(run.net).exists():
-        other, _ = open_model(run.net, weights=run.init, classes=len(data.classes), channels=data.prepare.channels or None)
-        if output_classes(other) not in (None, len(data.classes)):
-            raise DeepresError(
-                f"{run.net}: tells {output_classes(other)} classes apart and {data.name} has {len(data.classes)}"
-            )
-        longest = getattr(getattr(other, "config", None), "max_position_embeddings", None)
-        if data.is_text and longest is not None and longest < data.prepare.size:
-            raise DeepresError(f"{run.net}: reads at most {longest} characters at a time; give --size {longest} or less")
-        return other.to(device)
-    if data.is_text:
-        raise DeepresError(f"{run.net}: takes images and {data.name} is a text; give a language model, such as hf:FOLDER")
-    options = {"in_channels": data.prepare.channels, "num_classes": len(data.classes), **run.options}
-    model = create(run.net, width=run.width, **options)
-    if run.init:
-        tensors, _ = read(locate(run.init))
-        report = load_weights(model, tensors, strict=False)
-        body = [name for name in (*report.missing, *(s.split(":")[0] for s in report.shapes)) if not name.startswith("head.")]
-        if body:
-            raise DeepresError(f"{run.init}: does not hold the weights of a {run.net}: {report}")
-    return model.to(device)
+BEST, LAST = "best.safetensors", "last.safetensors"
 
 
 class Trainer:
-    """A run under way: the network, its optimizer, and where it is. ``train`` is the way in."""
+    """A run under way, made by ``train`` and given to its callbacks.
 
-    def __init__(self, run: Run, data: Data, context: DistributedContext, model: nn.Module | None = None) -> None:
+    What callbacks read: ``run``, ``recipe``, ``data``, ``loader``, ``context``, ``out``, ``model`` (never wrapped), ``optimizer``,
+    ``averaged`` (the averaged weights, or ``None``), ``progress``, ``pace``, ``speed`` and ``total``, the number of steps.
+    What they call: ``replace_model``, ``run_eagerly``, ``optimizer_for``, ``measure``, ``to_layout``, ``rate`` and ``deploy``.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        data: Data,
+        context: DistributedContext,
+        model: nn.Module | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
         assert isinstance(run.recipe, Recipe)
         if run.recipe.pixel_mean:
             data = data.centred_by_pixel()
         self.run, self.data, self.context, self.recipe = run, data, context, run.recipe
+        self.callbacks = list(callbacks)
+        self._check_callbacks()
         self.out = Path(run.out) if run.out else None
-        self.tap: Tap | None = None
-        self.curriculum: Curriculum | None = None
         self.model = (model if model is not None else training_model(run, data, context.device)).to(context.device)
-        self.progress = Progress(gentle=self._starts_gently())
+        self.progress, self.pace = Progress(gentle=self._starts_gently()), Pace()
         self.loader = Loader(
             data.train,
             data.prepare,
@@ -140,13 +80,17 @@ class Trainer:
         if run.sync_norm and context.world > 1:
             self.model = synchronise_norms(self.model, context.device)
         self.optimizer: torch.optim.Optimizer = None  # type: ignore[assignment]
-        self.rebuild()
+        self._best: dict[str, Tensor] | None = None  # weights of the best epoch of a run without a folder
+        self._build()
 
-    def rebuild(self) -> None:
-        """Make what is made of the network's weights: optimizer, averages, wrappers. Again after blocks were taken out.
+    def _check_callbacks(self) -> None:
+        names = [callback.name for callback in self.callbacks if callback.keeps_state]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise DeepresError(f"two callbacks keep their state under the name {twice[0]!r}; give one of them another `name`")
 
-        Momentum goes on for the weights that stayed.
-        """
+    def _build(self) -> None:
+        """Make what is made of the network's weights: optimizer, averages, wrappers. Momentum is kept for the weights that stay."""
         context = self.context
         before = self.optimizer.state if self.optimizer is not None else {}
         self.optimizer = optimizer_for(self.model, self.recipe)
@@ -171,9 +115,101 @@ class Trainer:
         self.eager = wrapped
         self.forward = torch.compile(wrapped) if self.speed.compile else wrapped
 
+    # ---- for callbacks
+
+    def replace_model(self, model: nn.Module | None = None) -> None:
+        """Train ``model`` from the next step on; without one, the present network, of which modules were changed in place.
+
+        Optimizer, averaged weights and distributed and compiled wrappers are made anew; momentum is kept for the parameters that
+        stay. The best epoch so far is forgotten, since it was another network's. All processes call this alike.
+        """
+        if model is not None and model is not self.model:
+            self.model = model.to(self.context.device).to(memory_format=self.speed.layout)
+            if self.plan.length:
+                memory.recompute(self.model, self.plan)
+            if self.run.sync_norm and self.context.world > 1:
+                self.model = synchronise_norms(self.model, self.context.device)
+            self.model.train()
+        self._build()
+        self._best = None
+        self.progress.best, self.progress.since_best = math.inf, 0
+
+    def rebuild(self) -> None:
+        """``replace_model()``, under its name of earlier versions."""
+        self.replace_model()
+
+    def run_eagerly(self) -> None:
+        """Stop using the compiled network, on which hooks that change from step to step do not work; until ``replace_model``."""
+        self.forward = self.eager
+
+    def optimizer_for(self, module: nn.Module) -> SideOptimizer:
+        """An optimizer by the run's recipe for a module that is trained beside the network."""
+        return SideOptimizer(self, module)
+
+    def to_layout(self, images: Tensor) -> Tensor:
+        """``images`` in the memory layout that the network runs in; tokens have none and are returned as they are."""
+        return images.to(memory_format=self.speed.layout) if images.ndim == 4 else images
+
+    def rate(self) -> float:
+        """Learning rate of the next step."""
+        rate = self.recipe.rate(self.progress.done / self.total) * self.progress.factor
+        return min(rate, self.recipe.lr / 10) if self.progress.gentle else rate
+
+    def measure(self, split: str, model: nn.Module | None = None) -> Evaluation:
+        """Evaluate on ``"train"``, ``"val"`` or ``"test"`` in the precision that the run trains in; by default ``deploy()``."""
+        return measure(
+            model if model is not None else self.deploy(),
+            getattr(self.data, split),
+            self.data.prepare,
+            self.data.classes,
+            batch=max(self.recipe.batch, 250),
+            device=self.context.device,
+            layout=self.speed.layout,
+            autocast=self.speed.autocast(self.context.device),
+            share=self.context.shard,
+            workers=self.run.workers,
+        )
+
+    def deploy(self) -> nn.Module:
+        """The weights to test and to keep: the averaged ones where there are some."""
+        return self.averaged.module if self.averaged is not None else self.model
+
+    # ---- for the loop
+
+    def step(self, batch: Batch) -> None:
+        """Take one training step; see ``deepres.training.step``."""
+        take_step(self, batch)
+
+    def checkpoint(self) -> None:
+        """Write a checkpoint, in the main process of a run that has a folder."""
+        if self.out is not None and self.context.is_main:
+            checkpoint.write(self.out / checkpoint.FOLDER, self.progress.done, checkpoint.state_of(self), self.run.keep)
+
+    def keep_weights(self, name: str) -> None:
+        """Save the weights to deploy in the run's folder, if it has one."""
+        if self.out is None or not self.context.is_main:
+            return
+        notes = {"classes": list(self.data.classes), "prepare": self.data.prepare.to_notes(), "data": self.run.data}
+        save(self.deploy(), self.out / name, **notes)
+
+    def keep_best(self) -> None:
+        """Keep the weights as those of the best epoch: in the run's folder, or else in memory."""
+        self.keep_weights(BEST)
+        if self.out is None and self.context.is_main:
+            self._best = {name: tensor.detach().cpu().clone() for name, tensor in self.deploy().state_dict().items()}
+
+    def load_best(self) -> None:
+        """Load the weights of the best epoch into ``deploy()``, the same in all processes."""
+        final = self.deploy()
+        if self._best is not None:
+            final.load_state_dict(self._best)
+        elif self.out is not None and self.context.is_main and (self.out / BEST).exists():
+            final.load_state_dict(read(self.out / BEST)[0], strict=False)  # tied weights are kept once
+        self.context.broadcast_weights(final)  # the folder may be on one machine only
+
     def _starts_gently(self) -> bool:
         config = getattr(self.model, "config", None)
-        return bool(self.recipe.gentle_depth) and config is not None and config.depth >= self.recipe.gentle_depth
+        return bool(self.recipe.gentle_depth) and getattr(config, "depth", 0) >= self.recipe.gentle_depth
 
     def _augment(self) -> Augment:
         """Crops of large views make no sense of small images kept at one size, nor the other way round."""
@@ -201,195 +237,3 @@ class Trainer:
         """Freed memory kept for the next step, on a CPU, unless memory is short and blocks are recomputed for it."""
         kept = self.context.device.type == "cpu" and not self.plan.length
         return memory.heap_kept() if kept else contextlib.nullcontext()
-
-    # ---- one step
-
-    def loss(self, batch: Batch, forward: Callable[[Tensor], Any]) -> tuple[Tensor, Tensor, Tensor]:
-        """(mean loss over the local part, logits, images as the network saw them)."""
-        images, targets = batch.images, batch.labels
-        if self.recipe.mixup or self.recipe.cutmix:
-            generator = seeded(self.run.seed, 4, self.progress.done, self.context.rank)
-            hot = F.one_hot(targets, len(self.data.classes)).float()
-            images, targets = mix(images, hot, generator, mixup=self.recipe.mixup, cutmix=self.recipe.cutmix)
-        images = self.to_layout(images)
-        with self.speed.autocast(self.context.device):
-            logits = logits_in(forward(images)).float()
-        rows = logits.flatten(0, -2)  # every token of a language model is an answer of its own
-        hard = targets.flatten() if not targets.is_floating_point() else targets
-        return F.cross_entropy(rows, hard, label_smoothing=self.recipe.label_smoothing), logits, images
-
-    def to_layout(self, images: Tensor) -> Tensor:
-        """In the memory layout that the network runs in; tokens have none."""
-        return images.to(memory_format=self.speed.layout) if images.ndim == 4 else images
-
-    def rate(self) -> float:
-        rate = self.recipe.rate(self.progress.done / self.total) * self.progress.factor
-        return min(rate, self.recipe.lr / 10) if self.progress.gentle else rate
-
-    def step(self, batch: Batch) -> None:
-        """Forward, backward, check, update."""
-        # what a network draws itself (dropout, ...) depends on the seed and the step alone
-        torch.manual_seed(
-            int(torch.randint(2**62, (), generator=seeded(self.run.seed, 5, self.progress.done, self.context.rank)))
-        )
-        set_rate(self.optimizer, self.rate(), self.recipe.momentum_at(self.progress.done / self.total))
-        if self.tap is not None:
-            self.tap(
-                self.model, self.to_layout(batch.images), batch.labels, self.optimizer, self.progress.done, self.loader.steps
-            )
-        task, logits, images = self.loss(batch, self.forward if batch.full else self.eager)
-        loss = task if self.curriculum is None else self.curriculum.loss(task, logits, images, batch.labels)
-        # DDP averages over processes; the parts of a batch may differ by an example
-        weight = len(batch.labels) * self.context.world / batch.total
-        self.optimizer.zero_grad(set_to_none=not self.keeps_gradients)
-        (loss * weight if weight != 1 else loss).backward()
-        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        if self.recipe.clip:
-            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.recipe.clip, norm)
-        answers = batch.labels.numel() / max(len(batch.labels), 1)  # tokens of an example
-        wrong = (logits.detach().argmax(-1) != batch.labels).sum() / answers
-        numbers = torch.stack((task.detach() * len(batch.labels), wrong.to(task.dtype), norm.to(task.dtype))).double()
-        self.context.sum(numbers)
-        total_loss, total_wrong, total_norm = numbers.tolist()  # the one wait for the device
-        if not math.isfinite(total_loss + total_norm):
-            self._explain(batch)
-        self.optimizer.step()
-        if self.curriculum is not None:
-            self.curriculum.stepped()
-        if self.averaged is not None:
-            self.averaged.update_parameters(self.model)
-        added = (total_loss, total_wrong, batch.total, total_norm / self.context.world, 1)
-        self.progress.sums = [a + b for a, b in zip(self.progress.sums, added, strict=True)]
-        self.progress.step += 1
-        self.progress.done += 1
-        if self.progress.gentle and self.progress.step % 20 == 0:
-            self.progress.gentle = self.progress.sums[1] / self.progress.sums[2] > 0.8
-
-    def _explain(self, batch: Batch) -> None:
-        self.optimizer.zero_grad()
-        where = first_non_finite(self.model, lambda: self.loss(batch, self.model)[0])
-        raise NonFinite(
-            f"training stopped before step {self.progress.done + 1}: the loss or its gradient is not finite; {where}; "
-            f"lower --lr (now {self.rate():g}), or look at the data"
-        )
-
-    # ---- checkpoints
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "averaged": self.averaged.state_dict() if self.averaged is not None else None,
-            "progress": dataclasses.asdict(self.progress),
-            "speed": self.speed.name,
-            "curriculum": self.curriculum.state() if self.curriculum is not None else None,
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        try:
-            if self.curriculum is not None:
-                self.curriculum.restore(state["curriculum"])
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.averaged is not None:
-                self.averaged.load_state_dict(state["averaged"])
-            self.progress = Progress(**state["progress"])
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise DeepresError(f"{self.out}: the checkpoint there is of another run ({str(error).splitlines()[0]})") from error
-
-    def checkpoint(self) -> None:
-        if self.out is not None and self.context.is_main:
-            checkpoint.write(self.out / checkpoint.FOLDER, self.progress.done, self.state(), self.run.keep)
-
-    def deploy(self) -> nn.Module:
-        """The weights to test and to keep: the averaged ones where there are some."""
-        return self.averaged.module if self.averaged is not None else self.model
-
-    def keep_weights(self, name: str) -> None:
-        if self.out is None or not self.context.is_main:
-            return
-        notes = {"classes": list(self.data.classes), "prepare": self.data.prepare.to_notes(), "data": self.run.data}
-        save(self.deploy(), self.out / name, **notes)
-
-    # ---- epochs
-
-    def measure(self, split: str) -> Evaluation:
-        """In the mode that the run trains in."""
-        return measure(
-            self.deploy(),
-            getattr(self.data, split),
-            self.data.prepare,
-            self.data.classes,
-            batch=max(self.recipe.batch, 250),
-            device=self.context.device,
-            layout=self.speed.layout,
-            autocast=self.speed.autocast(self.context.device),
-            share=self.context.shard,
-            workers=self.run.workers,
-        )
-
-    def train_epoch(self, reporter: Reporter, stop: threading.Event) -> None:
-        """From where the run is to the end of the epoch, or of the run."""
-        progress = self.progress
-        saved = began = time.perf_counter()
-        waited, earlier, first = self.loader.waited, progress.seconds, progress.step
-        side = self.recipe.side(progress.done / self.total, self.data.prepare.size)
-        self.model.train()
-        for batch in self.loader.epoch(progress.epoch, progress.step, side):
-            self.step(batch)
-            now = time.perf_counter()
-            progress.seconds = earlier + now - began
-            steps = progress.step - first
-            rate = steps * self.recipe.batch / (now - began)
-            reporter.step(progress.done, rate, (self.loader.waited - waited) / (now - began), peak_memory(self.context.device))
-            asked = torch.tensor(int(stop.is_set()), device=self.context.device)
-            if self.context.sum(asked):
-                self.checkpoint()
-                self.context.barrier()
-                how = f"resume with --resume {self.out}" if self.out else "it had no folder, so nothing was saved"
-                raise Interrupted(f"interrupted after step {progress.done} of {self.total}; {how}")
-            if now - saved > 60 * self.run.checkpoint_minutes:
-                self.checkpoint()
-                saved = time.perf_counter()
-            if progress.done >= self.total:
-                break
-
-    def finish_epoch(self, reporter: Reporter, speed: float, waited: float) -> Record:
-        """Validate, log, keep the best weights, checkpoint."""
-        progress = self.progress
-        loss, wrong, count, norm, steps = progress.sums
-        began = time.perf_counter()
-        val = self.measure("val")
-        test = self.measure("test").top1 if self.run.watch_test else None
-        record = Record(
-            epoch=progress.epoch + 1,
-            step=progress.done,
-            lr=self.optimizer.param_groups[0]["lr"],
-            loss=loss / count,
-            train_error=100 * wrong / count,
-            val_error=val.top1,
-            grad_norm=norm / steps,
-            images_per_second=speed,
-            waited=waited,
-            memory=peak_memory(self.context.device),
-            seconds=progress.seconds + time.perf_counter() - began,
-            test_error=test,
-            unreadable=self.loader.unreadable,
-        )
-        if progress.gentle:
-            progress.gentle = record.train_error > 80
-        if val.top1 < progress.best:
-            progress.best, progress.best_epoch, progress.since_best = val.top1, record.epoch, 0
-            self.keep_weights("best.safetensors")
-        else:
-            progress.since_best += 1
-            if self.recipe.schedule == "plateau" and progress.since_best > self.recipe.patience:
-                progress.factor, progress.since_best = progress.factor / 10, 0
-        progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, [0.0] * 5
-        progress.seconds = record.seconds
-        if self.context.is_main:
-            reporter.epoch(record)
-        if self.curriculum is not None:
-            self.curriculum.epoch(record)
-        self.checkpoint()
-        return record

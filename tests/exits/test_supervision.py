@@ -70,7 +70,7 @@ def test_what_is_left_is_the_plain_network(trained: deepres.training.Result) -> 
 def test_the_loss_and_its_gradient_are_those_of_a_slow_version() -> None:
     trainer = Trainer(Run(**NET), open_data("digits"), DistributedContext(CPU))
     exits = Exits(0.5)
-    exits.begin(trainer)
+    exits.run_begins(trainer)
     torch.manual_seed(0)
     for head in exits.heads:
         torch.nn.init.normal_(head[-1].weight, std=0.1)
@@ -92,7 +92,7 @@ def test_the_loss_and_its_gradient_are_those_of_a_slow_version() -> None:
     said = [head(signal).log_softmax(1) for signal, head in zip(signals, exits.heads, strict=True)]
     expected = 3.0 + 0.5 * sum(-(wanted * one).sum(1).mean() for one in said) / len(said)
 
-    found = exits.loss(torch.tensor(3.0), model(batch.images), batch.images, batch.labels)
+    found = exits.loss(trainer, torch.tensor(3.0), model(batch.images), batch.images, batch.labels)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(*(torch.autograd.grad(loss, first)[0] for loss in (found, expected)))
 

@@ -339,7 +339,7 @@ def test_a_monitored_run_is_the_same_run(tmp_path: Path) -> None:
     out = tmp_path / "run"
     out.mkdir()
     monitor = Monitor("every=0.5epochs", out, say=lambda _: None)
-    watched = deepres.train(Run(**settings, out=str(out)), show=False, tap=monitor)
+    watched = deepres.train(Run(**settings, out=str(out)), show=False, callbacks=[monitor])
     assert all(
         torch.equal(a, b) for a, b in zip(alone.model.state_dict().values(), watched.model.state_dict().values(), strict=True)
     )
@@ -362,7 +362,7 @@ def test_the_monitor_says_when_a_block_dies() -> None:
     said: list[str] = []
     monitor = Monitor("1step", say=said.append)
     for step in range(2):
-        monitor(model, images, labels, torch.optim.SGD(model.parameters(), 0.1), step, 10)
+        monitor.look(model, images, labels, torch.optim.SGD(model.parameters(), 0.1), step, 10)
     assert sum("stages.0.blocks.1: every" in line for line in said) == 1  # once is enough
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import deepres
-from deepres import DeepresError, Run, models
+from deepres import Callback, DeepresError, Run, models
 from deepres.data import open_data
 from deepres.models import read
 from deepres.training import Interrupted, NonFinite, Recipe, Trainer, checkpoint, read_log, recipe
@@ -71,7 +71,7 @@ def test_a_saved_run_runs_again_to_the_same_bits(finished: Path, tmp_path: Path)
     assert not same(weights(tmp_path / "other"), weights(finished))
 
 
-@pytest.mark.parametrize("step", [1, 9, 20, 21, 39])
+@pytest.mark.parametrize("step", [1, 20, 21, 42])
 def test_a_run_stopped_anywhere_resumes_to_the_same_bits(
     step: int, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,14 +186,15 @@ def test_adamw_resumes_to_the_bit(tmp_path: Path) -> None:
     halted = dataclasses.replace(whole, out=str(tmp_path / "halted"))
     stopped = False
 
-    def tap(*args: object) -> None:
-        nonlocal stopped
-        if args[4] == 30 and not stopped:
-            stopped = True
-            os.kill(os.getpid(), signal.SIGINT)
+    class Stop(Callback):
+        def before_step(self, trainer: Trainer, batch: object) -> None:
+            nonlocal stopped
+            if trainer.progress.done == 30 and not stopped:
+                stopped = True
+                os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(Interrupted):
-        deepres.train(halted, show=False, tap=tap)
+        deepres.train(halted, show=False, callbacks=[Stop()])
     assert stopped
     deepres.train(Run.read(tmp_path / "halted"), resume=True, show=False)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "halted"))

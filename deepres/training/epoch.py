@@ -1,0 +1,92 @@
+"""One epoch: its steps, then validation, the best weights and a checkpoint."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from deepres.errors import DeepresError
+from deepres.training.progress import Pace, Record, peak_memory
+
+if TYPE_CHECKING:
+    from deepres.training.trainer import Trainer
+
+
+class Interrupted(DeepresError):
+    """Ctrl-C or SIGTERM: the run has been saved and can be resumed."""
+
+    exit_code = 1
+
+
+def train_epoch(trainer: Trainer, stop: threading.Event) -> None:
+    """Take the steps from where the run is to the end of the epoch, or of the run.
+
+    Raises ``Interrupted``, with a checkpoint written, after the step in which ``stop`` was set in any process.
+    """
+    progress, loader, context = trainer.progress, trainer.loader, trainer.context
+    saved = began = time.perf_counter()
+    earlier, waited = progress.seconds, loader.waited
+    trainer.pace = Pace()
+    # the same for the whole epoch, so from where it began and not from where it is resumed
+    side = trainer.recipe.side((progress.done - progress.step) / trainer.total, trainer.data.prepare.size)
+    trainer.model.train()
+    if progress.done >= trainer.total:  # interrupted between the last step and its validation
+        return
+    for batch in loader.epoch(progress.epoch, progress.step, side):
+        trainer.step(batch)
+        now = time.perf_counter()
+        progress.seconds = earlier + now - began
+        trainer.pace = Pace(now - began, loader.waited - waited, trainer.pace.examples + batch.total)
+        asked = torch.tensor(int(stop.is_set()), device=context.device)
+        if context.sum(asked):
+            trainer.checkpoint()
+            context.barrier()
+            how = f"resume with --resume {trainer.out}" if trainer.out else "it had no folder, so nothing was saved"
+            raise Interrupted(f"interrupted after step {progress.done} of {trainer.total}; {how}")
+        if now - saved > 60 * trainer.run.checkpoint_minutes:
+            trainer.checkpoint()
+            saved = time.perf_counter()
+        if progress.done >= trainer.total:
+            break
+
+
+def finish_epoch(trainer: Trainer) -> Record:
+    """Validate, keep the weights if they are the best so far, tell the callbacks, write a checkpoint."""
+    progress = trainer.progress
+    loss, wrong, count, norm, steps = progress.sums
+    began = time.perf_counter()
+    val = trainer.measure("val")
+    test = trainer.measure("test").top1 if trainer.run.watch_test else None
+    record = Record(
+        epoch=progress.epoch + 1,
+        step=progress.done,
+        lr=trainer.optimizer.param_groups[0]["lr"],
+        loss=loss / count,
+        train_error=100 * wrong / count,
+        val_error=val.top1,
+        grad_norm=norm / steps,
+        images_per_second=trainer.pace.rate,
+        waited=trainer.pace.waited,
+        memory=peak_memory(trainer.context.device),
+        seconds=progress.seconds + time.perf_counter() - began,
+        test_error=test,
+        unreadable=trainer.loader.unreadable,
+    )
+    if progress.gentle:
+        progress.gentle = record.train_error > 80
+    if val.top1 < progress.best:
+        progress.best, progress.best_epoch, progress.since_best = val.top1, record.epoch, 0
+        trainer.keep_best()
+    else:
+        progress.since_best += 1
+        if trainer.recipe.schedule == "plateau" and progress.since_best > trainer.recipe.patience:
+            progress.factor, progress.since_best = progress.factor / 10, 0
+    progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, [0.0] * 5
+    progress.seconds = record.seconds
+    for callback in trainer.callbacks:
+        callback.after_epoch(trainer, record)
+    trainer.checkpoint()
+    return record
