@@ -18,8 +18,12 @@ $(READY): pyproject.toml
 demo: $(READY)
 	$(BIN)/deepres degrade
 
+# One process a core, one thread each: two workers with all threads would take turns on the same cores. Takes about ten minutes on
+# two cores. make test TEST_OPTIONS="tests/data -k tar" runs some.
+TEST_OPTIONS ?=
+WORKERS ?= auto
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal $(TEST_OPTIONS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

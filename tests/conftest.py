@@ -1,9 +1,18 @@
-"""What the tests share: small sets of real images, and a cache folder that is thrown away."""
+"""Shared by the tests: small sets of real images, a temporary cache folder, a browser, and what may be skipped.
+
+``DEEPRES_NO_SKIP=1`` turns every skipped test into a failed one. Continuous integration sets it, so that no test is missing there
+unnoticed. Tests marked ``gpu`` are deselected where there is no CUDA device.
+"""
 
 from __future__ import annotations
 
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported, and for the processes that tests start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +21,36 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu:
+        config.hook.pytest_deselected(items=gpu)
+        items[:] = [item for item in items if item not in gpu]
+
+
+def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if os.environ.get("DEEPRES_NO_SKIP") == "1" and report.outcome == "skipped" and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"{report.nodeid} was skipped, and DEEPRES_NO_SKIP=1 allows no skips. {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    _refuse_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _refuse_skip(report)
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,10 +67,10 @@ def _seed() -> None:
 
 @pytest.fixture
 def browse() -> Iterator[Callable[..., Any]]:
-    """Opens a page's file in headless Chromium. The test fails where a page complains, or asks for anything over the network."""
-    chromium = shutil.which("chromium")
+    """Open an HTML file in headless Chromium. The test fails if the page logs an error or a warning, or requests anything by HTTP."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
-        pytest.skip("needs Debian's chromium")
+        pytest.skip("needs Chromium: apt-get install chromium")
     from playwright.sync_api import sync_playwright
 
     problems: list[str] = []
