@@ -1,4 +1,4 @@
-"""Run a trained network as fast as this machine can, without changing what it computes."""
+"""Inference engines: run a trained network as fast as this machine can, with the same predictions."""
 
 from deepres.engines.torch_compiled import Optimized, fold_norms, optimize, throughput
 

@@ -1,4 +1,4 @@
-"""``optimize``: the same network, as fast as this machine runs it."""
+"""``optimize``: compile a network for this machine, without changing its predictions."""
 
 from __future__ import annotations
 
@@ -7,47 +7,34 @@ import math
 import statistics
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.fx.experimental.optimization import fuse
 
 
 def fold_norms(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` in eval mode with every batch norm folded into the convolution before it.
+    """Fold every batch norm into the convolution or linear layer before it, in a copy of ``model`` in eval mode.
 
-    Pairs are found in the traced graph, so any module that ``torch.fx`` can trace is served; another comes back unfolded.
+    Pairs are found in the graph that ``torch.fx`` traces. A model that it cannot trace, or that calls one of its layers more than
+    once, so that a norm behind one call would change the others, comes back unfolded.
     """
     model = copy.deepcopy(model).eval()
     try:
-        graph = torch.fx.symbolic_trace(model)
+        traced = torch.fx.symbolic_trace(model)
     except Exception:  # control flow that depends on data
         return model
-    modules = dict(graph.named_modules())
-    for node in list(graph.graph.nodes):
-        if node.op != "call_module" or not isinstance(modules.get(str(node.target)), nn.BatchNorm2d):
-            continue
-        before = node.args[0]
-        if before.op != "call_module" or len(before.users) > 1:
-            continue
-        conv, norm = modules.get(str(before.target)), modules[str(node.target)]
-        if type(conv) is not nn.Conv2d or not norm.track_running_stats:
-            continue
-        parent, _, name = str(before.target).rpartition(".")
-        fused = fuse_conv_bn_eval(conv, norm)
-        setattr(graph.get_submodule(parent), name, fused)
-        modules[str(before.target)] = fused
-        node.replace_all_uses_with(before)
-        graph.graph.erase_node(node)
-    graph.delete_all_unused_submodules()
-    graph.graph.lint()
-    graph.recompile()
-    return graph
+    calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
+    modules = dict(traced.named_modules())
+    if any(times > 1 and any(True for _ in modules[str(name)].parameters()) for name, times in calls.items()):
+        return model
+    return fuse(traced, inplace=True, no_trace=True).eval()
 
 
-class _Exactly(nn.Module):
-    """A layer computed in float32 inside a low-precision network: logits rounded to 8 bits would tie where they do not."""
+class _Float32Layer(nn.Module):
+    """A layer computed in float32 inside a low-precision network, whose logits would tie if they were rounded to 8 bits."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -58,24 +45,25 @@ class _Exactly(nn.Module):
 
 
 def _low_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """``model`` in ``dtype``, but for its last linear layer."""
+    """Convert ``model`` to ``dtype``, except its last linear layer."""
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     model = model.to(dtype)
     if linear and dtype != torch.float32:
-        model.set_submodule(linear[-1], _Exactly(copy.deepcopy(model.get_submodule(linear[-1])).float()))
+        model.set_submodule(linear[-1], _Float32Layer(copy.deepcopy(model.get_submodule(linear[-1])).float()))
     return model
 
 
-# standard deviations of what low precision adds to the difference of two logits: closer ones may be in the wrong order
-SURE = 4.0
+# The error that low precision adds to the difference of two logits is taken for normal; a difference below this many of its
+# standard deviations is a close call, whose order may be wrong.
+DEVIATIONS = 4.0
 
 
 class Optimized(nn.Module):
-    """A frozen network for inference. Called like the original; takes and gives float32.
+    """A frozen network for inference, called like the original: float32 (N, C, H, W) -> float32 (N, K).
 
-    Where there is an ``exact`` network, inputs whose two best logits are closer than ``margin`` go through it; the margin is what the two
-    networks differed by on the first images, ``SURE`` standard deviations of it. The first call with images of a new shape compiles
-    for it, which takes a minute for ResNet-50.
+    With an ``exact`` network, close calls are recomputed by it: inputs whose two best logits are closer than ``margin``. The margin is
+    ``DEVIATIONS`` standard deviations of the difference between the two networks on the first images. The first call with images of a
+    new shape compiles for it, which takes a minute for ResNet-50.
     """
 
     def __init__(self, net: nn.Module, dtype: torch.dtype, compile: bool, exact: nn.Module | None = None) -> None:
@@ -93,22 +81,22 @@ class Optimized(nn.Module):
         with torch.no_grad():
             new = self._compiles and low.shape not in self._shapes
             logits = (self._first(low) if new else self._call(low)).float()
-            return logits if self.exact is None else self._settled(logits, x)
+            return logits if self.exact is None else self._recompute_close_calls(logits, x)
 
-    def _settled(self, logits: Tensor, x: Tensor) -> Tensor:
-        """``logits``, those of close calls from the exact network."""
+    def _recompute_close_calls(self, logits: Tensor, x: Tensor) -> Tensor:
+        """``logits``, where those of close calls come from the exact network."""
         if logits.ndim != 2 or logits.shape[1] < 2:
             return logits
         if self.margin is None:
-            noise = logits[:64] - self._exactly(x[:64])
-            self.margin = SURE * math.sqrt(2) * float((noise - noise.mean(1, keepdim=True)).square().mean().sqrt())
+            noise = logits[:64] - self._call_exact(x[:64])
+            self.margin = DEVIATIONS * math.sqrt(2) * float((noise - noise.mean(1, keepdim=True)).square().mean().sqrt())
         best = logits.topk(2).values
         close = (best[:, 0] - best[:, 1] < self.margin).nonzero()[:, 0]
         if not len(close):
             return logits
-        return logits.index_copy(0, close, self._exactly(x[close]))
+        return logits.index_copy(0, close, self._call_exact(x[close]))
 
-    def _exactly(self, x: Tensor) -> Tensor:
+    def _call_exact(self, x: Tensor) -> Tensor:
         assert self.exact is not None
         logits: Tensor = self.exact(x.to(torch.float32, memory_format=torch.channels_last))
         return logits
@@ -136,25 +124,31 @@ def optimize(
     *,
     dtype: torch.dtype | None = None,
     compile: bool = True,
+    recompute: bool | None = None,
     settle: bool | None = None,
 ) -> Optimized:
-    """The same network for inference only: norms folded in float32, low-precision weights, channels-last, compiled.
+    """Make the same network for inference only: norms folded in float32, low-precision weights, channels-last, compiled.
 
-    The classifier, its last linear layer, stays float32; it costs next to nothing and keeps close calls as they are.
+    The classifier, its last linear layer, stays float32: it costs next to nothing, and rounded logits would tie.
 
     ``example``: images as the network will get them, (N, C, H, W), to compile at once; else the first call compiles.
-    ``dtype``: default bfloat16 where the processor computes it, else float32. ``settle``: in low precision, an input whose two best
-    logits are too close to tell apart is computed again in float32, so that the answer is the original's. It keeps the float32 weights
-    too, and how close that is, is measured on ``example``, or on the first call's images. Default: on a CPU, where looking at the
-    logits waits for nothing. ``model`` is left as it was.
+    ``dtype``: of the weights; default bfloat16 where the processor computes it, else float32. ``recompute``: in low precision, compute
+    an input whose two best logits are too close to tell apart once more in float32, so that the predicted class is the original's.
+    This keeps the float32 weights too; how close is too close is measured on ``example``, or on the first call's images. Default: on a
+    CPU only, as on a GPU looking at the logits would wait for the device. ``settle`` is the old name of ``recompute``.
+
+    ``model`` is left as it was.
     """
+    if settle is not None:
+        warnings.warn("optimize(settle=...) is now optimize(recompute=...)", DeprecationWarning, stacklevel=2)
+        recompute = settle if recompute is None else recompute
     device = next(model.parameters()).device
     if dtype is None:
         fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
         dtype = torch.bfloat16 if fast else torch.float32
     folded = fold_norms(model).to(device, memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
-    settle = settle if settle is not None else device.type == "cpu"
-    exact = copy.deepcopy(folded) if settle and dtype != torch.float32 else None
+    recompute = recompute if recompute is not None else device.type == "cpu"
+    exact = copy.deepcopy(folded) if recompute and dtype != torch.float32 else None
     net = _low_precision(folded, dtype).to(memory_format=torch.channels_last)
     optimized = Optimized(net, dtype, compile, exact).eval()
     if example is not None:
@@ -165,7 +159,7 @@ def optimize(
 
 @torch.no_grad()
 def throughput(model: nn.Module, images: Tensor, *, repeats: int = 5) -> float:
-    """Images per second at this batch: the median of ``repeats`` after two to warm up."""
+    """Median throughput of ``repeats`` calls, after two to warm up, in images per second."""
     times = []
     for _ in range(repeats + 2):
         began = time.perf_counter()

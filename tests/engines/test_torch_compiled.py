@@ -55,7 +55,7 @@ def test_optimized_agrees_and_leaves_the_original_alone(model: nn.Module) -> Non
 
 
 @torch.no_grad()
-def test_close_calls_are_settled_in_float32() -> None:
+def test_close_calls_are_recomputed_in_float32() -> None:
     """Two classes whose weights differ by little: what low precision adds often decides between them."""
     torch.manual_seed(0)
     model = deepres.create("resnet8-cifar")
@@ -74,17 +74,17 @@ def test_close_calls_are_settled_in_float32() -> None:
     head.bias.zero_()
     wanted = model(images).argmax(1)
     assert 0.1 < wanted.float().mean() < 0.9
-    rough = deepres.optimize(model, images, dtype=torch.bfloat16, compile=False, settle=False)
+    rough = deepres.optimize(model, images, dtype=torch.bfloat16, compile=False, recompute=False)
     assert rough.exact is None and (rough(images).argmax(1) != wanted).any()
-    settled = deepres.optimize(model, images, dtype=torch.bfloat16, compile=False)
+    exact = deepres.optimize(model, images, dtype=torch.bfloat16, compile=False)
     again: list[int] = []
-    assert settled.exact is not None
-    settled.exact.register_forward_pre_hook(lambda _, args: again.append(len(args[0])))
-    logits = settled(images)
+    assert exact.exact is not None
+    exact.exact.register_forward_pre_hook(lambda _, args: again.append(len(args[0])))
+    logits = exact(images)
     assert torch.equal(logits.argmax(1), wanted)
     assert 0 < sum(again) < 300
     # the answer for an image does not depend on what comes with it
-    torch.testing.assert_close(torch.cat([settled(part) for part in images.split(7)]), logits, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(torch.cat([exact(part) for part in images.split(7)]), logits, rtol=1e-2, atol=1e-2)
 
 
 @torch.no_grad()
@@ -105,3 +105,38 @@ def test_what_cannot_be_traced_still_runs() -> None:
 
     model = Branching().eval()
     torch.testing.assert_close(deepres.optimize(model, X, dtype=torch.float32, compile=False)(X), model(X))
+
+
+@torch.no_grad()
+def test_a_layer_called_twice_is_not_folded() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norms = nn.Conv2d(3, 3, 1), nn.ModuleList([nn.BatchNorm2d(3), nn.BatchNorm2d(3)])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norms[1](self.conv(self.norms[0](self.conv(x))))
+
+    model = Shared()
+    for _ in range(3):
+        model.train()(5 * X + 1)
+    torch.testing.assert_close(fold_norms(model)(X), model.eval()(X))
+
+
+@torch.no_grad()
+def test_folding_keeps_dtype_and_takes_linear_layers() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 62 * 62, 5), nn.BatchNorm1d(5)
+    ).double()
+    model.train()(torch.randn(8, 3, 64, 64, dtype=torch.float64))
+    folded = fold_norms(model)
+    assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in folded.modules()) and not folded.training
+    assert next(folded.parameters()).dtype == torch.float64
+    torch.testing.assert_close(folded(X.double()), model.eval()(X.double()))
+
+
+def test_the_old_name_still_works() -> None:
+    model = deepres.create("resnet8-cifar").eval()
+    with pytest.warns(DeprecationWarning, match="recompute"):
+        fast = deepres.optimize(model, dtype=torch.bfloat16, compile=False, settle=True)
+    assert fast.exact is not None
