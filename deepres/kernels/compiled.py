@@ -1,0 +1,121 @@
+"""The compiled kernels of this processor: built once, kept in the cache, loaded when they are first used.
+
+Without a C++ compiler, or on another kind of machine, there are none, and the operations run eagerly; ``status`` says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+
+SWITCH = "DEEPRES_KERNELS"  # the environment variable that turns them off: "eager"
+_SOURCE = "norm_act.cpp"
+_COMPILERS = ("c++", "g++", "clang++")
+_FLAGS = {
+    "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma"),
+    "AVX2": ("-mavx2", "-mfma", "-mf16c"),
+}
+_SECONDS = 300  # that a compilation may take
+
+
+@dataclass(frozen=True)
+class Status:
+    """Whether compiled kernels are used."""
+
+    capability: str | None  # "AVX512" or "AVX2"; None: operations run eagerly
+    reason: str  # where the kernels are, or why there are none
+
+    def __str__(self) -> str:
+        return f"compiled for {self.capability} ({self.reason})" if self.capability else f"eager: {self.reason}"
+
+
+def status() -> Status:
+    """Whether compiled kernels are used on this machine, and if not, why; builds them where they are not built yet."""
+    return _load()[1]
+
+
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels; None where operations run eagerly."""
+    return _load()[0]
+
+
+@cache
+def _load() -> tuple[ctypes.CDLL | None, Status]:
+    if os.environ.get(SWITCH, "") == "eager":
+        return None, Status(None, f"{SWITCH}=eager is set")
+    capability = torch.backends.cpu.get_cpu_capability()
+    capability = "AVX512" if capability.startswith("AVX512") else capability
+    if platform.system() != "Linux" or capability not in _FLAGS:
+        return None, Status(
+            None, f"there are kernels for AVX2 and AVX-512 on Linux, not for {capability} on {platform.system()}"
+        )
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), *_COMPILERS))), None)
+    path = _path(capability)
+    try:
+        if not path.exists():
+            if compiler is None:
+                return None, Status(None, f"no C++ compiler was found ({', '.join(_COMPILERS)}, or the variable CXX)")
+            with _locked(path.with_suffix(".lock")):
+                if not path.exists():  # another process may have built it meanwhile
+                    build(compiler, capability, path)
+        return ctypes.CDLL(str(path)), Status(capability, str(path))
+    except subprocess.CalledProcessError as error:
+        last = next((line for line in error.stderr.splitlines() if "error" in line), "no message")
+        return None, Status(None, f"{compiler} could not build the kernels: {last.strip()}")
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return None, Status(None, f"the kernels could not be built in {path.parent} ({error})")
+
+
+def build(compiler: str, capability: str, path: Path) -> None:
+    """Compile the kernels for ``capability`` into ``path``, which appears whole or not at all.
+
+    Raises ``subprocess.CalledProcessError`` with the compiler's messages.
+    """
+    include = Path(torch.__file__).parent / "include"
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        source, built = Path(folder) / _SOURCE, Path(folder) / path.name
+        source.write_text(_source())
+        flags = ("-O3", "-std=c++20", "-shared", "-fPIC", "-fopenmp", "-ffp-contract=off", *_FLAGS[capability])
+        defined = (f"-DCPU_CAPABILITY={capability}", f"-DCPU_CAPABILITY_{capability}")
+        command = [compiler, *flags, *defined, f"-I{include}", "-o", str(built), str(source)]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS)
+        os.replace(built, path)
+
+
+def _source() -> str:
+    return (files("deepres.kernels") / _SOURCE).read_text(encoding="utf-8")
+
+
+def _path(capability: str) -> Path:
+    """Where the library for these sources, this PyTorch and this capability is kept."""
+    key = hashlib.sha256("\n".join((_source(), torch.__version__, *_FLAGS[capability])).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("DEEPRES_CACHE") or Path("~/.cache/deepres").expanduser()) / "kernels"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = Path(tempfile.gettempdir()) / f"deepres-{os.getuid()}" / "kernels"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder / f"norm_act-{capability.lower()}-{key}.so"
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Let one process at a time build; the lock goes with its holder, so that none waits for a process that died."""
+    import fcntl
+
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
