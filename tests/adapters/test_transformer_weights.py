@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from deepres import DeepresError
-from deepres.models.hugging_face import from_hugging_face, to_hugging_face, transformer_config
+from deepres.adapters.transformer_weights import from_hugging_face, to_hugging_face, transformer_config
 
 transformers = pytest.importorskip("transformers")
 
