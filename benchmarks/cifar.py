@@ -26,7 +26,7 @@ from deepres.data import Prepare, Resident, pad_crop_flip
 from deepres.evaluation import measure
 from deepres.paper.experiments import experiment
 from deepres.paper.lab import Lab, scale, timed
-from deepres.paper.page import rows
+from deepres.paper.page import claim_table
 
 DEPTHS = (20, 32, 56)
 
@@ -97,7 +97,7 @@ def main() -> None:
         outcome = timed(one.run, lab)
         plain = dataclasses.asdict(outcome)
         plain["curves"] = plain.pop("figures")
-        for row, (_, text, paper) in zip(plain["rows"], rows(outcome), strict=True):
+        for row, (_, text, paper) in zip(plain["rows"], claim_table(outcome).rows, strict=True):
             row["text"], row["paper"] = text, ""  # a paper's error is another test's
             row.pop("published", None)
             assert paper is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.common import record
 from deepres.paper.experiments import served
 from deepres.paper.lab import Lab, scale, timed
-from deepres.paper.page import rows
+from deepres.paper.page import claim_table
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
@@ -24,7 +24,7 @@ if __name__ == "__main__":
         print(one.name, outcome.holds, outcome.why, flush=True)
         plain = dataclasses.asdict(outcome)
         plain.pop("figures")
-        for row, (_, ours, paper) in zip(plain["rows"], rows(outcome), strict=True):
+        for row, (_, ours, paper) in zip(plain["rows"], claim_table(outcome).rows, strict=True):
             row["text"], row["paper"] = ours, paper
         outcomes.append(plain)
     record(

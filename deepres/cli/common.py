@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ def first_of_several(out: Path | None) -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def table(head: list[str], rows: list[list[str]]) -> Table:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     from rich.table import Table
 
     built = Table(*head, box=None, pad_edge=False)

@@ -46,7 +46,7 @@ class Look:
         from deepres.lens import look
         from deepres.lens import summary as summary
         from deepres.lens.monitor import read_snapshots
-        from deepres.lens.page import page
+        from deepres.lens.page import look_page
         from deepres.lens.source import Source
 
         if not self.models:
@@ -77,7 +77,7 @@ class Look:
                 say(f"  {line}")
         assert source is not None
         command = f"deepres look {' '.join(self.models)} --data {self.data}"
-        built = page(
+        built = look_page(
             looks,
             data=f"{source.data.name}, {looks[0].examples:,} examples of the {self.split} split",
             footer=f"Made by `{command}` in {time.perf_counter() - began:.0f} s.",
@@ -130,7 +130,7 @@ class Shrink:
 
         from deepres.lens.source import short_name
         from deepres.shrinking import Target, shrink
-        from deepres.shrinking.page import HEAD, page, rows
+        from deepres.shrinking.page import shrink_page, shrink_table
 
         if self.model is None:
             raise DeepresError("which network? Name a run, a file, a network of ours or a reference such as timm:resnet26")
@@ -175,14 +175,14 @@ class Shrink:
                 )
         if not first:
             return 0
-        console.print(table(HEAD, rows(done)))
+        console.print(table(shrink_table(done).head, shrink_table(done).rows))
         for one in done:
             say("")
             for line in one.summary():
                 say(line)
         name = short_name(self.model)
         footer = f"Made by `deepres shrink {self.model} --data {self.data}` in {time.perf_counter() - began:.0f} s."
-        say(f"\nThe whole: {page(done, name=name, data=Path(self.data).name, footer=footer).write(out / 'report.html')}")
+        say(f"\nThe whole: {shrink_page(done, name=name, data=Path(self.data).name, footer=footer).write(out / 'report.html')}")
         say(f"The network: {out / self.target[-1].replace('=', '-')}")
         return 0
 
@@ -210,7 +210,7 @@ class Ghost:
         from rich.console import Console
 
         from deepres.ghosting import ghost, save_ghost
-        from deepres.ghosting.page import HEAD, page, rows
+        from deepres.ghosting.page import ghost_page, ghost_table
         from deepres.lens.source import short_name
         from deepres.training.distribute import pick_device
 
@@ -239,13 +239,13 @@ class Ghost:
                 say=say,
             )
         save_ghost(made, out)
-        Console().print(table(HEAD, rows(made)))
+        Console().print(table(ghost_table(made).head, ghost_table(made).rows))
         say("")
         for line in made.summary():
             say(line)
         asked = f"--budget {self.budget:g}" if self.budget is not None else f"--error {self.error:g}"
         footer = f"Made by `deepres ghost {self.model} --data {self.data} {asked}` in {time.perf_counter() - began:.0f} s."
         name = short_name(self.model)
-        say(f"\nThe whole: {page(made, name=name, data=Path(self.data).name, footer=footer).write(out / 'report.html')}")
+        say(f"\nThe whole: {ghost_page(made, name=name, data=Path(self.data).name, footer=footer).write(out / 'report.html')}")
         say(f"The ghost: {out}")
         return 0

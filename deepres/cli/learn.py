@@ -68,7 +68,7 @@ class Degrade:
 
         from deepres.cli.live import Board
         from deepres.paper.degrade import degrade, to_json
-        from deepres.paper.degrade_page import HEAD, page, rows
+        from deepres.paper.degrade_page import degradation_page, degradation_table
 
         out = self.out or default_out("degrade")
         console = Console()
@@ -84,12 +84,12 @@ class Degrade:
                 size=self.size,
                 watch=board.update,
             )
-        console.print(table(HEAD, rows(findings)))
+        console.print(table(degradation_table(findings).head, degradation_table(findings).rows))
         say("")
         for line in findings.summary():
             say(line)
         command = f"deepres degrade --data {self.data} --depths {' '.join(map(str, self.depths))} --epochs {self.epochs:g}"
-        report = page(findings, f"Made by `{command} --seeds {self.seeds}` in {findings.seconds:.0f} s.").write(
+        report = degradation_page(findings, f"Made by `{command} --seeds {self.seeds}` in {findings.seconds:.0f} s.").write(
             out / "report.html"
         )
         (out / "findings.json").write_text(to_json(findings))
@@ -193,13 +193,13 @@ class Paper:
 
         from deepres.paper.experiments import EXPERIMENTS, experiment, served
         from deepres.paper.lab import Lab, scale
-        from deepres.paper.page import HEAD, differs, page, rows, verdict
+        from deepres.paper.page import claim_table, differs, paper_page, verdict
         from deepres.paper.plan import Planner, seconds_of
 
         console = Console()
         if self.name == "list":
-            rows_ = [[one.name, one.title, one.source] for one in EXPERIMENTS.values()]
-            console.print(table(["name", "claim", "where"], rows_))
+            rows = [[one.name, one.title, one.source] for one in EXPERIMENTS.values()]
+            console.print(table(["name", "claim", "where"], rows))
             return 0
         chosen_scale = scale(self.scale).changed(data=self.data, epochs=self.epochs, seeds=self.seeds)
         chosen = served(chosen_scale) if self.name == "all" else [experiment(self.name)]
@@ -215,7 +215,7 @@ class Paper:
                 if not first:
                     continue
                 say(f"\n{outcome.title} ({outcome.source})\n{outcome.claim}")
-                console.print(table(HEAD, rows(outcome)))
+                console.print(table(claim_table(outcome).head, claim_table(outcome).rows))
                 say(f"{verdict(outcome)}\n{differs(outcome)}")
                 out.mkdir(parents=True, exist_ok=True)
                 (out / "outcomes.json").write_text(js.dumps([dataclasses.asdict(one) for one in outcomes], indent=1))
@@ -224,5 +224,5 @@ class Paper:
         if planner.left_out:
             say(f"\nDid not fit the budget of {self.budget}: {', '.join(planner.left_out)}.")
         footer = f"Made by `deepres paper {self.name} --scale {self.scale}` in {sum(o.seconds for o in outcomes):.0f} s."
-        say(f"\nThe whole: {page(outcomes, footer).write(out / 'report.html')}")
+        say(f"\nThe whole: {paper_page(outcomes, footer).write(out / 'report.html')}")
         return 1 if planner.left_out else 0

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 
 from deepres.data import Data, Resident, open_image
 from deepres.ghosting.choose import Point, best, describe_settings
 from deepres.ghosting.make import GhostResult
-from deepres.report import LAYOUT, Page, data_uri
+from deepres.report import Page, Table, charts, data_uri, share, share_range
 
-HEAD = ["batch", "time of a call", "middle half"]
 MOST = 60  # classes shown
 
 
-def rows(made: GhostResult) -> list[list[str]]:
-    """One row a batch size, for the terminal and for the page."""
-    return [
-        [str(batch), f"{100 * ratio:.0f} %", f"{100 * low:.0f} to {100 * high:.0f} %"]
-        for batch, (ratio, low, high) in made.times.items()
-    ]
+def ghost_table(made: GhostResult) -> Table:
+    """One row a batch size."""
+    rows = [[str(batch), share(ratio), share_range(low, high)] for batch, (ratio, low, high) in made.times.items()]
+    return Table("Time against the whole network's, measured side by side", ["batch", "time of a call", "middle half"], rows)
 
 
-def page(made: GhostResult, *, name: str, data: str, footer: str) -> Page:
+def ghost_page(made: GhostResult, *, name: str, data: str, footer: str) -> Page:
     built = Page(f"{name} as a ghost", f"Depth by input on {data}.", footer)
-    built.said(made.summary())
-    built.table("Time against the whole network's, measured side by side", HEAD, rows(made))
+    built.summary(made.summary())
+    built.table(ghost_table(made))
     built.heading("What depth buys")
     built.figure(
         _frontier(made),
@@ -46,42 +44,38 @@ def page(made: GhostResult, *, name: str, data: str, footer: str) -> Page:
 
 
 def _frontier(made: GhostResult) -> go.Figure:
-    figure = go.Figure(layout=LAYOUT)
     kinds = (
-        ("by input", "#2f6fde", lambda p: p.settings.skip is not None and not p.settings.fixed),
-        ("the same blocks for all", "#e09f3e", lambda p: p.settings.fixed),
-        ("leaving alone", "#3a9d5d", lambda p: p.settings.skip is None and p.settings.leave is not None),
+        ("by input", charts.BLUE, lambda p: p.settings.skip is not None and not p.settings.fixed),
+        ("the same blocks for all", charts.ORANGE, lambda p: p.settings.fixed),
+        ("leaving alone", charts.TEAL, lambda p: p.settings.skip is None and p.settings.leave is not None),
     )
     line = best(made.points)
-    figure.add_scatter(
-        x=[100 * p.time for p in line],
-        y=[p.error for p in line],
-        mode="lines",
-        line={"color": "#9ca3af"},
-        name="the best",
-        hoverinfo="skip",
-    )
+    series = [charts.Series("the best", [100 * p.time for p in line], [p.error for p in line], colour=charts.GREY, hover="")]
     for label, colour, mine in kinds:
         shown = [p for p in made.points if mine(p)]
         if shown:
-            _dots(figure, shown, label, {"color": colour, "size": 5, "opacity": 0.7})
-    _dots(figure, [made.points[0]], "the whole network", {"color": "#d1495b", "size": 11})
-    _dots(figure, [made.point], "chosen", {"color": "rgba(0,0,0,0)", "size": 15, "line": {"width": 3, "color": "#d1495b"}})
+            series.append(_dots(shown, label, colour=colour, size=5, opacity=0.7))
+    series.append(_dots([made.points[0]], "the whole network", colour=charts.RED, size=11))
+    series.append(_dots([made.point], "chosen", colour=charts.RED, size=15, ring=True))
     top = made.whole_error + max(5.0, 0.25 * (100 - made.whole_error))
-    figure.update_xaxes(title_text="time, % of the whole network's")
-    figure.update_yaxes(title_text="validation error, %", range=[min(p.error for p in made.points) - 0.5, top])
-    return figure
+    return charts.lines(
+        charts.Panel(
+            charts.Axis("time, % of the whole network's"),
+            charts.Axis("validation error, %", limits=(min(p.error for p in made.points) - 0.5, top)),
+            series,
+        )
+    )
 
 
-def _dots(figure: go.Figure, points: Sequence[Point], label: str, marker: dict[str, object]) -> None:
-    figure.add_scatter(
-        x=[100 * p.time for p in points],
-        y=[p.error for p in points],
-        text=[describe_settings(p.settings) for p in points],
-        hovertemplate="%{text}: %{y:.2f} % at %{x:.0f} % of the time",
+def _dots(points: Sequence[Point], label: str, **style: Any) -> charts.Series:
+    return charts.Series(
+        label,
+        [100 * p.time for p in points],
+        [p.error for p in points],
         mode="markers",
-        name=label,
-        marker=marker,
+        labels=[describe_settings(p.settings) for p in points],
+        hover="%{text}: %{y:.2f} % at %{x:.0f} % of the time",
+        **style,
     )
 
 
@@ -89,33 +83,20 @@ def _map(made: GhostResult) -> go.Figure:
     by_class = dict(list(made.verified.by_class.items())[:MOST])
     names = [unit.path for unit in made.model.units]
     values = [[100 * ran[i] for ran in by_class.values()] for i in range(len(names))]
-    figure = go.Figure(layout={"margin": LAYOUT["margin"]})
-    figure.add_heatmap(
-        x=list(by_class),
-        y=list(range(1, len(names) + 1)),
-        z=values,
-        customdata=[[name] * len(by_class) for name in names],
-        hovertemplate="%{customdata}: computed for %{z:.0f} % of %{x}<extra></extra>",
-        colorscale="Blues",
-        zmin=0,
-        zmax=100,
-        colorbar={"title": "%"},
-    )
-    figure.update_xaxes(title_text="class", type="category")
-    figure.update_yaxes(title_text="block")
-    return figure
+    grid = charts.Grid(list(by_class), names, values, limits=(0, 100), unit=" %", colours="Blues", reverse=False)
+    return charts.heatmap(grid, x=charts.Axis("class", categories=True), y=charts.Axis("block"))
 
 
 def _depth(made: GhostResult) -> go.Figure:
     means = {name: 100 * sum(ran) / len(ran) for name, ran in made.verified.by_class.items()}
     shown = dict(sorted(means.items(), key=lambda pair: pair[1])[:MOST])
-    figure = go.Figure(layout=LAYOUT)
-    figure.add_bar(
-        x=list(shown), y=list(shown.values()), marker={"color": "#2f6fde"}, hovertemplate="%{x}: %{y:.0f} %<extra></extra>"
+    return charts.bars(
+        list(shown),
+        list(shown.values()),
+        x=charts.Axis("class", categories=True),
+        y=charts.Axis("blocks that ran, %", limits=(0, 100)),
+        unit=" %",
     )
-    figure.update_xaxes(title_text="class", type="category")
-    figure.update_yaxes(title_text="blocks that ran, %", range=[0, 100])
-    return figure
 
 
 def _examples(built: Page, made: GhostResult, data: Data, count: int = 10) -> None:

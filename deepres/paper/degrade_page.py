@@ -3,107 +3,98 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from deepres.paper.degrade import Findings
-from deepres.report import Page
+from deepres.report import Page, Table, charts, mean_and_deviation
 
-# plain in warm, residual in cool colours; the deeper, the stronger. All readable on white and on near-black.
-_COLOURS = {False: ("#f2a65a", "#d1495b"), True: ("#5aa9e6", "#2f6fde")}
-
-
-def figure_text(mean: float, deviation: float) -> str:
-    return f"{mean:.2f} ± {deviation:.2f} %" if deviation else f"{mean:.2f} %"
+# plain in warm, residual in cool colours; the deeper, the stronger
+_COLOURS = {False: (charts.ORANGE, charts.RED), True: (charts.SKY, charts.BLUE)}
 
 
-def rows(findings: Findings) -> list[list[str]]:
-    """One row a network, as text: for the terminal and for the page."""
-    return [
+def degradation_table(findings: Findings) -> Table:
+    """One row a network."""
+    rows = [
         [
             net.removesuffix("-cifar"),
-            figure_text(*findings.train_error(net)),
-            figure_text(*findings.test_error(net)),
+            mean_and_deviation(*findings.train_error(net)),
+            mean_and_deviation(*findings.test_error(net)),
             f"{min(curve.weakest for curve in findings.of(net)):.2g}",
             f"{statistics.fmean(curve.history[-1].seconds for curve in findings.of(net)):.1f} s",
         ]
         for net in findings.nets
     ]
-
-
-HEAD = ["network", "training error", "test error", "weakest / strongest gradient", "time"]
+    return Table(
+        "After the last epoch", ["network", "training error", "test error", "weakest / strongest gradient", "time"], rows
+    )
 
 
 def _style(findings: Findings, net: str) -> dict[str, Any]:
     curve = findings.of(net)[0]
     deepest = curve.depth == max(c.depth for c in findings.curves)
-    return {"color": _COLOURS[curve.residual][deepest], "width": 3 if deepest else 1.5}
+    return {"colour": _COLOURS[curve.residual][deepest], "width": 3 if deepest else 1.5}
 
 
 def _errors(findings: Findings) -> go.Figure:
-    """Fig. 6 of the paper: training error dashed, test error solid."""
-    figure = make_subplots(cols=2, subplot_titles=("plain", "residual"), shared_yaxes=True, horizontal_spacing=0.04)
-    for net in findings.nets:
-        curves = findings.of(net)
-        column = 2 if curves[0].residual else 1
-        epochs = [record.epoch for record in curves[0].history]
-        for which, dash in (("train", "dot"), ("test", "solid")):
-            values = [[getattr(record, f"{which}_error") for record in curve.history] for curve in curves]
-            mean = [statistics.fmean(column_values) for column_values in zip(*values, strict=True)]
-            figure.add_scatter(
-                x=epochs,
-                y=mean,
-                name=f"{net.removesuffix('-cifar')} {which}",
-                line={**_style(findings, net), "dash": dash},
-                hovertemplate="%{y:.2f} %",
-                row=1,
-                col=column,
-            )
-    figure.update_layout(
-        hovermode="x unified", margin={"t": 40, "l": 60, "r": 10, "b": 50}, legend={"orientation": "h", "y": -0.2}
-    )
-    figure.update_xaxes(title_text="epoch")
-    figure.update_yaxes(title_text="error, %", rangemode="tozero", col=1)
-    return figure
+    """Fig. 6 of the paper: training error dotted, test error solid; mean over the seeds."""
+
+    def panel(title: str, residual: bool) -> charts.Panel:
+        series = []
+        for net in findings.nets:
+            curves = findings.of(net)
+            if curves[0].residual != residual:
+                continue
+            epochs = [record.epoch for record in curves[0].history]
+            for which, dash in (("train", "dot"), ("test", "solid")):
+                by_seed = [[getattr(record, f"{which}_error") for record in curve.history] for curve in curves]
+                mean = [statistics.fmean(errors) for errors in zip(*by_seed, strict=True)]
+                name = f"{net.removesuffix('-cifar')} {which}"
+                series.append(
+                    charts.Series(name, epochs, mean, dash=dash, hover="%{y:.2f} %", **_style(findings, net))  # type: ignore[arg-type]
+                )
+        return charts.Panel(charts.Axis("epoch"), charts.Axis("error, %", from_zero=True), series, title)
+
+    return charts.lines(panel("plain", False), panel("residual", True), shared_y=True, unified=True)
 
 
 def _gradients(findings: Findings) -> go.Figure:
-    figure = make_subplots(
-        cols=2, subplot_titles=("after the first epoch", "after the last"), shared_yaxes=True, horizontal_spacing=0.04
-    )
-    for net in findings.nets:
-        curve = findings.of(net)[0]
-        for column, (_, layers) in enumerate((curve.gradients[0], curve.gradients[-1]), 1):
+    """Gradient norms of the first seed's convolutions, after the first and after the last epoch."""
+
+    def panel(title: str, epoch: int) -> charts.Panel:
+        series = []
+        for net in findings.nets:
+            _, layers = findings.of(net)[0].gradients[epoch]
             convs = layers[:-1]
-            figure.add_scatter(
-                x=[100 * i / (len(convs) - 1) for i in range(len(convs))],
-                y=[layer.norm for layer in convs],
-                text=[layer.name for layer in convs],
-                name=net.removesuffix("-cifar"),
-                legendgroup=net,
-                showlegend=column == 1,
-                line=_style(findings, net),
-                hovertemplate="%{text}: %{y:.2g}",
-                row=1,
-                col=column,
+            series.append(
+                charts.Series(
+                    net.removesuffix("-cifar"),
+                    _positions(convs),
+                    [layer.norm for layer in convs],
+                    labels=[layer.name for layer in convs],
+                    hover="%{text}: %{y:.2g}",
+                    **_style(findings, net),
+                )
             )
-    figure.update_layout(margin={"t": 40, "l": 70, "r": 10, "b": 50}, legend={"orientation": "h", "y": -0.2})
-    figure.update_xaxes(title_text="position in the network, % of its depth (0: at the input)")
-    figure.update_yaxes(type="log", exponentformat="power")
-    figure.update_yaxes(title_text="gradient norm", col=1)
-    return figure
+        return charts.Panel(charts.Axis("position, % of the depth"), charts.Axis("gradient norm", log=True), series, title)
+
+    return charts.lines(panel("after the first epoch", 0), panel("after the last", -1), shared_y=True)
 
 
-def page(findings: Findings, footer: str) -> Page:
+def _positions(layers: Sequence[object]) -> list[float]:
+    return [100 * i / max(len(layers) - 1, 1) for i in range(len(layers))]
+
+
+def degradation_page(findings: Findings, footer: str) -> Page:
     built = Page(
         "The degradation problem",
         f"Plain and residual networks trained alike on {findings.data} for {findings.epochs:g} epochs.",
         footer,
     )
-    built.said(findings.summary())
-    built.table("After the last epoch", HEAD, rows(findings))
+    built.summary(findings.summary())
+    built.table(degradation_table(findings))
     built.heading("Error while training")
     built.figure(
         _errors(findings),

@@ -46,19 +46,19 @@
     });
   }
 
-  function lesions(parent, sites, chosen) {
-    const cut = sites.filter((site) => site.lesion);
+  function ablations(parent, sites, chosen) {
+    const cut = sites.filter((site) => site.ablation);
     if (!cut.length) return;
-    const top = Math.max(...cut.map((site) => site.lesion.high), 0.5), bottom = Math.min(...cut.map((site) => site.lesion.low), 0);
+    const top = Math.max(...cut.map((site) => site.ablation.high), 0.5), bottom = Math.min(...cut.map((site) => site.ablation.low), 0);
     const y = (value) => 4 + 80 * (top - value) / (top - bottom), step = 260 / cut.length;
-    chart(parent, `Change of error when left out, points, with 95 % intervals; this site is ${chosen.lesion ? "marked" : "not among them"}`,
+    chart(parent, `Change of error without the branch, points, with 95 % intervals${chosen.ablation ? "; this site is marked" : ""}`,
       (svg) => {
         make("line", { x1: 0, x2: 260, y1: y(0), y2: y(0), stroke: "var(--line)" }, svg);
         cut.forEach((site, i) => {
           const x = (i + 0.5) * step, mine = site === chosen, ink = mine ? "var(--ink)" : "var(--accent)";
-          make("line", { x1: x, x2: x, y1: y(site.lesion.low), y2: y(site.lesion.high), stroke: ink, opacity: mine ? 1 : 0.35,
+          make("line", { x1: x, x2: x, y1: y(site.ablation.low), y2: y(site.ablation.high), stroke: ink, opacity: mine ? 1 : 0.35,
             "stroke-width": mine ? 2.5 : 1 }, svg);
-          make("circle", { cx: x, cy: y(site.lesion.change), r: mine ? 4 : Math.min(2, step / 2), fill: ink }, svg);
+          make("circle", { cx: x, cy: y(site.ablation.change), r: mine ? 4 : Math.min(2, step / 2), fill: ink }, svg);
         });
         make("text", { x: 0, y: 10 }, svg).textContent = `${top >= 0 ? "+" : ""}${figure(top)}`;
       });
@@ -73,7 +73,7 @@
     let groups = [], chosen = -1;
 
     const value = (site) => site.values[select.value];
-    const told = (site) => `Site ${site.index}, ${site.name}${site.opens ? ", opens a stage" : ""}: ` +
+    const description = (site) => `Site ${site.index}, ${site.name}${site.opens ? ", opens a stage" : ""}: ` +
       data.measures.map((m) => `${m.label} ${figure(site.values[m.key])}${m.unit}`).join("; ");
 
     function paint() {
@@ -109,15 +109,15 @@
       }
       detail.append(head, list);
       if (site.histogram) histogram(detail, site.histogram, data.edges);
-      lesions(detail, sites, site);
+      ablations(detail, sites, site);
     }
 
     function light(i, on) {
       groups[i].classList.toggle("lit", on);
-      if (on) now.textContent = told(sites[i]);
+      if (on) now.textContent = description(sites[i]);
     }
 
-    function lay() {
+    function layOut() {
       svg.replaceChildren();
       groups = [];
       const width = root.clientWidth - 34;
@@ -130,7 +130,7 @@
       sites.forEach((site, i) => {
         const x = (i % per) * cell, y = Math.floor(i / per) * high + 30;
         const group = make("g", { class: `block${site.opens ? " opens" : ""}`, role: "button", tabindex: i === Math.max(chosen, 0) ? 0 : -1,
-          "aria-label": told(site), "aria-pressed": String(i === chosen) }, svg);
+          "aria-label": description(site), "aria-pressed": String(i === chosen) }, svg);
         const middle = y + size / 2, left = x + (cell - size) / 2;
         make("path", { class: "wire", d: `M${x} ${middle}H${x + cell}` }, group);  // through the branch
         make("path", { class: "wire", d: `M${x} ${middle}C${x + 2} ${y - 16} ${x + cell - 2} ${y - 16} ${x + cell} ${middle}` }, group);
@@ -152,7 +152,7 @@
       return per;
     }
 
-    let per = lay();
+    let per = layOut();
     function move(i) {
       if (i < 0 || i >= groups.length) return;
       groups.forEach((group, k) => group.setAttribute("tabindex", k === i ? 0 : -1));
@@ -170,7 +170,7 @@
     select.addEventListener("change", paint);
     let last = root.clientWidth;
     new ResizeObserver(() => {
-      if (root.clientWidth !== last) { last = root.clientWidth; per = lay(); }
+      if (root.clientWidth !== last) { last = root.clientWidth; per = layOut(); }
     }).observe(root);
   }
   document.querySelectorAll(".chain").forEach(draw);

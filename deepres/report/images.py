@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def data_uri(pixels: Tensor) -> str:
-    """A (C, H, W) tensor of bytes as a PNG inside the page."""
+    """A (C, H, W) tensor of bytes as a PNG in a ``data:`` address, at most 168 pixels wide and high."""
     array = pixels.permute(1, 2, 0).cpu().numpy()
     image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
     image.thumbnail((168, 168))

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from deepres.errors import DeepresError
+from deepres.report.table import Table
 
-LAYOUT = {"margin": {"t": 30, "l": 70, "r": 10, "b": 50}, "legend": {"orientation": "h", "y": -0.2}}  # of a figure
+FIGURE_HEIGHT = 430  # pixels
 
 
 @dataclass
 class Page:
-    """Parts in the order in which they were added. Everything but figures is plain text and escaped."""
+    """A title, a lead, and parts in the order in which they were added. All text is escaped."""
 
     title: str
     lead: str
@@ -34,35 +35,38 @@ class Page:
     def text(self, text: str) -> None:
         self.parts.append({"kind": "text", "text": text})
 
-    def said(self, lines: Sequence[str]) -> None:
-        """What was found, in summary."""
-        self.parts.append({"kind": "said", "lines": list(lines)})
+    def summary(self, lines: Sequence[str]) -> None:
+        """Add the findings in sentences, set off from the rest."""
+        self.parts.append({"kind": "summary", "lines": list(lines)})
 
-    def table(self, caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        self.parts.append({"kind": "table", "caption": caption, "head": list(head), "rows": [list(row) for row in rows]})
+    def table(self, table: Table) -> None:
+        self.parts.append({"kind": "table", "caption": table.caption, "head": list(table.head), "rows": list(table.rows)})
 
     def figure(self, figure: Any, caption: str) -> None:
-        """A ``plotly.graph_objects.Figure``. The caption is also what a screen reader says."""
+        """Add a ``plotly.graph_objects.Figure`` (see ``charts``). A screen reader reads the caption in its place."""
         self.parts.append({"kind": "figure", "caption": caption, "json": _script(json.loads(figure.to_json(validate=False)))})
 
     def chain(
         self, title: str, measures: Sequence[dict[str, Any]], sites: Sequence[dict[str, Any]], edges: Sequence[float]
     ) -> None:
-        """A network as an interactive chain of blocks.
+        """Add a network as an interactive chain of blocks.
 
-        ``measures``: what the blocks can be coloured by, each with ``key``, ``label``, ``unit`` and ``log``. ``sites``: each
-        with ``index``, ``name``, ``kind``, ``stage``, ``opens``, ``values`` by key, ``details`` as pairs of text,
-        ``histogram`` (counts between ``edges``, or None) and ``lesion`` (``change``, ``low``, ``high``, or None).
+        ``measures``: the quantities by which blocks can be coloured, each with ``key``, ``label``, ``unit`` and ``log``.
+        ``sites``: each with ``index``, ``name``, ``kind``, ``stage``, ``opens``, ``values`` by key, ``details`` as pairs of
+        text, ``histogram`` (counts between ``edges``, or None) and ``ablation`` (``change``, ``low``, ``high``, or None).
         """
         spec = _script({"measures": list(measures), "sites": list(sites), "edges": list(edges)})
         self.parts.append({"kind": "chain", "title": title, "measures": list(measures), "json": spec})
 
     def gallery(self, images: Sequence[tuple[str, str]]) -> None:
-        """Images as (``data:`` address, caption)."""
+        """Add a row of images, each as (``data:`` address, caption)."""
         self.parts.append({"kind": "gallery", "images": list(images)})
 
     def write(self, path: str | Path) -> Path:
-        """Write the page, whole or not at all."""
+        """Write the page to a temporary file and move it to ``path``, so that a page is never half written.
+
+        Raises ``DeepresError`` where it cannot be written.
+        """
         from jinja2 import Environment, PackageLoader, StrictUndefined
 
         template = Environment(
@@ -75,9 +79,9 @@ class Page:
             footer=self.footer,
             parts=self.parts,
             plotly=_plotly() if any(part["kind"] == "figure" for part in self.parts) else "",
-            height=430,
-            style=_own("chain.css") if any(part["kind"] in ("chain", "gallery") for part in self.parts) else "",
-            script=_own("chain.js") if any(part["kind"] == "chain" for part in self.parts) else "",
+            height=FIGURE_HEIGHT,
+            style=_asset("chain.css") if any(part["kind"] in ("chain", "gallery") for part in self.parts) else "",
+            script=_asset("chain.js") if any(part["kind"] == "chain" for part in self.parts) else "",
         )
         part = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -91,7 +95,7 @@ class Page:
 
 
 def _script(value: Any) -> str:
-    """JSON that can stand inside a script element, which a "</" would end. NaN and infinities become null."""
+    """JSON for use inside a script element, which a "</" would end. NaN and infinities become null."""
     return json.dumps(_finite(value)).replace("</", "<\\/")
 
 
@@ -103,13 +107,13 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _own(name: str) -> str:
+def _asset(name: str) -> str:
     return (files("deepres.report") / name).read_text(encoding="utf-8")
 
 
 @cache
 def _plotly() -> str:
-    """Plotly's own script, packed: a third of the size, and unpacked by the browser after the first paint."""
+    """Plotly's script as base64 of gzip: a third of the size. The browser unpacks it after the first paint."""
     from plotly.offline import get_plotlyjs
 
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()

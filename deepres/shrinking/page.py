@@ -1,126 +1,110 @@
-"""The page that ``deepres shrink`` writes: how the residuals shrank, what went when, and what it cost."""
+"""The page that ``deepres shrink`` writes: cost against error, and each block's residual over the epochs."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from deepres.report import LAYOUT, Page
+from deepres.report import Page, Table, charts, percent, share, share_range
 from deepres.shrinking.api import ShrinkResult
 
-HEAD = ["target", "blocks", "time", "weights", "validation error", "test error"]
+SMALLEST = 0.01  # ratio |f(x)| / |x| at and below which a block has the map's lightest colour
 
 
-def rows(every: Sequence[ShrinkResult]) -> list[list[str]]:
-    """One row a target, for the terminal and for the page."""
-    return [
+def shrink_table(results: Sequence[ShrinkResult]) -> Table:
+    """One row a target."""
+    rows = [
         [
             one.target,
             f"{one.blocks[1]} of {one.blocks[0]}",
-            f"{100 * one.time:.0f} % ({100 * one.time_spread[0]:.0f} to {100 * one.time_spread[1]:.0f})",
-            f"{100 * one.params[1] / one.params[0]:.0f} %",
-            f"{one.result.val_error:.2f} %",
-            f"{one.result.test.top1:.2f} %",
+            f"{share(one.time)} ({share_range(*one.time_spread)})",
+            share(one.params[1] / one.params[0]),
+            percent(one.result.val_error),
+            percent(one.result.test.top1),
         ]
-        for one in every
+        for one in results
     ]
+    return Table(
+        "Time of a forward pass relative to the whole network's, timed in alternating turns: median, and middle half of the turns",
+        ["target", "blocks", "time", "weights", "validation error", "test error"],
+        rows,
+    )
 
 
-def page(every: Sequence[ShrinkResult], *, name: str, data: str, footer: str) -> Page:
-    """One network shrunk to one target, or to several."""
+def shrink_page(results: Sequence[ShrinkResult], *, name: str, data: str, footer: str) -> Page:
+    """The page for one network that was shrunk to one target, or to several."""
     built = Page(f"{name} with less depth", f"Inverse Curriculum Training on {data}.", footer)
-    if len(every) > 1 or every[0].before is not None:
-        built.heading("What it costs")
-        built.table("Time is a forward pass's against the whole network's, measured side by side", HEAD, rows(every))
+    if len(results) > 1 or results[0].before is not None:
+        built.heading("Error against time")
+        built.table(shrink_table(results))
         built.figure(
-            _frontier(every),
-            "Validation error against the time that a forward pass takes. The bars are the middle half of the measured ratios.",
+            _frontier(results),
+            "The curve shows the validation error against the time of a forward pass. The bars show the middle half of the "
+            "measured ratios.",
         )
-    for one in every:
-        if len(every) > 1:
-            built.heading(f"To {one.target}")
-        built.said(one.summary())
+    for one in results:
+        if len(results) > 1:
+            built.heading(f"Target {one.target}")
+        built.summary(one.summary())
         built.figure(
             _sizes(one),
-            "Each block's residual against its shortcut, |f(x)| / |x|, after each epoch; from input (bottom) to output (top). White is "
-            "a block that is the identity, and gone when pressing ends.",
+            "The map shows the size of each block's residual relative to its shortcut, |f(x)| / |x|, after each epoch, from the "
+            "input (bottom) to the output (top). An empty cell is a block that is the identity; it is removed when pressing ends.",
         )
-        built.figure(_course(one), "Errors over the epochs, and how many blocks were identities by then.")
+        built.figure(
+            _course(one),
+            "Training and validation error after each epoch, and the number of blocks that were the identity by then.",
+        )
         when = sorted(one.closed_at.items(), key=lambda pair: pair[1])
-        built.table(
-            "What went, and when it had become the identity", ["block", "step"], [[path, str(step)] for path, step in when]
-        )
+        rows = [[path, f"{step:,}"] for path, step in when]
+        built.table(Table("Removed blocks, and the training step at which each became the identity", ["block", "step"], rows))
     return built
 
 
-def _frontier(every: Sequence[ShrinkResult]) -> go.Figure:
-    figure = go.Figure(layout=LAYOUT)
-    shown = sorted(every, key=lambda one: one.time)
-    figure.add_scatter(
-        x=[100 * one.time for one in shown],
-        y=[one.result.val_error for one in shown],
-        error_x={
-            "symmetric": False,
-            "array": [100 * (one.time_spread[1] - one.time) for one in shown],
-            "arrayminus": [100 * (one.time - one.time_spread[0]) for one in shown],
-            "thickness": 1,
-        },
-        text=[one.target for one in shown],
-        hovertemplate="%{text}: %{y:.2f} % at %{x:.0f} % of the time",
-        mode="lines+markers",
-        name="shrunk",
-        line={"color": "#2f6fde"},
-    )
-    if every[0].before is not None:
-        figure.add_scatter(
-            x=[100], y=[every[0].before], mode="markers", name="as given", marker={"color": "#d1495b", "size": 10}
+def _frontier(results: Sequence[ShrinkResult]) -> go.Figure:
+    shown = sorted(results, key=lambda one: one.time)
+    series = [
+        charts.Series(
+            "shrunk",
+            [100 * one.time for one in shown],
+            [one.result.val_error for one in shown],
+            mode="lines+markers",
+            labels=[one.target for one in shown],
+            hover="%{text}: %{y:.2f} % at %{x:.0f} % of the time",
+            x_bars=([100 * one.time_spread[0] for one in shown], [100 * one.time_spread[1] for one in shown]),
         )
-    figure.update_xaxes(title_text="time of a forward pass, % of the whole network's")
-    figure.update_yaxes(title_text="validation error, %")
-    return figure
+    ]
+    if results[0].before is not None:
+        series.append(charts.Series("as given", [100], [results[0].before], mode="markers", colour=charts.RED, size=10))
+    time = charts.Axis("time of a forward pass, % of the whole network's")
+    return charts.lines(charts.Panel(time, charts.Axis("validation error, %"), series))
 
 
 def _sizes(one: ShrinkResult) -> go.Figure:
-    values = [[glance.sizes[i] for glance in one.history] for i in range(len(one.units))]
-    figure = go.Figure(layout={"margin": LAYOUT["margin"]})
-    figure.add_heatmap(
-        x=[glance.epoch for glance in one.history],
-        y=list(range(1, len(one.units) + 1)),
-        z=[[math.log10(v) if v > 0 else None for v in row] for row in values],
-        customdata=[[[name, v] for v in row] for name, row in zip(one.units, values, strict=True)],
-        hovertemplate="%{customdata[0]}, epoch %{x}: %{customdata[1]:.3g}",
-        colorscale="Viridis",
-        reversescale=True,
-        zmin=-2,
-        colorbar={"title": "log10"},
-        name="",
+    values = [[after.sizes[i] for after in one.history] for i in range(len(one.units))]
+    largest = max((size for row in values for size in row), default=1.0)
+    grid = charts.Grid(
+        [after.epoch for after in one.history], one.units, values, log=True, limits=(SMALLEST, max(largest, 2 * SMALLEST))
     )
-    figure.update_xaxes(title_text="epoch")
-    figure.update_yaxes(title_text="block")
-    return figure
+    return charts.heatmap(grid, x=charts.Axis("epoch"), y=charts.Axis("block"))
 
 
 def _course(one: ShrinkResult) -> go.Figure:
-    figure = go.Figure(layout=LAYOUT)
     epochs = [record.epoch for record in one.result.history]
-    figure.add_scatter(
-        x=epochs, y=[r.train_error for r in one.result.history], name="training error, %", line={"color": "#2f6fde"}
+    series = [
+        charts.Series("training error", epochs, [record.train_error for record in one.result.history]),
+        charts.Series("validation error", epochs, [record.val_error for record in one.result.history]),
+        charts.Series(
+            "identities",
+            [after.epoch for after in one.history],
+            [after.gone for after in one.history],
+            colour=charts.GREY,
+            steps=True,
+            second=True,
+        ),
+    ]
+    blocks = charts.Axis("blocks that are the identity", limits=(0, len(one.units)), tick=max(1, len(one.units) // 8))
+    return charts.lines(
+        charts.Panel(charts.Axis("epoch"), charts.Axis("error, %", from_zero=True), series, right=blocks), unified=True
     )
-    figure.add_scatter(
-        x=epochs, y=[r.val_error for r in one.result.history], name="validation error, %", line={"color": "#d1495b"}
-    )
-    figure.add_scatter(
-        x=[g.epoch for g in one.history],
-        y=[g.gone for g in one.history],
-        name="identities",
-        line={"color": "#6b7280", "shape": "hv"},
-        yaxis="y2",
-    )
-    right = {"overlaying": "y", "side": "right", "title": "blocks that are identities", "range": [0, len(one.units)]}
-    figure.update_layout(yaxis2={**right, "dtick": max(1, len(one.units) // 8), "showgrid": False})
-    figure.update_layout(margin={**LAYOUT["margin"], "r": 70})  # type: ignore[dict-item]
-    figure.update_xaxes(title_text="epoch")
-    figure.update_yaxes(title_text="error, %", rangemode="tozero", selector={"overlaying": None})
-    return figure

@@ -484,9 +484,9 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_the_page_in_a_browser(run: Path, tmp_path: Path, browse: Callable[..., Any]) -> None:
     made = ghost(run, "digits", error=1.0, batch=8, examples=300)
-    from deepres.ghosting.page import page
+    from deepres.ghosting.page import ghost_page
 
-    path = page(made, name="net", data="digits", footer="").write(tmp_path / "report.html")
+    path = ghost_page(made, name="net", data="digits", footer="").write(tmp_path / "report.html")
     view = browse(path)
     view.wait_for_selector(".js-plotly-plot .main-svg")
     assert len(view.query_selector_all(".js-plotly-plot")) == 3

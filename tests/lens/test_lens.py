@@ -24,7 +24,7 @@ from deepres.evaluation import block_times, branch_times
 from deepres.lens.backward import gradients, path_lengths
 from deepres.lens.lesions import bypassed, interval, pairs_to_try, places, swapped
 from deepres.lens.monitor import Monitor, glance, parse_every, read_snapshots
-from deepres.lens.page import page
+from deepres.lens.page import look_page
 from deepres.lens.probes import FEATURES, RIDGE, probes
 from deepres.lens.responses import responses
 from deepres.lens.sample import Sample
@@ -400,7 +400,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["look", str(run), "timm:resnet18", "--out", str(out), "--examples", "40", "--pairs", "2"]) == 0
     said = capsys.readouterr().out
     assert "Measured on 40 examples, held to the labels" in said and "report.html" in said
-    assert "While it trained" in (out / "report.html").read_text()
+    assert "Sites during training" in (out / "report.html").read_text()
     assert len(json.loads((out / "findings.json").read_text())) == 2
     for wrong, hint in (
         ([], "which network"),
@@ -417,7 +417,7 @@ def test_the_page_answers_mouse_and_keyboard(
     model, sample = trained
     found = lens.look(model, sample.pairs(), name="</script><b>net</b>", pairs=4)
     data = open_data("digits")
-    built = page([found], data="digits", classes=data.classes, pixels=lambda i: data.val.pixels[i])
+    built = look_page([found], data="digits", classes=data.classes, pixels=lambda i: data.val.pixels[i])
     path = built.write(tmp_path / "report.html")
     assert path.stat().st_size < 5 << 20
     tab = browse(path)

@@ -15,7 +15,7 @@ from deepres import DeepresError
 from deepres.data import open_data
 from deepres.lens import LayerGradient, gradient_norms
 from deepres.paper.degrade import Curve, Findings, degrade, to_json
-from deepres.paper.degrade_page import page, rows
+from deepres.paper.degrade_page import degradation_page, degradation_table
 from deepres.training import Record
 
 
@@ -61,7 +61,7 @@ def test_everything_is_measured_and_kept(findings: tuple[Findings, Path]) -> Non
         assert len(one.history) == len(one.gradients) == 2
         assert len(one.gradients[-1][1]) == one.depth  # every convolution and the classifier
         assert 0 < one.weakest <= 1
-    assert len(rows(found)) == 4
+    assert len(degradation_table(found).rows) == 4
     assert json.loads(to_json(found))["words"] == found.summary()
     assert deepres.load(out / "runs" / "resnet8-cifar-seed0").config.blocks == (1, 1, 1)
 
@@ -109,7 +109,7 @@ def test_gradient_norms_are_autograds_and_leave_no_trace() -> None:
 def test_the_page_works_in_a_browser_without_a_network(
     findings: tuple[Findings, Path], tmp_path: Path, browse: Callable[..., Any]
 ) -> None:
-    path = page(findings[0], "made </script> by <b>tests</b>").write(tmp_path / "report.html")
+    path = degradation_page(findings[0], "made </script> by <b>tests</b>").write(tmp_path / "report.html")
     assert path.stat().st_size < 5 << 20
     for scheme in ("light", "dark"):
         tab = browse(path, color_scheme=scheme)

@@ -13,7 +13,7 @@ from deepres import DeepresError
 from deepres.cli.main import main
 from deepres.paper.experiments import EXPERIMENTS, experiment
 from deepres.paper.lab import Lab, Outcome, Row, Scale, scale
-from deepres.paper.page import page, rows
+from deepres.paper.page import claim_table, paper_page
 from deepres.paper.plan import seconds_of
 from deepres.training import recipe
 
@@ -36,7 +36,7 @@ def test_each_experiment_runs(name: str, lab: Lab) -> None:
     assert isinstance(outcome.holds, bool)
     assert all(len(row.ours) in (1, 2) for row in outcome.rows)
     json.dumps(dataclasses.asdict(outcome))
-    assert len(rows(outcome)) == len(outcome.rows)
+    assert len(claim_table(outcome).rows) == len(outcome.rows)
 
 
 def test_the_constructed_solution_is_exact(lab: Lab) -> None:
@@ -123,7 +123,7 @@ def test_rows_and_budgets() -> None:
 def test_the_page_says_what_did_not_hold(tmp_path: Path) -> None:
     shared = {"name": "n", "source": "s", "claim": "c", "rows": (Row("r", (1.0,)),), "figures": (), "differs": "d", "seeds": 1}
     outcomes = [Outcome(title=t, holds=h, why="w", **shared) for t, h in (("yes", True), ("no", False))]
-    html = page(outcomes, "f").write(tmp_path / "page.html").read_text()
+    html = paper_page(outcomes, "f").write(tmp_path / "page.html").read_text()
     assert "1 of 2 claims held" in html and "does not hold here" in html
 
 
