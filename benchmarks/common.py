@@ -17,6 +17,7 @@ import torch
 import torchvision
 
 import deepres
+from deepres.evaluation import timing
 from deepres.training.distribute import pick_device
 
 DEVICE = pick_device("auto")
@@ -51,18 +52,8 @@ def machine() -> dict[str, Any]:
 
 def alternate(candidates: dict[str, Callable[[], object]], *, repeats: int = 7, warm: int = 2) -> dict[str, list[float]]:
     """Seconds of each call. The candidates take turns, in reversed order every second round."""
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for call in candidates.values():
-        for _ in range(warm):
-            call()
-    for turn in range(repeats):
-        for name in list(candidates)[:: 1 if turn % 2 == 0 else -1]:
-            began = time.perf_counter()
-            candidates[name]()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - began)
-    return times
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return timing.alternate(candidates, device, turns=repeats, warmup=warm)
 
 
 class Remote:

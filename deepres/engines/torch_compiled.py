@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
+
+from deepres.evaluation.timing import call_times
 
 
 def fold_norms(model: nn.Module) -> nn.Module:
@@ -160,11 +162,4 @@ def optimize(
 @torch.no_grad()
 def throughput(model: nn.Module, images: Tensor, *, repeats: int = 5) -> float:
     """Median throughput of ``repeats`` calls, after two to warm up, in images per second."""
-    times = []
-    for _ in range(repeats + 2):
-        began = time.perf_counter()
-        model(images)
-        if images.device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return len(images) / statistics.median(times[2:])
+    return len(images) / statistics.median(call_times(partial(model, images), images.device, repeats=repeats, warmup=2))

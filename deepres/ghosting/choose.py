@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deepres.errors import DeepresError
 from deepres.evaluation import time_against
+from deepres.evaluation.timing import call_times
 from deepres.ghosting.fit import Costs
 from deepres.ghosting.heads import Gate, Said
 from deepres.ghosting.recording import look
@@ -336,15 +337,8 @@ def describe_settings(settings: Settings) -> str:
 def keeps_deadline(ghost: Ghost, inputs: Tensor, batch: int, *, calls: int = 100) -> tuple[float, float]:
     """(share of calls within ``ghost.deadline``, the slowest call's seconds), over ``calls`` calls at this batch."""
     assert ghost.deadline is not None
-    pieces = [piece for piece in inputs.split(batch) if len(piece) == batch]
-    took = []
-    for i in range(calls + 3):
-        began = time.perf_counter()
-        ghost(pieces[i % len(pieces)])
-        if inputs.is_cuda:
-            torch.cuda.synchronize()
-        took.append(time.perf_counter() - began)
-    took = took[3:]
+    pieces = itertools.cycle(piece for piece in inputs.split(batch) if len(piece) == batch)
+    took = call_times(lambda: ghost(next(pieces)), inputs.device, repeats=calls, warmup=3)
     return sum(t <= ghost.deadline for t in took) / len(took), max(took)
 
 

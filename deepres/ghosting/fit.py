@@ -7,7 +7,6 @@ passed through, as the Kullback-Leibler divergence to the undisturbed answer.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from deepres.adapters import logits_of
 from deepres.data import Data
 from deepres.evaluation import block_times, branch_times
+from deepres.evaluation.timing import Point, call_times, now, timeline
 from deepres.exits import learnt
 from deepres.ghosting.exits import fit_exit, learn_to_read, temperature_of
 from deepres.ghosting.heads import Exit, Gate, Head
@@ -99,16 +99,11 @@ def fit(
 def _ahead(ghost: Ghost, inputs: Tensor, turns: int = 5) -> list[tuple[float, float]]:
     """Of each segment: seconds from its end to the next one's, or the network's, as (of a call, of a row). The slowest of a few turns."""
     rows = (1, min(32, len(inputs)))
+    ends: list[Point] = [(ghost.units[segment.units[-1]].sites[0].block, "after") for segment in ghost.segments]
     slowest = []
     for n in rows:
-        spans: list[list[float]] = []
-        for turn in range(turns + 1):
-            at: list[float] = []
-            with at_chunks(ghost, leave=lambda c, signal, at=at: at.append(time.perf_counter())):  # type: ignore[misc]
-                ghost.net(inputs[:n])
-            at.append(time.perf_counter())
-            if turn:  # the first warms up
-                spans.append([b - a for a, b in pairwise(at)])
+        passes = timeline(ends, partial(ghost.net, inputs[:n]), inputs.device, repeats=turns)
+        spans = [[b - a for a, b in pairwise(row)] for row in passes]
         slowest.append([max(column) for column in zip(*spans, strict=True)])
     found = []
     for one, many in zip(*slowest, strict=True):
@@ -141,15 +136,16 @@ class Costs:
 @torch.no_grad()
 def costs(ghost: Ghost, inputs: Tensor, turns: int = 7) -> Costs:
     """What each block, gate and exit takes, on these inputs in one batch; in the midst of a pass, where their code is not at hand."""
-    whole = _fastest(lambda: ghost.net(inputs), turns)
+    device = inputs.device
+    whole = min(call_times(partial(ghost.net, inputs), device, repeats=turns))
     least = {kind: [math.inf] * len(ghost.segments) for kind in ("gates", "exits")}
 
     def at(kind: Literal["gates", "exits"], c: int, signal: Tensor) -> None:
         head = (ghost.gates if kind == "gates" else ghost.exits)[c]
-        began = time.perf_counter()
+        began = now(device)
         if isinstance(head, Head):
             _decide(head, signal)
-        least[kind][c] = min(least[kind][c], time.perf_counter() - began)
+        least[kind][c] = min(least[kind][c], now(device) - began)
 
     with at_chunks(ghost, enter=partial(at, "gates"), leave=partial(at, "exits")):
         for _ in range(turns):
@@ -157,7 +153,7 @@ def costs(ghost: Ghost, inputs: Tensor, turns: int = 7) -> Costs:
     gates, exits = ([seconds / whole for seconds in least[kind]] for kind in ("gates", "exits"))
     blocks, branches = block_times(ghost.net, ghost.units, inputs), _branches(ghost, inputs)
     n = len(inputs)
-    half = _fastest(lambda: ghost.net(inputs[: n // 2]), turns) if n > 1 else 0.0
+    half = min(call_times(partial(ghost.net, inputs[: n // 2]), device, repeats=turns)) if n > 1 else 0.0
     fixed = min(max((2 * half / whole - 1) if n > 1 else 0.0, 0.0), 1.0)
     shares = [torch.tensor(one) for one in (blocks, branches, gates, exits)]
     return Costs(shares[0], shares[1], shares[2], shares[3], batch=n, fixed=fixed)
@@ -180,15 +176,6 @@ def _decide(head: Head, signal: Tensor) -> list[int]:
     if len(signal) > 1:
         signal.index_select(0, torch.arange(0, len(signal), 2, device=signal.device))
     return list((said[1] >= 0.5).sum(0, keepdim=True).tolist())
-
-
-def _fastest(call: Callable[[], object], turns: int) -> float:
-    took = []
-    for _ in range(turns + 1):
-        began = time.perf_counter()
-        call()
-        took.append(time.perf_counter() - began)
-    return min(took[1:])
 
 
 def _gate(entry: Tensor, worth: Tensor) -> Gate:

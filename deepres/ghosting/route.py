@@ -8,7 +8,6 @@ What is not needed is not computed: inputs are gathered, and only their rows wri
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from deepres.adapters import can_delete, delete_blocks, find_blocks, logits_in, segments
 from deepres.errors import DeepresError
+from deepres.evaluation.timing import now
 from deepres.ghosting.heads import Exit, Gate, Said, SaidOfOne
 from deepres.ghosting.settings import Settings
 
@@ -186,7 +186,7 @@ class Ghost(nn.Module):
         if not (trace or record or self.deadline is not None):
             call.quiet = self._quiet_with(settings)
         if self.deadline is not None:
-            call.deadline = time.perf_counter() + self.deadline
+            call.deadline = now(x.device) + self.deadline
         token = _NOW.set(call)
         out: Any = None
         try:
@@ -314,7 +314,7 @@ class Ghost(nn.Module):
         late = False
         if call.deadline is not None:
             base, each = self.ahead[c]
-            late = time.perf_counter() + base + each * len(call.rows) > call.deadline
+            late = now(signal.device) + base + each * len(call.rows) > call.deadline
         if not isinstance(head, Exit) or not (late or call.settings.asks_exit(c)):
             return out
         if len(call.rows) == 1 and signal.device.type == "cpu":

@@ -18,6 +18,7 @@ from deepres.adapters import logits_of
 from deepres.data import Data, open_data
 from deepres.errors import DeepresError
 from deepres.evaluation import measure, time_against
+from deepres.evaluation.timing import from_first_process
 from deepres.lens.source import Source
 from deepres.nn import config, parameters
 from deepres.shrinking.curriculum import Glance, Inverse, Plan
@@ -138,7 +139,7 @@ def shrink(
     before = measure(whole, opened.val, opened.prepare, opened.classes).top1 if trained else None
     result = train(settings, resume=resume, show=show, data=opened, model=copy.deepcopy(whole), callbacks=[curriculum])
     small = result.model
-    ratio, spread = time_ratio(whole.to(curriculum.probe.device), small, curriculum.probe)
+    ratio, spread = from_first_process(time_ratio(whole.to(curriculum.probe.device), small, curriculum.probe))
     units = curriculum.units
     shrunk = ShrinkResult(
         model=small,

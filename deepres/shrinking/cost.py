@@ -11,10 +11,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deepres.adapters import Block, Site, find_blocks, logits_of
 from deepres.evaluation import block_times
+from deepres.evaluation.timing import from_first_process
 
 
 def measured_units(model: nn.Module, inputs: Tensor) -> list[Block]:
-    """All blocks of ``model`` that hold sites, in order, measured on ``inputs``. The model is left as it was."""
+    """All blocks of ``model`` that hold sites, in order, measured on ``inputs``. The model is left as it was.
+
+    Under several processes, all of which have to call this, the first one's times hold for all.
+    """
     plain = find_blocks(model)
     if not plain:
         return []
@@ -22,7 +26,7 @@ def measured_units(model: nn.Module, inputs: Tensor) -> list[Block]:
     model.eval()
     try:
         found = [site for unit in plain for site in unit.sites]
-        times = block_times(model, plain, inputs)
+        times = from_first_process(block_times(model, plain, inputs))  # all choose by the same figures
         macs = _macs(model, found, inputs[:1])
     finally:
         model.train(was)

@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from deepres.adapters import flat, logits_in
 from deepres.data import cache_folder
+from deepres.evaluation.timing import alternate
 
 COMPILE_SECONDS = 60.0  # what compiling costs at first, roughly; a run has to be long enough to earn it back
 TIE = 0.02  # what a trial cannot tell apart
@@ -85,23 +85,19 @@ def exactness(speed: Speed) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[3], before[4]
 
 
-def _stepper(model: nn.Module, images: Tensor, labels: Tensor, speed: Speed) -> Callable[[], float]:
-    """A training step of a copy of ``model``; gives its seconds."""
+def _stepper(model: nn.Module, images: Tensor, labels: Tensor, speed: Speed) -> Callable[[], None]:
+    """A training step of a copy of ``model``."""
     net = copy.deepcopy(model).to(memory_format=speed.layout).train()
     call = torch.compile(net) if speed.compile else net
     optimizer = torch.optim.SGD(net.parameters(), 1e-4, 0.9)
     x = images.to(memory_format=speed.layout) if images.ndim == 4 else images
 
-    def step() -> float:
-        began = time.perf_counter()
+    def step() -> None:
         with speed.autocast(images.device):
             loss = F.cross_entropy(*flat(logits_in(call(x)), labels))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if images.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - began
 
     return step
 
@@ -120,10 +116,7 @@ def race(
             step = _stepper(model, images, labels, speed)
             step()
             steps[speed.name] = step
-    rounds: list[list[float]] = []
-    began = time.perf_counter()
-    while len(rounds) < 3 or (len(rounds) < 25 and time.perf_counter() - began < enough):
-        rounds.append([step() for step in steps.values()])
+    rounds = list(zip(*alternate(steps, images.device, turns=25, seconds=enough).values(), strict=True))
     fastest = min(map(sum, rounds))
     parts = zip(*([t / sum(times) for t in times] for times in rounds), strict=True)
     return {name: fastest * statistics.median(part) for name, part in zip(steps, parts, strict=True)}

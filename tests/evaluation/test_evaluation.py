@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from torch import nn
 import deepres
 from deepres import DeepresError
 from deepres.data import Prepare, open_data
-from deepres.evaluation import measure, time_against
+from deepres.evaluation import measure
 
 
 def calibration(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -97,19 +96,3 @@ def test_unreadable_files_are_answered_not_raised(trained: Path, small_folder: P
     (tmp_path / "empty").mkdir()
     with pytest.raises(DeepresError, match="no images found"):
         deepres.predict(trained, [tmp_path / "empty"])
-
-
-def test_one_lucky_turn_does_not_make_a_network_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = 0.0
-    monkeypatch.setattr("deepres.evaluation.timing.time", SimpleNamespace(perf_counter=lambda: ticks))
-    calls = {"whole": 0, "other": 0}
-
-    def call(name: str, seconds: float) -> None:
-        nonlocal ticks
-        calls[name] += 1
-        lucky = name == "whole" and calls[name] == 4  # a turn in which the machine was at twice its speed
-        ticks += seconds / 2 if lucky else seconds
-
-    ratio, (low, high) = time_against(lambda x: call("whole", 10.0), lambda x: call("other", 6.0), torch.zeros(1, 3), 1)
-    assert ratio == pytest.approx(0.6)
-    assert low == high == pytest.approx(0.6)

@@ -102,7 +102,7 @@ def test_times_are_shares(trained: tuple[nn.Module, Sample], monkeypatch: pytest
         nonlocal ticks
         ticks += 1
 
-    monkeypatch.setattr("deepres.evaluation.profile.time", SimpleNamespace(perf_counter=lambda: ticks))
+    monkeypatch.setattr("deepres.evaluation.timing.time", SimpleNamespace(perf_counter=lambda: ticks))
     leaves = [module for module in model.modules() if not list(module.children())]
     handles = [leaf.register_forward_hook(tick, prepend=True) for leaf in leaves]
     model(sample.inputs[0])
