@@ -113,7 +113,7 @@ def output(path: Path | None) -> Iterator[IO[str]]:
         yield sys.stdout
         return
     try:
-        with open(path, "w", newline="") as file:
+        with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:  # file names need not be text
             yield file
     except OSError as error:
         raise DeepresError(f"{path}: cannot be written ({error.strerror})") from error

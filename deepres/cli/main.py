@@ -2,46 +2,51 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
-from typing import Annotated
+from typing import Any
 
 import tyro
 
 from deepres import __version__
-from deepres.cli.depth import Ghost, Look, Shrink
-from deepres.cli.learn import Degrade, Pack, Paper, Train
-from deepres.cli.use import Evaluate, Info, Nets, Optimize, Predict, Serve
-from deepres.errors import DeepresError
+from deepres.cli.terminal import expand_home, report_unforeseen, tolerate_any_name
+from deepres.errors import DeepresError, nearest
 
-Command = (
-    Annotated[Degrade, tyro.conf.subcommand("degrade")]
-    | Annotated[Pack, tyro.conf.subcommand("pack")]
-    | Annotated[Paper, tyro.conf.subcommand("paper")]
-    | Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[Predict, tyro.conf.subcommand("predict")]
-    | Annotated[Look, tyro.conf.subcommand("look")]
-    | Annotated[Shrink, tyro.conf.subcommand("shrink")]
-    | Annotated[Ghost, tyro.conf.subcommand("ghost")]
-    | Annotated[Serve, tyro.conf.subcommand("serve")]
-    | Annotated[Info, tyro.conf.subcommand("info")]
-    | Annotated[Nets, tyro.conf.subcommand("nets")]
-    | Annotated[Optimize, tyro.conf.subcommand("optimize")]
-)
-DESCRIPTION = "Deep residual learning, complete: h(x) = f(x) + x, built, trained, compared and used."
+DESCRIPTION = "Deep residual learning, complete: build, train, look inside, shrink, speed up and serve residual networks."
+# command -> one line for `deepres --help`. The class of the same name in deepres/cli/COMMAND.py holds its options; the module is
+# imported when its command is called, since most of them need torch, which takes seconds to import.
+COMMANDS = {
+    "degrade": "Show the degradation problem: deeper plain networks train worse, residual ones do not.",
+    "pack": "Pack a folder of images into tar shards.",
+    "paper": "Reproduce the claims of the ResNet papers as runs.",
+    "train": "Train a network.",
+    "evaluate": "Test a trained network, or an ensemble: errors, by class, confusion, calibration.",
+    "predict": "Classify images with a trained network.",
+    "look": "Show what the depth of a network does, on an interactive page.",
+    "shrink": "Remove the depth that a network does not need, while it trains.",
+    "ghost": "Make a trained network adapt its depth to each input.",
+    "serve": "Serve a trained network or a ghost over HTTP.",
+    "info": "Describe a network: stages, parameters, multiply-adds, memory. Without one: versions and devices.",
+    "nets": "List the networks that have a name.",
+    "optimize": "Measure a trained network's throughput before and after `deepres.optimize`.",
+}
+EXIT_CODES = """exit codes:
+  0   done
+  1   done in part: something was skipped and named, or the run was interrupted and can be resumed
+  2   bad input, or a machine that lacks something; one sentence says what
+  70  an unforeseen error, a fault of deepres; one line says where its traceback was written"""
+UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 done in part (or interrupted, and resumable), 2 bad input."""
-    argv = sys.argv[1:] if argv is None else argv
-    if argv in (["--version"], ["-V"]):
-        print(f"deepres {__version__}")
-        return 0
+    """Run one command line, by default the process's own, and return its exit code (see ``EXIT_CODES``)."""
+    tolerate_any_name()
+    argv = [expand_home(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     try:
-        code = tyro.cli(Command, prog="deepres", description=DESCRIPTION, args=argv).run()
+        code = _run(argv)
         sys.stdout.flush()
-        return int(code)
+        return code
     except DeepresError as error:
         print(f"deepres: {error}", file=sys.stderr)
         return error.exit_code
@@ -54,3 +59,32 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that may not be written
         print(f"deepres: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 2
+    except Exception as error:
+        print(f"deepres: {report_unforeseen(error, argv)}", file=sys.stderr)
+        return UNFORESEEN
+
+
+def _run(argv: list[str]) -> int:
+    if argv in (["--version"], ["-V"]):
+        print(f"deepres {__version__}")
+        return 0
+    if not argv or argv[0] in ("--help", "-h"):
+        print_help()
+        return 0 if argv else 2
+    name, *rest = argv
+    if name not in COMMANDS:
+        raise DeepresError(f"there is no command {name!r}{nearest(name, COMMANDS) or '; `deepres --help` lists them'}")
+    return int(tyro.cli(command(name), prog=f"deepres {name}", args=rest).run())
+
+
+def command(name: str) -> Any:
+    """The dataclass of a command's options, whose ``run`` carries it out."""
+    return getattr(importlib.import_module(f"deepres.cli.{name}"), name.capitalize())
+
+
+def print_help() -> None:
+    width = max(map(len, COMMANDS))
+    print(f"usage: deepres COMMAND [OPTIONS]\n\n{DESCRIPTION}\n\ncommands:")
+    for name, line in COMMANDS.items():
+        print(f"  {name:{width}}  {line}")
+    print(f"\n`deepres COMMAND --help` explains a command's options.\n\n{EXIT_CODES}")

@@ -107,5 +107,5 @@ def fingerprint(items: Iterable[Item], *more: object) -> str:
         if item.path not in stamps:
             stat = Path(item.path).stat()
             stamps[item.path] = f"{stat.st_size} {stat.st_mtime_ns}"
-        digest.update(f"{item.path} {stamps[item.path]} {item.offset} {item.label}\n".encode())
+        digest.update(f"{item.path} {stamps[item.path]} {item.offset} {item.label}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:24]

@@ -8,12 +8,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 import deepres
-from deepres.cli.main import Command, main
+from deepres.cli.main import COMMANDS, main
 from deepres.data import Prepare
 
 
@@ -31,18 +30,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_help_answers_at_once() -> None:
-    began = time.monotonic()
+def test_help_imports_no_torch() -> None:
     done = subprocess.run([sys.executable, "-X", "importtime", "-m", "deepres", "--help"], capture_output=True, text=True)
-    assert done.returncode == 0 and "degrade" in done.stdout
-    assert "| torch\n" not in done.stderr  # the import that takes seconds
-    assert time.monotonic() - began < 30
+    assert done.returncode == 0 and all(name in done.stdout for name in COMMANDS) and "exit codes" in done.stdout
+    assert not re.search(r"\| +(torch|torchvision|numpy)\n", done.stderr)  # the imports that take seconds
 
 
-COMMANDS = {get_args(kind)[0]: get_args(kind)[1].name for kind in get_args(Command)}
-
-
-@pytest.mark.parametrize("command", COMMANDS.values())
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_of_every_command_is_explained(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])

@@ -1,0 +1,71 @@
+"""``deepres info``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from deepres.cli.common import say, table
+from deepres.errors import DeepresError
+
+
+@dataclass(frozen=True)
+class Info:
+    """Describe a network: stages, blocks, parameters, multiply-adds, memory."""
+
+    net: Positional[str]  # a name from `deepres nets`, a run, a file, torchvision.models:NAME, timm:NAME, hf:FOLDER
+    size: int | None = None  # side of the input in pixels [32 for CIFAR networks, else 224]
+    batch: int = 128  # for the memory of a training step
+    width: float = 1.0  # multiplies the network's channels
+    num_classes: int | None = None  # instead of the network's usual
+    in_channels: int | None = None  # instead of the network's usual
+    stride_in: Literal["1x1", "3x3"] | None = None  # of a bottleneck: 1x1 is the paper's
+
+    def run(self) -> int:
+        from rich.console import Console
+
+        from deepres import models, nn
+        from deepres.adapters import sites
+
+        asked = {"num_classes": self.num_classes, "in_channels": self.in_channels, "stride_in": self.stride_in}
+        options = {key: value for key, value in asked.items() if value is not None}
+        if ":" in self.net or Path(self.net).exists():
+            model, _ = models.open_model(self.net, classes=self.num_classes, channels=self.in_channels)
+        else:
+            model = nn.create(self.net, width=self.width, **options)
+        config = model.config if isinstance(model, nn.ResNet) else None
+        size = (
+            self.size
+            if self.size is not None
+            else models.input_size(model) or (32 if config and config.stem == "cifar" else 224)
+        )
+        if size < 1:
+            raise DeepresError(f"size is the side of the input in pixels and at least 1, not {size}")
+        cost = nn.cost(model, (models.input_channels(model) or 3, size, size))
+        console = Console()
+        if config is not None:
+            kind = "plain" if config.is_plain else f"residual, shortcut option {config.shortcut}"
+            order = "pre-activation" if config.preact else "post-activation"
+            stride = f", stride in the {config.stride_in}" if config.branch == "bottleneck" else ""
+            say(f"{self.net}: {config.depth} layers, {kind}, {config.branch} blocks{stride}, {order}")
+            rows = [
+                [str(i), str(config.blocks[i]), str(config.channels[i]), f"{nn.parameters(stage):,}"]
+                for i, stage in enumerate(model.stages.children())  # type: ignore[union-attr]
+            ]
+            console.print(table(["stage", "blocks", "channels", "parameters"], rows))
+        else:
+            found = sites(model)
+            fixed = sum(site.reshapes for site in found)
+            say(
+                f"{self.net}: {type(model).__name__} with {len(found)} residual sites, {fixed} of them changing the signal's shape"
+            )
+        gib = cost.training_bytes(self.batch) / 2**30
+        say(
+            f"{cost.params:,} parameters ({cost.param_bytes / 2**20:.1f} MiB in float32)\n"
+            f"{cost.macs / 1e9:.3f} G multiply-adds for an image of {size}x{size}\n"
+            f"{gib:.2f} GiB for a training step of {self.batch} images in float32, all activations kept"
+        )
+        return 0

@@ -1,0 +1,84 @@
+"""``deepres look``."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from deepres.cli.common import (
+    default_out,
+    say,
+    shares,
+)
+from deepres.errors import DeepresError
+
+
+@dataclass(frozen=True)
+class Look:
+    """Show what the depth of a network does: one interactive page for one network, or several side by side."""
+
+    models: Positional[tuple[str, ...]]  # runs, files, names of ours, torchvision.models:NAME, timm:NAME, hf:FOLDER
+    data: str = "digits"  # digits, cifar10, or a folder of images or tar shards
+    split: Literal["train", "val", "test"] = "val"  # which part of the data is looked at
+    examples: int = 1000  # at most
+    weights: Path | None = None  # a state_dict for a network that is built by name
+    pairs: int = 60  # pairs of branches to leave out; 0: none, nor deletions and exchanges
+    lesions: bool = True  # leave each branch out in turn, a pass over the examples each
+    size: int | None = None  # side of the input in pixels [what the network was trained with]
+    batch: int = 100  # images of a pass
+    device: str = "auto"  # auto, cpu, cuda
+    out: Path | None = None  # folder for report.html and findings.json [runs/look-DATE]
+
+    def run(self) -> int:
+        import json as js
+
+        from deepres.lens import look
+        from deepres.lens import summary as summary
+        from deepres.lens.monitor import read_snapshots
+        from deepres.lens.page import look_page
+        from deepres.lens.source import Source
+
+        if not self.models:
+            raise DeepresError("which network? Name a run, a file, or a reference such as torchvision.models:resnet50")
+        if self.examples < 2 or self.batch < 1 or self.pairs < 0:
+            raise DeepresError("--examples is at least 2, --batch at least 1, and --pairs at least 0")
+        out = self.out or default_out("look")
+        looks, source = [], None
+        began = time.perf_counter()
+        for reference in self.models:
+            source = Source.open(
+                reference, self.data, weights=self.weights, size=self.size, split=self.split, device=self.device
+            )
+            with shares(source.name) as watch:
+                looks.append(
+                    look(
+                        source.model,
+                        source.batches(self.examples, self.batch),
+                        name=source.name,
+                        lesions=self.lesions,
+                        pairs=self.pairs,
+                        device=source.device,
+                        watch=watch,
+                    )
+                )
+            say(f"{source.name}")
+            for line in summary(looks[-1]):
+                say(f"  {line}")
+        assert source is not None
+        command = f"deepres look {' '.join(self.models)} --data {self.data}"
+        built = look_page(
+            looks,
+            data=f"{source.data.name}, {looks[0].examples:,} examples of the {self.split} split",
+            footer=f"Made by `{command}` in {time.perf_counter() - began:.0f} s.",
+            classes=source.data.classes,
+            pixels=None if source.data.is_text else source.pixels,
+            snapshots=read_snapshots(self.models[0]),
+        )
+        report = built.write(out / "report.html")
+        (out / "findings.json").write_text(js.dumps([found.to_dict() for found in looks], indent=1))
+        say(f"\nThe whole: {report}")
+        return 0

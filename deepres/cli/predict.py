@@ -1,0 +1,58 @@
+"""``deepres predict``."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from deepres.cli.common import output
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Classify images with a trained network. Exit code 1 if some could not be read."""
+
+    model: Positional[Path]  # a run's folder or a weights file
+    images: Positional[tuple[Path, ...]]  # image files or folders of them
+    top: int = 5  # how many classes to name
+    format: Literal["text", "csv", "json"] = "text"  # what is printed
+    out: Path | None = None  # write to this file instead of the terminal
+    batch: int = 32  # images of a pass
+
+    def run(self) -> int:
+        from deepres.evaluation import predict
+
+        answers = predict(self.model, self.images, top=self.top, batch=self.batch)
+        bad = 0
+        with output(self.out) as file:
+            if self.format == "csv":
+                writer = csv.writer(file)
+                writer.writerow(["file", "rank", "class", "probability"])
+            everything = []
+            for answer in answers:
+                if answer.error:
+                    bad += 1
+                    print(f"deepres: skipped {answer.error}", file=sys.stderr)
+                    continue
+                ranked = list(zip(answer.names, answer.probabilities, strict=True))
+                if self.format == "csv":
+                    writer.writerows([answer.file, i, name, f"{p:.6f}"] for i, (name, p) in enumerate(ranked, 1))
+                elif self.format == "json":
+                    everything.append({"file": answer.file, "classes": [{"name": n, "probability": p} for n, p in ranked]})
+                else:
+                    file.write(f"{answer.file}: " + ", ".join(f"{name} {p:.1%}" for name, p in ranked) + "\n")
+            if self.format == "json":
+                json.dump(everything, file, indent=1)
+                file.write("\n")
+        if bad:
+            print(
+                f"deepres: {bad} image{'s' if bad > 1 else ''} could not be read and {'were' if bad > 1 else 'was'} skipped",
+                file=sys.stderr,
+            )
+        return 1 if bad else 0

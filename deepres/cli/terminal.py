@@ -1,0 +1,60 @@
+"""The command line's dealings with the shell: home folders, names in any encoding, the file of an unforeseen error."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import platform
+import re
+import shlex
+import sys
+import tempfile
+import traceback
+
+from deepres import __version__
+
+ERRORS = "deepres-output"  # our way to encode what the terminal's encoding lacks
+
+
+def expand_home(argument: str) -> str:
+    """Expand ``~`` and ``~user`` at the start of a value, which shells leave alone in ``--out=~/x`` and ``hf:~/x``."""
+    found = re.fullmatch(r"((?:--[\w-]+=)?(?:\w+:)?)(~[\w.-]*(?:/.*)?)", argument, re.DOTALL)
+    return found[1] + os.path.expanduser(found[2]) if found else argument
+
+
+def _encode(error: UnicodeError) -> tuple[str | bytes, int]:
+    """File names that are no text come out as the bytes that they are, characters that the encoding lacks as escapes."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    one = error.object[error.start]
+    if "\udc80" <= one <= "\udcff":
+        return bytes([ord(one) - 0xDC00]), error.start + 1
+    return one.encode("ascii", "backslashreplace"), error.start + 1
+
+
+def tolerate_any_name() -> None:
+    """Let standard output and error take every file name, whatever the locale is."""
+    codecs.register_error(ERRORS, _encode)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=ERRORS)
+
+
+def report_unforeseen(error: Exception, argv: list[str]) -> str:
+    """Write a traceback, with the versions and the command line, into a temporary file. Returns a line that names it."""
+    import torch
+
+    said = (str(error).strip().splitlines() or [""])[0]
+    what = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    head = f"deepres {__version__}, torch {torch.__version__}, Python {platform.python_version()}, {platform.platform()}"
+    text = "\n".join([head, shlex.join(["deepres", *argv]), "", "".join(traceback.format_exception(error))])
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="deepres-", suffix=".traceback", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as file:
+            file.write(text)
+    except OSError:  # nowhere to write to: the traceback itself is better than none
+        print(text, file=sys.stderr)
+        return f"an unforeseen error ({what}); its traceback stands above"
+    return f"an unforeseen error ({what}); its traceback was written to {file.name}"
