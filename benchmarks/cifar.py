@@ -50,7 +50,7 @@ def train_peer(lab: Lab, depth: int, seed: int, epochs: float) -> float:
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [steps // 2, 3 * steps // 4])
     while done < steps:
         for index in torch.randperm(len(data), generator=generator).split(128):
-            images = prepare.normalise(pad_crop_flip(data.pixels[index], generator, pad=4))
+            images = prepare.normalise(pad_crop_flip(data.pixels[index], torch.rand(len(index), 3, generator=generator), pad=4))
             with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
                 logits = model(images.to(memory_format=torch.channels_last)).float()
             optimizer.zero_grad()

@@ -1,15 +1,16 @@
-"""Where examples come from. Read: decode -> files -> dataset -> sources; augment -> loader."""
+"""Where examples come from. Read: decode -> crop -> files -> dataset -> sources; augment -> decoders -> loader."""
 
-from deepres.data.augment import Augment, mix, pad_crop_flip
+from deepres.data.augment import Augment, draws, mix, pad_crop_flip
+from deepres.data.cache import cache_folder, user_path
+from deepres.data.crop import fit, pixels, window
 from deepres.data.dataset import Data, Resident, Split, Streamed, split_off
-from deepres.data.decode import SUFFIXES, UnreadableImage, open_image
+from deepres.data.decode import UnreadableImage, image_formats, image_suffixes, is_image_name, open_image
 from deepres.data.loader import Batch, Loader, Shard, seeded
 from deepres.data.pack import Packed, pack
 from deepres.data.prepare import Prepare, Tokens
-from deepres.data.sources import cache_folder, open_data
+from deepres.data.sources import open_data
 
 __all__ = [
-    "SUFFIXES",
     "Augment",
     "Batch",
     "Data",
@@ -23,11 +24,19 @@ __all__ = [
     "Tokens",
     "UnreadableImage",
     "cache_folder",
+    "draws",
+    "fit",
+    "image_formats",
+    "image_suffixes",
+    "is_image_name",
     "mix",
     "open_data",
     "open_image",
     "pack",
     "pad_crop_flip",
+    "pixels",
     "seeded",
     "split_off",
+    "user_path",
+    "window",
 ]

@@ -1,75 +1,111 @@
-"""From an image file's bytes to pixels, whatever its mode: grey, RGBA, palette, CMYK, 16 bit, rotated by EXIF."""
+"""From an image file's bytes to a Pillow image in 8 bits: any mode, depth and orientation, with one kind of error."""
 
 from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
+from PIL import Image, ImageOps
 
 from deepres.errors import DeepresError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"})
+# Formats that Pillow only recognises, or hands to another program (PostScript to Ghostscript): never decoded.
+_NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 
 
 class UnreadableImage(DeepresError):
     """A file that should be an image and cannot be decoded."""
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16 and 32 bit grey images to 8 bits; Pillow's own conversion would clip them."""
-    values = np.asarray(image).astype(np.float64)
-    top = values.max(initial=0.0)
-    full = 255.0 if top <= 255 else 65535.0 if top <= 65535 else top
-    return Image.fromarray((np.clip(values, 0, full) * (255.0 / full)).round().astype(np.uint8))
+@cache
+def image_formats() -> tuple[str, ...]:
+    """The formats that Pillow decodes here, by its own names: ``"JPEG"``, ``"PNG"``, ``"AVIF"``, ..."""
+    Image.init()
+    return tuple(name for name in Image.ID if name in Image.OPEN and name not in _NOT_DECODED)
 
 
-def open_image(source: bytes | str | Path, channels: int = 3, *, draft: int | None = None) -> Image.Image:
+@cache
+def image_suffixes() -> frozenset[str]:
+    """The suffixes of those formats in Pillow's registry, in lower case with their dot: ``".jpg"``, ``".jfif"``, ``".jp2"``, ..."""
+    formats = set(image_formats())
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file's name ends as an image's does."""
+    dot = name.rfind(".")
+    return dot > name.rfind("/") and name[dot:].lower() in image_suffixes()
+
+
+def grey_bytes(values: np.ndarray, full: float) -> np.ndarray:
+    """Scale values of [0, ``full``] to bytes; what lies outside is clipped, and not-a-number is black."""
+    scaled = np.nan_to_num(values.astype(np.float64), nan=0.0) * (255.0 / full)
+    return np.clip(scaled, 0, 255).round().astype(np.uint8)
+
+
+def _full_scale(image: Image.Image) -> float:
+    """The value that becomes 255 in a deep grey image. It depends on the type alone, so that equal values stay equal in a set."""
+    if image.mode == "F":
+        return 1.0
+    bits = getattr(image, "tag_v2", {}).get(258, ())  # TIFF's bits per sample
+    return 4095.0 if bits in (12, (12,)) else 65535.0  # Pillow puts 16-bit PNG and PGM files into mode "I", too
+
+
+def _plain(image: Image.Image, channels: int) -> Image.Image:
+    """Upright, opaque, 8 bits, in mode RGB or L."""
+    full = _full_scale(image)
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        image = Image.fromarray(grey_bytes(np.asarray(image), full))
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def open_image(
+    source: bytes | str | Path,
+    channels: int = 3,
+    *,
+    draft: int | None = None,
+    formats: Sequence[str] | None = None,
+    check: Callable[[Image.Image], None] | None = None,
+) -> Image.Image:
     """A Pillow image in mode RGB (``channels`` 3) or L (1), upright; transparency is laid on white.
 
-    ``draft``: a JPEG may be decoded at a fraction of its size, with no side under this many pixels; faster, not exact.
+    Deep images are scaled by their type: 16 bits by 1/257, 12-bit TIFF by 255/4095, floats by 255 and clipped, so that a float
+    image has to lie in [0, 1]. 12-bit values in a 16-bit container are read as 16 bits, and are dark.
 
-    Raises ``UnreadableImage`` naming the file.
+    ``draft``: a JPEG may be decoded at a half, a quarter or an eighth, with no side under this many pixels; faster, not exact.
+    ``formats``: the formats (Pillow's names, such as ``"JPEG"``) that may be decoded; default: all of ``image_formats()``.
+    ``check`` is called with the image before its pixels are decoded, and refuses it by raising.
+
+    Raises ``UnreadableImage`` naming the file, whatever went wrong inside; what ``check`` raises if it is a ``DeepresError``.
     """
     name = "image" if isinstance(source, bytes) else str(source)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-            if draft is not None:
-                image.draft(None, (draft, draft))
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith(("I", "F")):
-                image = _eight_bits(image)
-            if image.mode in ("RGBA", "LA", "PA") or (image.mode == "P" and "transparency" in image.info):
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return image.convert("L" if channels == 1 else "RGB")
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise UnreadableImage(f"{name}: not an image that can be read ({error})") from error
-    except Warning as error:
-        raise UnreadableImage(f"{name}: refused, it would unpack to too many pixels ({error})") from error
+            file = io.BytesIO(source) if isinstance(source, bytes) else source
+            with Image.open(file, formats=tuple(formats or image_formats())) as image:
+                _refuse_bombs(image)
+                if check is not None:
+                    check(image)
+                if draft is not None:
+                    image.draft(None, (draft, draft))
+                return _plain(image, channels)
+    except DeepresError:
+        raise
+    except Exception as error:  # decoders raise RuntimeError, struct.error, MemoryError, IndexError, ... at damaged files
+        raise UnreadableImage(f"{name}: not an image that can be read ({str(error) or type(error).__name__})") from error
 
 
-def fit(image: Image.Image, size: int, resize: int | None = None) -> Image.Image:
-    """Short side to ``resize`` (default ``size``), then the centre ``size`` x ``size``."""
-    resize = resize or size
-    width, height = image.size
-    if (width, height) != (size, size) or resize != size:
-        scale = resize / min(width, height)
-        image = image.resize((max(resize, round(width * scale)), max(resize, round(height * scale))), Image.Resampling.BILINEAR)
-        left, top = (image.width - size) // 2, (image.height - size) // 2
-        image = image.crop((left, top, left + size, top + size))
-    return image
-
-
-def pixels(image: Image.Image) -> Tensor:
-    """A Pillow image as uint8 (C, H, W)."""
-    array = np.array(image, dtype=np.uint8)
-    tensor = torch.from_numpy(array)
-    return tensor[None] if tensor.ndim == 2 else tensor.permute(2, 0, 1).contiguous()
+def _refuse_bombs(image: Image.Image) -> None:
+    """Pillow warns above its limit and raises above twice it; here the limit is one."""
+    limit, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
+    if limit is not None and pixels > limit:
+        raise ValueError(f"refused: {pixels:,} pixels are more than {limit:,}")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from deepres.data.decode import SUFFIXES
+from deepres.data.decode import is_image_name
 from deepres.errors import DeepresError
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -54,7 +54,7 @@ def _loose(root: Path) -> Iterator[tuple[str, str, Item]]:
     for split, top in tops:
         for folder in sorted(p for p in top.iterdir() if p.is_dir()):
             for path in sorted(folder.rglob("*")):
-                if path.suffix.lower() in SUFFIXES and path.is_file():
+                if is_image_name(path.name) and path.is_file():
                     yield split, folder.name, Item(str(path), -1)
 
 
@@ -70,7 +70,7 @@ def _shards(shards: Iterable[Path]) -> Iterator[tuple[str, str, Item]]:
             with tarfile.open(shard, "r:") as tar:
                 for member in tar:
                     path = PurePosixPath(member.name)
-                    if not member.isfile() or path.suffix.lower() not in SUFFIXES or len(path.parts) < 2:
+                    if not member.isfile() or not is_image_name(path.name) or len(path.parts) < 2:
                         continue
                     split = SPLITS.get(path.parts[-3].lower(), named) if len(path.parts) > 2 else named
                     yield split, path.parts[-2], Item(str(shard), -1, member.offset_data, member.size, member.name)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from deepres.data.augment import Augment, lighting, pad_crop_flip, random_view
+from deepres.data.augment import Augment, draws, lighting, pad_crop_flip, random_view
+from deepres.data.crop import fit, pixels
 from deepres.data.dataset import Resident, Split, Streamed
-from deepres.data.decode import UnreadableImage, fit, open_image, pixels
+from deepres.data.decode import UnreadableImage, open_image
+from deepres.data.decoders import in_groups, usual_workers
 from deepres.data.prepare import Prepare
+from deepres.errors import DeepresError
+
+DRAFT = 4  # a JPEG to be cropped exactly is decoded at a fraction of its size only where that leaves 4 pixels for each one
 
 
 def seeded(*parts: int) -> torch.Generator:
@@ -31,21 +36,23 @@ def seeded(*parts: int) -> torch.Generator:
 
 @dataclass(frozen=True)
 class Shard:
-    """Which part of each global batch this process takes."""
+    """Which part of each global batch this process takes. (Files of packed images are called tar shards.)"""
 
     rank: int = 0
     world: int = 1
 
     def of(self, count: int) -> slice:
-        """A contiguous part of ``count`` rows; the parts differ by at most one row."""
-        return slice(count * self.rank // self.world, count * (self.rank + 1) // self.world)
+        """A contiguous part of ``count`` rows, perhaps empty. Neighbours (0, 1), (2, 3), ... stay together, as mixing needs them."""
+        pairs = -(-count // 2)
+        first, last = (pairs * rank // self.world for rank in (self.rank, self.rank + 1))
+        return slice(min(2 * first, count), min(2 * last, count))
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Images ready for the network, and what the whole of the global batch has."""
+    """Images ready for the network, and the size of the global batch that they are a part of."""
 
-    images: Tensor  # float32 (n, C, H, W) on the device
+    images: Tensor  # float32 (n, C, H, W) on the device; n may be 0 where a batch has fewer examples than there are processes
     labels: Tensor  # (n,)
     total: int  # examples of the global batch, over all processes
     full: bool  # whether it has the usual size; the tail of an epoch has not
@@ -53,35 +60,41 @@ class Batch:
 
 
 @dataclass(frozen=True, eq=False)
-class _Views(Dataset[tuple[Tensor, int, int]]):
-    """Decodes and crops one large image; runs in a worker process."""
+class _Views:
+    """Decodes and crops one large image, in a thread or process: key (index, epoch, size) -> (uint8 (C, H, W), label, failures)."""
 
     split: Streamed
     prepare: Prepare
     augment: Augment
+    seed: int
 
-    def __getitem__(self, key: tuple[int, int, int, int]) -> tuple[Tensor, int, int]:
-        index, seed, epoch, size = key
+    def __call__(self, key: tuple[int, int, int]) -> tuple[np.ndarray, int, int]:
+        index, epoch, size = key
         for failed in range(16):
             item = self.split.items[(index + failed) % len(self.split)]
             try:
-                exact = self.augment == "none"
-                image = open_image(item.read(), self.split.channels, draft=None if exact else 2 * size)
+                view = self._view(item.read(), index, epoch, size)
             except (UnreadableImage, OSError):
                 continue
-            if exact:
-                scale = size / self.prepare.size
-                return pixels(fit(image, size, round(self.prepare.resize * scale) or None)), item.label, failed
-            return pixels(random_view(image, self.augment, size, seeded(seed, epoch, index))), item.label, failed
+            return pixels(view).numpy(), item.label, failed
         raise UnreadableImage(f"{item.name}: 16 images in a row, up to this one, cannot be read")
+
+    def _view(self, encoded: bytes, index: int, epoch: int, size: int) -> Image.Image:
+        if self.augment == "none":
+            resize = round(self.prepare.resize * size / self.prepare.size) or size
+            return fit(open_image(encoded, self.split.channels, draft=DRAFT * resize), size, resize)
+        image = open_image(encoded, self.split.channels, draft=2 * size)
+        return random_view(image, self.augment, size, iter(draws(24, torch.tensor([index]), self.seed, 0, epoch)[0].tolist()))
 
 
 @dataclass(eq=False)
 class Loader:
-    """Batches of one split.
+    """Batches of one split. Each example is seen exactly once an epoch, over however many processes.
 
-    A tail shorter than two examples per process (which batch norm could not take) is filled from the epoch's beginning;
-    otherwise each example is seen exactly once an epoch, over however many processes.
+    When shuffled, a tail of fewer than two examples per process (of which batch norm may not have a spread) borrows from the batch
+    before it, where that is large enough.
+
+    Raises ``DeepresError`` for a split without examples.
     """
 
     split: Split
@@ -93,11 +106,14 @@ class Loader:
     colour: bool = False
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     share: Shard = field(default_factory=Shard)
-    workers: int | None = None
+    workers: int | None = None  # threads that decode large images, processes above 8 [the cores, at most 8]; 0: none
+    processes: bool | None = None  # whether the workers are processes [above 8]
     waited: float = 0.0  # seconds that the consumer waited for data, in all
     unreadable: int = 0
 
     def __post_init__(self) -> None:
+        if not len(self.split):
+            raise DeepresError("this split of the data has no examples")
         if isinstance(self.split, Resident):
             self.split = self.split.to(self.device)
         self.batch = min(self.batch, len(self.split))
@@ -109,15 +125,20 @@ class Loader:
             return torch.arange(len(self.split))
         return torch.randperm(len(self.split), generator=seeded(self.seed, 1, epoch))
 
+    def _sizes(self) -> list[int]:
+        """The number of examples of each batch."""
+        sizes = [self.batch] * (len(self.split) // self.batch)
+        tail, least = len(self.split) % self.batch, 2 * self.share.world
+        if tail:
+            sizes.append(tail)
+            if self.shuffle and tail < least and self.batch - (least - tail) >= least:
+                sizes[-2:] = [self.batch - (least - tail), least]
+        return sizes
+
     def _rows(self, epoch: int, start: int) -> Iterator[tuple[int, Tensor, bool]]:
-        order = self.order(epoch)
+        batches = self.order(epoch).split(self._sizes())
         for step in range(start, self.steps):
-            rows = order[step * self.batch : (step + 1) * self.batch]
-            full = len(rows) == self.batch
-            least = min(2 * self.share.world, len(order)) if self.shuffle else 1
-            if len(rows) < least:
-                rows = torch.cat((rows, order[: least - len(rows)]))
-            yield step, rows, full
+            yield step, batches[step], len(batches[step]) == self.batch
 
     def epoch(self, epoch: int, start: int = 0, size: int | None = None) -> Iterator[Batch]:
         """The batches of one epoch from step ``start`` on, with views of side ``size`` (default: as prepared)."""
@@ -130,50 +151,54 @@ class Loader:
         """The first batches of an epoch with about so many examples in all, over all processes; at least one batch."""
         return islice(self.epoch(epoch), max(1, round(examples / self.batch)))
 
-    def _finish(self, images: Tensor, epoch: int, step: int, total: int, first: int) -> Tensor:
+    def _finish(self, images: Tensor, epoch: int, rows: Tensor) -> Tensor:
         if self.colour and images.shape[1] == 3:
-            generator = seeded(self.seed, 3, epoch, step)
-            tinted = lighting(images.float() / 255, generator, total=total, first=first)
-            return self.prepare.normalise(tinted * 255)
+            images = lighting(images.float() / 255, draws(6, rows, self.seed, 3, epoch)) * 255
         return self.prepare.normalise(images)
 
     def _resident(self, split: Resident, epoch: int, start: int, size: int | None) -> Iterator[Batch]:
-        for step, rows, full in self._rows(epoch, start):
+        for _, rows, full in self._rows(epoch, start):
             began = time.perf_counter()
-            mine = self.share.of(len(rows))
-            index = rows[mine].to(self.device)
+            mine = rows[self.share.of(len(rows))]
+            index = mine.to(self.device)
             images = split.pixels[index]
             if self.augment != "none":
-                side = images.shape[-1]
-                pad = max(1, round(side / 8))  # 4 at 32 pixels (He et al. 2015, section 4.2)
-                generator = seeded(self.seed, 2, epoch, step)
+                pad = max(1, round(images.shape[-1] / 8))  # 4 at 32 pixels (He et al. 2015, section 4.2)
                 flip = self.augment != "pad-crop"
-                images = pad_crop_flip(images, generator, pad=pad, flip=flip, total=len(rows), first=mine.start)
-            ready = self._finish(images, epoch, step, len(rows), mine.start)
+                images = pad_crop_flip(images, draws(3, mine, self.seed, 2, epoch), pad=pad, flip=flip)
+            ready = self._finish(images, epoch, mine)
             if size is not None and size != ready.shape[-1]:
-                ready = torch.nn.functional.interpolate(ready, (size, size), mode="bilinear", antialias=True)
+                ready = _interpolated(ready, size)
             labels = split.labels[index]
             self.waited += time.perf_counter() - began
             yield Batch(ready, labels, len(rows), full)
 
     def _streamed(self, split: Streamed, epoch: int, start: int, size: int) -> Iterator[Batch]:
         plan = list(self._rows(epoch, start))
-        keys = [[(int(i), self.seed, epoch, size) for i in rows[self.share.of(len(rows))]] for _, rows, _ in plan]
-        workers = self.workers if self.workers is not None else min(8, os.cpu_count() or 1)
-        loader: DataLoader[tuple[Tensor, int, int]] = DataLoader(
-            _Views(split, self.prepare, self.augment),
-            batch_sampler=keys,
-            num_workers=workers,
-            prefetch_factor=4 if workers else None,
-            pin_memory=self.device.type == "cuda",
-            multiprocessing_context="forkserver" if workers else None,
-        )
+        parts = [rows[self.share.of(len(rows))] for _, rows, _ in plan]
+        keys = ([(i, epoch, size) for i in part.tolist()] for part in parts)
+        workers = usual_workers() if self.workers is None else self.workers
+        decoded = in_groups(_Views(split, self.prepare, self.augment, self.seed), keys, workers, processes=self.processes)
         began = time.perf_counter()
-        for (step, rows, full), (images, labels, failed) in zip(plan, loader, strict=True):
-            moved = images.to(self.device, non_blocking=True)
-            ready = self._finish(moved, epoch, step, len(rows), self.share.of(len(rows)).start)
-            bad = int((failed > 0).sum())
+        for (_, rows, full), mine in zip(plan, parts, strict=True):
+            views = next(decoded)
+            images = torch.empty(
+                (len(views), split.channels, size, size), dtype=torch.uint8, pin_memory=self.device.type == "cuda"
+            )
+            for row, (view, _, _) in zip(images, views, strict=True):
+                row.copy_(torch.from_numpy(view))
+            ready = self._finish(images.to(self.device, non_blocking=True), epoch, mine)
+            labels = torch.tensor([label for _, label, _ in views], dtype=torch.int64, device=self.device)
+            bad = sum(failed > 0 for _, _, failed in views)
             self.unreadable += bad
             self.waited += time.perf_counter() - began
-            yield Batch(ready, labels.to(self.device), len(rows), full, bad)
+            yield Batch(ready, labels, len(rows), full, bad)
             began = time.perf_counter()
+        decoded.close()
+
+
+def _interpolated(images: Tensor, size: int) -> Tensor:
+    """(N, C, H, W) -> (N, C, size, size); N may be 0."""
+    if not len(images):
+        return images.new_empty((0, images.shape[1], size, size))
+    return torch.nn.functional.interpolate(images, (size, size), mode="bilinear", antialias=True)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from deepres.data.decode import fit, pixels
+from deepres.data.crop import fit, pixels
 from deepres.errors import DeepresError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

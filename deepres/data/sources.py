@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from deepres.data.cache import cache_folder, user_path
 from deepres.data.dataset import Data, Resident, Streamed, decode_all, split_off
 from deepres.data.decode import UnreadableImage, open_image
 from deepres.data.files import Item, Listing, fingerprint, listing
@@ -22,11 +23,6 @@ from deepres.errors import DeepresError, nearest
 SMALL = 96  # images up to this side are kept decoded in memory, larger ones are streamed
 RESIDENT_BYTES = 4 << 30
 _SPLIT_SEED = 20151210  # the day of arXiv:1512.03385
-
-
-def cache_folder() -> Path:
-    """What can be made again: decoded sets, measured speeds. ``DEEPRES_CACHE`` moves it."""
-    return Path(os.environ.get("DEEPRES_CACHE", Path.home() / ".cache" / "deepres"))
 
 
 def open_data(name: str | Path, *, size: int | None = None, channels: int | None = None, val_share: float = 0.1) -> Data:
@@ -47,7 +43,7 @@ def open_data(name: str | Path, *, size: int | None = None, channels: int | None
         raise DeepresError(f"val_share is the share of training images kept for validation, between 0 and 1, not {val_share}")
     if size is not None and size < 1:
         raise DeepresError(f"size is the side of the input in pixels and at least 1, not {size}")
-    path = Path(name)
+    path = user_path(name)
     if is_text(path):
         return read_text(path, size, val_share)
     if path.is_dir():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deepres.adapters import logits_of
 from deepres.data import Prepare, Resident, Split, UnreadableImage, open_image
-from deepres.data.decode import fit, pixels
+from deepres.data.crop import fit, pixels, scaled, window
 from deepres.errors import DeepresError
 from deepres.evaluation.measure import Evaluation, _Tally
 
@@ -29,18 +29,19 @@ class Member:
 
 
 def resized(image: Image.Image, short: int) -> Image.Image:
-    """The whole image with its short side at ``short`` pixels."""
-    scale = short / min(image.size)
-    size = tuple(max(short, round(side * scale)) for side in image.size)
-    return image if size == image.size else image.resize(size, Image.Resampling.BILINEAR)
+    """The whole image with its short side at ``short`` pixels; of one longer than 8 times its short side, the middle of that length."""
+    width, height = (min(side, 8 * short) for side in scaled(image.width, image.height, short))
+    whole = scaled(image.width, image.height, short)
+    left, top = (whole[0] - width) // 2, (whole[1] - height) // 2
+    return image if whole == image.size == (width, height) else window(image, short, (left, top, left + width, top + height))
 
 
 def ten_crops(image: Image.Image, size: int, short: int) -> Tensor:
     """The four corners and the centre of ``size``, and their mirror images (Krizhevsky et al. 2012): uint8 (10, C, size, size)."""
-    image = resized(image, short)
-    right, bottom = image.width - size, image.height - size
+    width, height = scaled(image.width, image.height, short)
+    right, bottom = width - size, height - size
     corners = [(0, 0), (right, 0), (0, bottom), (right, bottom), (right // 2, bottom // 2)]
-    views = torch.stack([pixels(image.crop((x, y, x + size, y + size))) for x, y in corners])
+    views = torch.stack([pixels(window(image, short, (x, y, x + size, y + size))) for x, y in corners])
     return torch.cat([views, views.flip(-1)])
 
 

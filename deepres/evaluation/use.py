@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deepres.adapters import logits_of
-from deepres.data import SUFFIXES, Data, Prepare, Split, UnreadableImage, open_data, open_image
+from deepres.data import Data, Prepare, Split, UnreadableImage, is_image_name, open_data, open_image
 from deepres.errors import DeepresError
 from deepres.evaluation.measure import Evaluation, measure
 from deepres.evaluation.protocols import SCALES, Member, Protocol, measure_views
@@ -34,7 +34,7 @@ def expand(paths: Iterable[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            inside = sorted(p for p in path.rglob("*") if is_image_name(p.name) and p.is_file())
             if not inside:
                 raise DeepresError(f"{path}: no images found in this folder")
             found += inside

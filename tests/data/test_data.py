@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from deepres import DeepresError
-from deepres.data import Loader, Prepare, Resident, Shard, Streamed, mix, open_data, open_image, pad_crop_flip, seeded
+from deepres.data import Loader, Prepare, Resident, Shard, Streamed, draws, mix, open_data, open_image, pad_crop_flip, seeded
 from deepres.data.augment import random_view
-from deepres.data.decode import fit, pixels
+from deepres.data.crop import fit, pixels
 
 
 def test_digits_are_split_without_overlap() -> None:
@@ -84,19 +84,33 @@ def test_processes_share_the_very_batches_of_one(world: int) -> None:
         assert torch.equal(torch.cat([share.labels for share in shares]), whole.labels)
 
 
-def test_a_tail_too_short_for_batch_norm_is_filled() -> None:
+@pytest.mark.parametrize("batch", [1, 2, 3, 64, 65, 100])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_each_example_is_seen_once_at_any_batch_size(batch: int, world: int) -> None:
+    pixels = torch.arange(65, dtype=torch.uint8).view(65, 1, 1, 1)
+    split, prepare = Resident(pixels, torch.arange(65)), Prepare(1, 1, (0.0,), (1.0,))
+    runs = [list(Loader(split, prepare, batch, share=Shard(rank, world)).epoch(0)) for rank in range(world)]
+    assert sorted(int(label) for run in runs for step in run for label in step.labels) == list(range(65))
+    for parts in zip(*runs, strict=True):
+        assert sum(len(part.labels) for part in parts) == parts[0].total <= batch
+        assert all(part.images.shape == (len(part.labels), 1, 1, 1) for part in parts)
+
+
+def test_a_tail_too_short_for_batch_norm_borrows_from_the_batch_before() -> None:
     data = open_data("digits")
     split = data.train.take(torch.arange(65))
-    sizes = [[len(b.labels) for b in Loader(split, data.prepare, 64, share=Shard(rank, 2)).epoch(0)] for rank in (0, 1)]
-    assert sizes == [[32, 2], [32, 2]]
+    steps = [list(Loader(split, data.prepare, 64, share=Shard(rank, 2)).epoch(0)) for rank in (0, 1)]
+    assert [[len(b.labels) for b in run] for run in steps] == [[30, 2], [31, 2]]
+    assert [b.full for b in steps[0]] == [False, False]
+    assert [len(b.labels) for b in Loader(split, data.prepare, 64, shuffle=False).epoch(0)] == [64, 1]
 
 
 def test_pad_crop_flip_against_a_slow_one() -> None:
     images = torch.randint(0, 255, (32, 3, 9, 9), dtype=torch.uint8)
-    fast = pad_crop_flip(images, torch.Generator().manual_seed(5), pad=2)
-    generator = torch.Generator().manual_seed(5)
-    top, left = (torch.randint(0, 5, (32,), generator=generator) for _ in range(2))
-    mirror = torch.rand(32, generator=generator) < 0.5
+    random = draws(3, torch.arange(32), 5, 0)
+    fast = pad_crop_flip(images, random, pad=2)
+    top, left = ([int(5 * value) for value in random[:, column].tolist()] for column in (0, 1))
+    mirror = random[:, 2] < 0.5
     padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
     for i in range(32):
         view = padded[i, :, top[i] : top[i] + 9, left[i] : left[i] + 9]
@@ -118,7 +132,9 @@ def test_random_views_stay_inside_the_image() -> None:
     image = Image.fromarray(np.full((40, 90, 3), 200, np.uint8))
     for augment in ("random-resized-crop", "scale-crop"):
         for i in range(50):
-            assert pixels(random_view(image, augment, 32, seeded(i))).unique().tolist() == [200]
+            assert pixels(
+                random_view(image, augment, 32, iter(draws(24, torch.tensor([i]), 1)[0].tolist()))
+            ).unique().tolist() == [200]
 
 
 def test_neighbouring_seeds_are_unrelated() -> None:

@@ -1,0 +1,50 @@
+"""Paths that people give, and the folder for what can be made again."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from deepres.errors import DeepresError
+
+
+def user_path(name: str | Path) -> Path:
+    """A path as it was given, with a leading ``~`` expanded.
+
+    Raises ``DeepresError`` where the home folder is not known.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise DeepresError(f"{name}: the home folder is not known; give the path without ~") from error
+
+
+def cache_folder() -> Path:
+    """Folder for what can be made again: decoded sets, measured speeds.
+
+    ``DEEPRES_CACHE`` where that is set, else ``~/.cache/deepres``, or a private temporary folder where home cannot be found or
+    written.
+    """
+    chosen = os.environ.get("DEEPRES_CACHE")
+    return user_path(chosen) if chosen else _default_folder()
+
+
+@cache
+def _default_folder() -> Path:
+    try:
+        folder = Path.home() / ".cache" / "deepres"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    except (RuntimeError, OSError):
+        pass
+    folder = Path(tempfile.gettempdir()) / f"deepres-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if not folder.is_symlink() and folder.stat().st_uid == os.getuid():  # nobody else could have put files there
+            return folder
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="deepres-"))
