@@ -68,7 +68,7 @@ def task_loss(trainer: Trainer, batch: Batch, forward: Callable[[Tensor], Any]) 
     """Return (mean cross-entropy of the local examples, logits, images as the network saw them)."""
     images, targets, recipe = batch.images, batch.labels, trainer.recipe
     if recipe.mixup or recipe.cutmix:
-        generator = seeded(trainer.run.seed, 4, trainer.progress.done, trainer.context.rank)
+        generator = seeded(trainer.run.seed, 4, trainer.progress.done)
         hot = F.one_hot(targets, len(trainer.data.classes)).float()
         images, targets = mix(images, hot, generator, mixup=recipe.mixup, cutmix=recipe.cutmix)
     images = trainer.to_layout(images)
