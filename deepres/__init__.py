@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from deepres.shrinking import shrink
     from deepres.training import Run, resume, train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Callback",
     "DeepresError",
