@@ -1,4 +1,4 @@
-"""Write docs/results.md from benchmarks/results/*.json, so that the page says what was measured and nothing else."""
+"""Write docs/results.md from benchmarks/results/*.json: every figure on the page comes from a recorded result."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.common import RESULTS
 from benchmarks.draw import Line, draw
+from benchmarks.notes import NOTES
 
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
 PICTURES = PAGE.parent / "pictures"
@@ -60,12 +61,12 @@ def _answers(result: dict[str, Any]) -> str:
         rows.append([name, *same, *errors])
     head = [
         "",
-        "bf16 answers that are float32's",
-        "without settling",
-        "computed again",
+        "bf16 answers equal to float32's",
+        "without recomputing",
+        "recomputed in float32",
         "error, float32",
         "bf16",
-        "without settling",
+        "bf16 without recomputing",
     ]
     return _table(head, rows)
 
@@ -78,7 +79,7 @@ def _memory(result: dict[str, Any]) -> str:
             seconds = f"{one['seconds']:.1f} ({one['fastest']:.1f} to {one['slowest']:.1f})"
             ratio = f"{result[mode]['time_ratio']:.2f} x" if which == "bounded" else ""
             rows.append([f"{mode}, {which}", f"{one['peak_gib']:.2f} GiB", seconds, ratio, one["plan"]])
-    head = ["", "peak of the process", "seconds a step, median and range", "time", "plan"]
+    head = ["", "peak of the process", "seconds per step, median and range", "time ratio", "plan"]
     return f"{result['what']}, limit {result['limit']}.\n\n{_table(head, rows)}"
 
 
@@ -94,8 +95,8 @@ def _paper(result: dict[str, Any]) -> str:
 
 def _cifar(result: dict[str, Any]) -> str:
     parts = [
-        f"`python -m benchmarks.cifar`: {result['differs']}; {result['seeds']} seeds. The images are not the paper's, so neither are the "
-        "errors; the peer was trained on the same files."
+        f"`python -m benchmarks.cifar`: {result['differs']}; {result['seeds']} seeds. The images differ from the paper's, so the "
+        "errors do too. The peer was trained on the same files."
     ]
     for outcome in result["outcomes"]:
         held = "holds" if outcome["holds"] else "**does not hold here**"
@@ -115,7 +116,7 @@ def _cifar(result: dict[str, Any]) -> str:
         ]
         for net, one in result["peer"].items()
     ]
-    parts.append("Beside a widely used re-implementation's architecture and recipe, test error:")
+    parts.append("Test error, compared with the architecture and recipe of a widely used re-implementation:")
     parts.append(_table(["", "ours, `paper-cifar`", "the peer", "difference, points"], rows))
     return "\n\n".join(parts)
 
@@ -123,8 +124,8 @@ def _cifar(result: dict[str, Any]) -> str:
 def _shrink(result: dict[str, Any]) -> str:
     parts = [
         f"`python -m benchmarks.shrink`: {result['what']}, {_seeds(result)}. The whole network has {_spread(result['whole'])} test "
-        "error. Time is a forward pass's against the whole network's, side by side. What starts from a trained network spends half of "
-        "the epochs on training it."
+        "error. Time is that of a forward pass, as a share of the whole network's, measured in alternation. Ways that start from a trained "
+        "network spend half of the epochs on training it."
     ]
     whole = result["whole"]
     frontiers: dict[str, dict[str, list[tuple[float, float, float]]]] = {"time": {}, "blocks": {}}
@@ -148,13 +149,13 @@ def _shrink(result: dict[str, Any]) -> str:
                 frontiers[what].setdefault(name, []).append((x, one["test_error"], one["spread"]))
         parts.append(f"To {key} of {sum(whole['blocks'][0])}:")
         parts.append(
-            _table(["", "test error", "above the whole, points", "time", "blocks by stage, each seed's", "training"], rows)
+            _table(["", "test error", "above the whole, points", "time", "blocks by stage, for each seed", "training"], rows)
         )
-    labels = {"time": "time of a forward pass, % of the whole network's", "blocks": "blocks that are left"}
+    labels = {"time": "time of a forward pass, % of the whole network's", "blocks": "blocks that remain"}
     for what, full in (("time", 100.0), ("blocks", float(sum(whole["blocks"][0])))):
         lines = {**frontiers[what], "whole network": [(full, whole["test_error"], whole["spread"])]}
         drawn = [Line(name, *map(list, zip(*sorted(points), strict=True))) for name, points in lines.items()]  # type: ignore[arg-type]
-        title = f"Test error against the {labels[what]}, mean and deviation over the seeds"
+        title = f"Test error against the {labels[what]}, mean and standard deviation over the seeds"
         picture = f"{result['name']}{'' if what == 'time' else '-blocks'}.svg"
         draw(PICTURES / picture, drawn, x=labels[what], y="test error, %", title=title)
         parts.append(f"![{title}](pictures/{picture})")
@@ -176,16 +177,16 @@ def _ghost(result: dict[str, Any]) -> str:
     head = [text for batch in batches for text in (f"time at batch {batch}", "points above the whole")]
     return (
         f"`python -m benchmarks.ghost`: {result['what']}, {_seeds(result)}. The whole network has "
-        f"{result['whole']['test_error']:.2f} % test error. What chooses does so on the validation split, to a rise of at most "
-        f"{result['allowed']:g} points, for each batch size by itself. Time is a call's against the whole network's, side by side, "
-        f"everything included{'; means over the seeds, and their range' if several else ''}.\n\n"
+        f"{result['whole']['test_error']:.2f} % test error. Settings are chosen on the validation split, for each batch size separately, with a rise of "
+        f"at most {result['allowed']:g} points. Time is that of a call, as a share of the whole network's, measured in alternation and "
+        f"everything included{'; means and ranges over the seeds' if several else ''}.\n\n"
         + _table(["", *head], rows)
         + (_budgets(result["budgets"], result["whole"]["errors"][0]) if "budgets" in result else "")
     )
 
 
 def _budgets(result: dict[str, Any], whole: float) -> str:
-    """Of the first seed's network, whose error is ``whole``."""
+    """Table of time budgets for the first seed's network, whose error is ``whole``."""
     rows = []
     for budget in next(iter(result.values())):
         found = [by_budget[budget] for by_budget in result.values()]
@@ -193,7 +194,7 @@ def _budgets(result: dict[str, Any], whole: float) -> str:
         rows.append([f"{float(budget):g}", *cells])
     head = ["budget", *(f"time, points above the whole at batch {batch}" for batch in result)]
     return (
-        "\n\nBudgets of time, asked of exits alone (first seed; chosen on the validation split, time and error told on the test split):\n\n"
+        "\n\nTime budgets, with exits alone (first seed; chosen on the validation split, time and error reported on the test split):\n\n"
         + _table(head, rows)
     )
 
@@ -211,10 +212,10 @@ def _serving(result: dict[str, Any]) -> str:
     ]
     error = result["test_error"]
     return (
-        f"`python -m benchmarks.serving`: {result['what']}; {result['turns']} turns of {result['seconds']:g} s each, in turns, the clients "
-        f"on the same machine. Test error {error['network']:.2f} % of the network and {error['ghost']:.2f} % of its ghost, of whose "
-        f"inputs {100 * result['left_early']:.0f} % leave early and whose blocks run for {100 * result['blocks_run']:.0f} %.\n\n"
-        + _table(["", "p50", "p99", "answers a second, median and range", "answers"], rows)
+        f"`python -m benchmarks.serving`: {result['what']}; {result['turns']} alternating turns of {result['seconds']:g} s each, with the clients "
+        f"on the same machine. The network has {error['network']:.2f} % test error and its ghost {error['ghost']:.2f} %. "
+        f"{100 * result['left_early']:.0f} % of the ghost's inputs leave early, and {100 * result['blocks_run']:.0f} % of its blocks "
+        "run.\n\n" + _table(["", "p50", "p99", "answers per second, median and range", "answers"], rows)
     )
 
 
@@ -224,8 +225,8 @@ def _families(result: dict[str, Any]) -> str:
         for name, one in sorted(result["ways"].items(), key=lambda pair: pair[1]["test_error"])
     ]
     return (
-        f"`python -m benchmarks.families`: {result['what']} in all by every way; {_seeds(result)}. {result['blocks'][1]} of "
-        f"{result['blocks'][0]} blocks are left. Time is a forward pass's against the whole network's, side by side.\n\n"
+        f"`python -m benchmarks.families`: {result['what']} in total for every way; {_seeds(result)}. {result['blocks'][1]} of "
+        f"{result['blocks'][0]} blocks remain. Time is that of a forward pass, as a share of the whole network's, measured in alternation.\n\n"
         + _table(["", "test error", "above the whole, points", "time"], rows)
     )
 
@@ -236,24 +237,24 @@ def _ghosts(result: dict[str, Any]) -> str:
         times = [f"{100 * time:.0f} %" for time in one["times"].values()]
         shares = [f"{100 * one['blocks']:.0f} %", f"{100 * one['left']:.0f} %"]
         rows.append([f"{one['error']:.2f} %", f"{one['rise']:+.2f}", *shares, *times])
-    head = ["test error of the whole", "rise, points", "blocks that ran", "left early"]
+    head = ["test error of the whole network", "rise, points", "blocks that ran", "left early"]
     on = (
-        f", chosen on {result['chosen_on']:,} images and confirmed on {result['confirmed_on']:,}"
+        f"; settings were chosen on {result['chosen_on']:,} images and confirmed on {result['confirmed_on']:,}"
         if "chosen_on" in result
         else ""
     )
     return (
-        f"`python -m benchmarks.families --part ghosts`: {result['what']}; {_seeds(result)}, a row each. Allowed were "
-        f"{result['allowed']:g} points on the validation split{on}. Time is a call's against the whole network's, side by side.\n\n"
-        + _table([*head, *(f"time at batch {batch}" for batch in result["ghosts"][0]["times"])], rows)
+        f"`python -m benchmarks.families --part ghosts`: {result['what']}; {_seeds(result)}, one row each. The rise was limited to "
+        f"{result['allowed']:g} points on the validation split{on}. Time is that of a call, as a share of the whole network's, measured "
+        "in alternation.\n\n" + _table([*head, *(f"time at batch {batch}" for batch in result["ghosts"][0]["times"])], rows)
     )
 
 
 def _monitor(result: dict[str, Any]) -> str:
-    glance, step = (1000 * result[f"{what}_seconds"] for what in ("glance", "step"))
+    snapshot, step = (1000 * result[f"{what}_seconds"] for what in ("glance", "step"))
     return (
-        f"{result['what']}: {result['glance_in_steps']:.2f} steps (medians of {result['n']} turns, {glance:.0f} ms against {step:.0f} ms). "
-        f"One an epoch of CIFAR-10's 45,000 training images at batch 128 is {result['percent_of_an_epoch']:.2f} % of the epoch."
+        f"{result['what'].replace('a glance at', 'a snapshot of').replace('against', 'compared with')}: {result['glance_in_steps']:.2f} "
+        f"steps (medians of {result['n']} turns, {snapshot:.0f} ms and {step:.0f} ms). One snapshot per epoch of CIFAR-10's 45,000 training images at batch 128 is {result['percent_of_an_epoch']:.2f} % of the epoch."
     )
 
 
@@ -298,16 +299,21 @@ SECTIONS = (
 def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     parts = [
-        "# What was measured",
-        "Written by `python -m benchmarks.tell` from the JSON files in [benchmarks/results](../benchmarks/results), which hold more. "
-        "Ratios are taken turn by turn, so that what else the machine does falls on both sides. [speed.md](speed.md) says what "
-        "the figures mean, [log.md](log.md) what did not work.",
+        "# Results",
+        "Written by `python -m benchmarks.tell` from the JSON files in [benchmarks/results](../benchmarks/results), which hold more "
+        "detail. Ratios are taken turn by turn, so that other load on the machine affects both sides. [speed.md](speed.md) explains "
+        "the figures of speed; [log.md](log.md) lists what did not work.",
     ]
     for name, title, tell in SECTIONS:
         path = RESULTS / f"{name}.json"
         if path.is_file():
             result = json.loads(path.read_text())
-            parts += [f"## {title}", tell(result), *([result["note"]] if "note" in result else []), _on(result)]
+            parts += [
+                f"## {title}",
+                tell(result),
+                *([note] if (note := NOTES.get(name, result.get("note"))) else []),
+                _on(result),
+            ]
     PAGE.write_text("\n\n".join(parts) + "\n")
     print(PAGE)
 
