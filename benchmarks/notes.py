@@ -2,83 +2,88 @@
 
 NOTES = {
     "families-gpt2": (
-        "Depth pays here: the whole network is best. From scratch, ours has the lowest mean error of three layers. It is ahead of the "
-        "threshold for each seed, and ahead of the shallow network by no more than the spread of the seeds. With two more seeds for these "
-        "three (test errors 55.71 and 55.06 % for ours, 55.52 and 55.40 % for the shallow network, 55.96 and 55.67 % for the threshold) "
-        "the means of five are 55.36, 55.44 and 55.69 %. Networks that start from a trained one are ahead of a shallow one trained from "
-        "scratch for as many further epochs (half of all) by 2.3 to 3.2 points, and behind one that has all epochs. Among these, ours "
-        "has the lowest mean error, within the spread of the seeds. The norm scale, cut at half of the run, was not tuned for a network "
-        "whose norms precede its branches."
+        "Depth pays here: the whole network is best. From scratch, ours has the lowest mean error of three layers. It is ahead "
+        "of the threshold for each seed, and ahead of the shallow network by no more than the spread of the seeds. With two "
+        "more seeds for these three (test errors 55.71 and 55.06 % for ours, 55.52 and 55.40 % for the shallow network, 55.96 "
+        "and 55.67 % for the threshold) the means of five are 55.36, 55.44 and 55.69 %. Networks that start from a trained one "
+        "are ahead of a shallow one trained from scratch for as many further epochs (half of all) by 2.3 to 3.2 points, and "
+        "behind one that has all epochs. Among these, ours has the lowest mean error, within the spread of the seeds. The norm "
+        "scale, cut at half of the run, was not tuned for a network whose norms precede its branches."
     ),
     "families-resnet34": (
-        "One seed. One of the 945 test images is 0.11 points, so these networks cannot be distinguished. Errors are compared with the "
-        "whole network trained in two schedules. Ours from a trained network pressed until half of its run; the default is now a fifth."
+        "One seed. One of the 945 test images is 0.11 points, so these networks cannot be distinguished. Errors are compared "
+        "with the whole network trained in two schedules. Ours from a trained network pressed until half of its run; the "
+        "default is now a fifth."
     ),
     "families-vit": (
-        "Errors are compared with the whole network trained in two schedules. Ours from a trained network pressed until half of its run; "
-        "the default is now a fifth."
+        "Errors are compared with the whole network trained in two schedules. Ours from a trained network pressed until half of "
+        "its run; the default is now a fifth."
     ),
     "ghost-resnet56-16px-amx": (
-        "The exit heads of a ghost are also trained on labels, on images without augmentation. After so short a training, their mean with "
-        "the network's answer is more accurate than the network, so errors fall. Settings were allowed to raise the error by 0.2 points "
-        "and had to be confirmed on 8,000 images, with 90 % confidence. The ghost in the time of the shallower network was chosen by its "
-        "error on 1,000 images, within that time at each batch size. The rows ghost, exits alone, gates alone, lesion profile and random "
-        "skipping, and the budgets, were measured before times were medians of the turns' ratios: they are ratios of the fastest turns. "
-        "Networks trained with exits were not measured at this scale."
+        "The exit heads of a ghost are also trained on labels, on images without augmentation. After so short a training, their "
+        "mean with the network's answer is more accurate than the network, so errors fall. Settings were allowed to raise the "
+        "error by 0.2 points and had to be confirmed on 8,000 images, with 90 % confidence. The ghost in the time of the "
+        "shallower network was chosen by its error on 1,000 images, within that time at each batch size. The rows ghost, exits "
+        "alone, gates alone, lesion profile and random skipping, and the budgets, were measured before times were medians of "
+        "the turns' ratios: they are ratios of the fastest turns. Networks trained with exits were not measured at this scale."
     ),
     "ghost-resnet56-16px": (
-        "These networks are not those of the next table; they were trained in float32. Every setting was chosen on 2,000 validation "
-        "images, with a limit of 0.2 points above the network that it is made of, and confirmed on 8,000 further ones with 90 % confidence. "
-        "Only settings with an estimate well below the limit pass, which is why the errors fall. The exit heads were also trained on "
-        "labels, on images without augmentation, and after so short a training their mean with the network's answer is more accurate than "
-        "the network. The shallower network is as accurate as the ghost of the whole one in the same time at batch 1, and faster at 32 "
-        "and 256. Its own ghost is more accurate, in a fifth less of the time, at batch 1 and 256. At 32 its ghost is the shallower "
-        "network itself, and for one seed at batch 1 too, so the difference there is noise: the same network measured 53 and 59 %. Gates "
-        "alone are the whole network everywhere but in one place, where a setting that had been measured as faster took 115 % when timed "
-        "again. Directly afterwards, two copies of the whole network came to 114 % of each other at batch 1, so a time here may be off by "
-        "as much. Training with exits improves the network itself by 0.8 points, and its ghost may be 0.2 points worse than that. The "
-        "lesion profile, random skipping and budgets were not measured again: the next table has them, from before exit heads used "
+        "These networks are not those of the next table; they were trained in float32. Every setting was chosen on 2,000 "
+        "validation images, with a limit of 0.2 points above the network that it is made of, and confirmed on 8,000 further "
+        "ones with 90 % confidence. Only settings with an estimate well below the limit pass, which is why the errors fall. The "
+        "exit heads were also trained on labels, on images without augmentation, and after so short a training their mean with "
+        "the network's answer is more accurate than the network. The shallower network is as accurate as the ghost of the whole "
+        "one in the same time at batch 1, and faster at 32 and 256. Its own ghost is more accurate, in a fifth less of the "
+        "time, at batch 1 and 256. At 32 its ghost is the shallower network itself, and for one seed at batch 1 too, so the "
+        "difference there is noise: the same network measured 53 and 59 %. Gates alone are the whole network everywhere but in "
+        "one place, where a setting that had been measured as faster took 115 % when timed again. Directly afterwards, two "
+        "copies of the whole network came to 114 % of each other at batch 1, so a time here may be off by as much. Training "
+        "with exits improves the network itself by 0.8 points, and its ghost may be 0.2 points worse than that. The lesion "
+        "profile, random skipping and budgets were not measured again: the next table has them, from before exit heads used "
         "channels-last."
     ),
     "ghost-resnet56-32px": (
-        "One seed. Settings were allowed to raise the error by 0.2 points and had to be confirmed on 8,000 images, with 90 % confidence; "
-        "exit heads were trained on 20,000. The limit of 'shrunk, and exits' is 0.2 points above the shrunk network, not the whole one. "
-        "Depth does not pay in eight epochs: the shallower network is no worse than the whole one, and a ghost in its time is two to four "
-        "points behind. The blocks of the shrunk network were closed between a fifth and half of its run."
+        "One seed. Settings were allowed to raise the error by 0.2 points and had to be confirmed on 8,000 images, with 90 % "
+        "confidence; exit heads were trained on 20,000. The limit of 'shrunk, and exits' is 0.2 points above the shrunk "
+        "network, not the whole one. Depth does not pay in eight epochs: the shallower network is no worse than the whole one, "
+        "and a ghost in its time is two to four points behind. The blocks of the shrunk network were closed between a fifth and "
+        "half of its run."
     ),
     "ghosts-resnet34": (
-        "Blood cells of three kinds. Most inputs are easy: all but one in a thousand leave, at a confidence of 0.55, after a fifth of the "
-        "blocks. The rise was confirmed on the further validation images: 3 right answers lost and 6 won, at most 0.18 points with 90 % "
-        "confidence. On the test split, 4 of 945 images more are right. Exit heads were trained on 250 training images."
+        "Blood cells of three kinds. Most inputs are easy: all but one in a thousand leave, at a confidence of 0.55, after a "
+        "fifth of the blocks. The rise was confirmed on the further validation images: 3 right answers lost and 6 won, at most "
+        "0.18 points with 90 % confidence. On the test split, 4 of 945 images more are right. Exit heads were trained on 250 "
+        "training images."
     ),
     "ghosts-vit": (
-        "Settings were chosen at batch 32. Every seed has one that keeps half a point with 90 % confidence. That of the third took 95 % of "
-        "the time, and was not faster in all but a quarter of the turns. Its ghost is therefore the network itself, to the bit, and the "
-        "deviation of its times from 100 % is measurement noise. Gates save nothing here: at batch 32 they took as long as the network, "
-        "or longer."
+        "Settings were chosen at batch 32. Every seed has one that keeps half a point with 90 % confidence. That of the third "
+        "took 95 % of the time, and was not faster in all but a quarter of the turns. Its ghost is therefore the network "
+        "itself, to the bit, and the deviation of its times from 100 % is measurement noise. Gates save nothing here: at batch "
+        "32 they took as long as the network, or longer."
     ),
     "shrink-resnet110-16px": (
-        "Twelve epochs are far too few for 110 layers: the shallow network is 4.5 points better than what remains of the deep one. Two "
-        "thirds of the blocks were removed without raising the error above the whole network's. Training seconds were taken while other work "
-        "shared the machine."
+        "Twelve epochs are far too few for 110 layers: the shallow network is 4.5 points better than what remains of the deep "
+        "one. Two thirds of the blocks were removed without raising the error above the whole network's. Training seconds were "
+        "taken while other work shared the machine."
     ),
     "shrink-resnet56-16px-float32": (
-        "The same three seeds in float32, on another machine, by the same plan: ours is 0.22 points above the whole network, and the "
-        "shallow network 0.93 below it. Over the six runs of both tables, the whole network has 30.56 ± 0.75 %, ours 30.52 ± 0.76 % and "
-        "the shallow one 30.04 ± 1.18 %. Depth does not pay in so short a run, and the lead of ours in the table above was due to the seeds. "
-        "Training seconds were taken while other work shared the machine."
+        "The same three seeds in float32, on another machine, by the same plan: ours is 0.22 points above the whole network, "
+        "and the shallow network 0.93 below it. Over the six runs of both tables, the whole network has 30.56 ± 0.75 %, ours "
+        "30.52 ± 0.76 % and the shallow one 30.04 ± 1.18 %. Depth does not pay in so short a run, and the lead of ours in the "
+        "table above was due to the seeds. Training seconds were taken while other work shared the machine."
     ),
     "shrink-resnet56-16px": (
-        "At 15 blocks ours has the lowest mean error, but by less than the spread of the seeds; at 9 blocks the shallow network has. The "
-        "ways from scratch cannot be distinguished, except for the norm scale, which is behind at 9 blocks. From scratch, ours "
-        "and the threshold both closed blocks between a tenth and three tenths of the run. Both were also tried between a fifth and half "
-        "(30.28 ± 0.11 and 30.19 ± 0.25 % then, at 15 blocks), and for ours the earlier one was chosen by the validation error over the three "
-        "seeds (30.04 against 30.24 %). The norm scale was cut at half of the run. Half of 24 epochs are too few to train a network, and "
-        "half too few to recover: all rows that start from a trained one are 6 to 7 points above. They were not run at 9 blocks. "
-        "Training seconds were taken while other work shared the machine."
+        "At 15 blocks ours has the lowest mean error, but by less than the spread of the seeds; at 9 blocks the shallow network "
+        "has. The ways from scratch cannot be distinguished, except for the norm scale, which is behind at 9 blocks. From "
+        "scratch, ours and the threshold both closed blocks between a tenth and three tenths of the run. Both were also tried "
+        "between a fifth and half (30.28 ± 0.11 and 30.19 ± 0.25 % then, at 15 blocks), and for ours the earlier one was chosen "
+        "by the validation error over the three seeds (30.04 against 30.24 %). The norm scale was cut at half of the run. Half "
+        "of 24 epochs are too few to train a network, and half too few to recover: all rows that start from a trained one are 6 "
+        "to 7 points above. They were not run at 9 blocks. Training seconds were taken while other work shared the machine."
     ),
     "shrink-resnet56-32px": (
-        "One seed. The blocks of the shrunk network were closed between a fifth and half of its run. In eight epochs depth does not pay: "
-        "the shallow network is no worse than the whole one. Training seconds were taken while other work shared the machine."
+        "One seed. The blocks of the shrunk network were closed between a fifth and half of its run. In eight epochs depth does "
+        "not pay: the shallow network is no worse than the whole one. Training seconds were taken while other work shared the "
+        "machine."
     ),
 }

@@ -124,7 +124,8 @@ def _cifar(result: dict[str, Any]) -> str:
 def _shrink(result: dict[str, Any]) -> str:
     parts = [
         f"`python -m benchmarks.shrink`: {result['what']}, {_seeds(result)}. The whole network has {_spread(result['whole'])} test "
-        "error. Time is that of a forward pass, as a share of the whole network's, measured in alternation. Ways that start from a trained "
+        "error. Time is that of a forward pass, as a share of the whole network's, measured in alternation. Ways that "
+        "start from a trained "
         "network spend half of the epochs on training it."
     ]
     whole = result["whole"]
@@ -177,7 +178,8 @@ def _ghost(result: dict[str, Any]) -> str:
     head = [text for batch in batches for text in (f"time at batch {batch}", "points above the whole")]
     return (
         f"`python -m benchmarks.ghost`: {result['what']}, {_seeds(result)}. The whole network has "
-        f"{result['whole']['test_error']:.2f} % test error. Settings are chosen on the validation split, for each batch size separately, with a rise of "
+        f"{result['whole']['test_error']:.2f} % test error. Settings are chosen on the validation split, for each batch "
+        "size separately, with a rise of "
         f"at most {result['allowed']:g} points. Time is that of a call, as a share of the whole network's, measured in alternation and "
         f"everything included{'; means and ranges over the seeds' if several else ''}.\n\n"
         + _table(["", *head], rows)
@@ -194,8 +196,8 @@ def _budgets(result: dict[str, Any], whole: float) -> str:
         rows.append([f"{float(budget):g}", *cells])
     head = ["budget", *(f"time, points above the whole at batch {batch}" for batch in result)]
     return (
-        "\n\nTime budgets, with exits alone (first seed; chosen on the validation split, time and error reported on the test split):\n\n"
-        + _table(head, rows)
+        "\n\nTime budgets, with exits alone (first seed; chosen on the validation split, time and error reported on the test "
+        "split):\n\n" + _table(head, rows)
     )
 
 
@@ -212,7 +214,8 @@ def _serving(result: dict[str, Any]) -> str:
     ]
     error = result["test_error"]
     return (
-        f"`python -m benchmarks.serving`: {result['what']}; {result['turns']} alternating turns of {result['seconds']:g} s each, with the clients "
+        f"`python -m benchmarks.serving`: {result['what']}; {result['turns']} alternating turns of {result['seconds']:g} "
+        "s each, with the clients "
         f"on the same machine. The network has {error['network']:.2f} % test error and its ghost {error['ghost']:.2f} %. "
         f"{100 * result['left_early']:.0f} % of the ghost's inputs leave early, and {100 * result['blocks_run']:.0f} % of its blocks "
         "run.\n\n" + _table(["", "p50", "p99", "answers per second, median and range", "answers"], rows)
@@ -226,8 +229,8 @@ def _families(result: dict[str, Any]) -> str:
     ]
     return (
         f"`python -m benchmarks.families`: {result['what']} in total for every way; {_seeds(result)}. {result['blocks'][1]} of "
-        f"{result['blocks'][0]} blocks remain. Time is that of a forward pass, as a share of the whole network's, measured in alternation.\n\n"
-        + _table(["", "test error", "above the whole, points", "time"], rows)
+        f"{result['blocks'][0]} blocks remain. Time is that of a forward pass, as a share of the whole network's, "
+        "measured in alternation.\n\n" + _table(["", "test error", "above the whole, points", "time"], rows)
     )
 
 
@@ -254,7 +257,8 @@ def _monitor(result: dict[str, Any]) -> str:
     snapshot, step = (1000 * result[f"{what}_seconds"] for what in ("glance", "step"))
     return (
         f"{result['what'].replace('a glance at', 'a snapshot of').replace('against', 'compared with')}: {result['glance_in_steps']:.2f} "
-        f"steps (medians of {result['n']} turns, {snapshot:.0f} ms and {step:.0f} ms). One snapshot per epoch of CIFAR-10's 45,000 training images at batch 128 is {result['percent_of_an_epoch']:.2f} % of the epoch."
+        f"steps (medians of {result['n']} turns, {snapshot:.0f} ms and {step:.0f} ms). One snapshot per epoch of "
+        f"CIFAR-10's 45,000 training images at batch 128 is {result['percent_of_an_epoch']:.2f} % of the epoch."
     )
 
 

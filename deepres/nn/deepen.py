@@ -53,7 +53,7 @@ def deepen(model: ResNet, blocks: Sequence[int], images: Tensor | None = None) -
                 _dirac(block)
     deeper.train(model.training)
     if config.is_plain and config.norm:
-        _settle(deeper, [len(stage.blocks) for stage in model.stages], images)  # type: ignore[arg-type]
+        _undo_norms(deeper, [len(stage.blocks) for stage in model.stages], images)  # type: ignore[arg-type]
     return deeper
 
 
@@ -66,7 +66,7 @@ def _dirac(block: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _settle(model: ResNet, old: list[int], images: Tensor | None) -> None:
+def _undo_norms(model: ResNet, old: list[int], images: Tensor | None) -> None:
     """Give the new norms of a plain network scales and shifts that undo their normalisation."""
     new = [norm for stage, count in zip(model.stages, old, strict=True) for block in list(stage.blocks)[count:]  # type: ignore[arg-type]
            for norm in block.modules() if isinstance(norm, nn.BatchNorm2d)]  # fmt: skip
@@ -92,7 +92,7 @@ def _settle(model: ResNet, old: list[int], images: Tensor | None) -> None:
     handles = [norm.register_forward_pre_hook(take) for norm in new]
     training = model.training
     try:
-        model.eval()(images)  # each new norm settles before it is used, so the next one sees an unchanged signal
+        model.eval()(images)  # each new norm is set before it is applied, so the next one sees an unchanged signal
     finally:
         model.train(training)
         for handle in handles:

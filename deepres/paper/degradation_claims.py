@@ -75,7 +75,9 @@ def vanishing(lab: Lab, me: Experiment) -> Outcome:
                 model = _after_an_epoch(lab, f"plain{depth}-cifar", seed, norm=norm, init=init)
                 grads = [layer.norm for layer in gradient_norms(model, images, labels)[:-1]] if model is not None else []
                 voices = (
-                    [] if model is None else responses(_settled(model, images), Sample((images,), (labels,), "labels"))[:-1]
+                    []
+                    if model is None
+                    else responses(_with_batch_statistics(model, images), Sample((images,), (labels,), "labels"))[:-1]
                 )
                 spread = [voice.deviation for voice in voices]
                 signal.append(_evenness(spread))
@@ -116,12 +118,12 @@ def _after_an_epoch(lab: Lab, net: str, seed: int, *, norm: bool, init: str) -> 
 
 
 def _evenness(sizes: list[float]) -> float:
-    """The smallest against the largest; 0 where even the largest is nothing."""
+    """The smallest against the largest; 0 where the largest is 0."""
     return min(sizes) / max(sizes) if sizes and max(sizes) > FLOOR else 0.0
 
 
-def _settled(model: nn.Module, images: torch.Tensor) -> nn.Module:
-    """In eval mode with this batch's statistics, so that a measurement sees what training would."""
+def _with_batch_statistics(model: nn.Module, images: torch.Tensor) -> nn.Module:
+    """``model`` in eval mode, with the statistics of this batch in its batch norms, so that it computes what it would in training."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
