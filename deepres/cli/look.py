@@ -59,10 +59,10 @@ class Look:
                         source.model,
                         source.batches(self.examples, self.batch),
                         name=source.name,
-                        lesions=self.lesions,
+                        ablations=self.lesions,
                         pairs=self.pairs,
                         device=source.device,
-                        watch=watch,
+                        progress=watch,
                     )
                 )
             say(f"{source.name}")

@@ -1,25 +1,26 @@
-"""Measure what goes on inside a network. Read: sample -> signals, splits_gradient, lesions, probes, responses -> look -> summary -> page.
+"""Measurements inside a network.
 
-``monitor`` takes a glance while a network trains; ``gradients`` has the norms by layer that plain networks have too.
+Read: sample -> signals, gradient_split, paths, ablations, probes, responses -> look -> summary -> figures -> page. ``monitor``
+takes snapshots during training; ``gradients`` has the gradient norms by layer, which plain networks have too.
 """
 
-from deepres.lens.backward import Gradient, Paths
+from deepres.lens.ablations import Ablation, Deletion
+from deepres.lens.gradient_split import Gradient
 from deepres.lens.gradients import LayerGradient, gradient_norms
-from deepres.lens.lesions import Deletion, Lesion
-from deepres.lens.look import Look, SiteFinding, look
-from deepres.lens.monitor import Glance, Monitor, SiteSnapshot, read_snapshots
+from deepres.lens.look import LookResult, SiteFinding, look
+from deepres.lens.monitor import Monitor, SiteSnapshot, Snapshot, read_snapshots
+from deepres.lens.paths import Paths
 from deepres.lens.probes import Probes
 from deepres.lens.responses import Response, responses
 from deepres.lens.signals import Signal
 from deepres.lens.summary import summary
 
 __all__ = [
+    "Ablation",
     "Deletion",
-    "Glance",
     "Gradient",
     "LayerGradient",
-    "Lesion",
-    "Look",
+    "LookResult",
     "Monitor",
     "Paths",
     "Probes",
@@ -27,6 +28,7 @@ __all__ = [
     "Signal",
     "SiteFinding",
     "SiteSnapshot",
+    "Snapshot",
     "gradient_norms",
     "look",
     "read_snapshots",

@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 
 import plotly.graph_objects as go
 
-from deepres.lens.look import Look, SiteFinding
-from deepres.lens.monitor import Glance
+from deepres.lens.look import LookResult, SiteFinding
+from deepres.lens.monitor import Snapshot
 from deepres.report import charts
 
 MARKERS = 80  # more sites than this are drawn as a line without markers
 
 
 def by_site(
-    looks: Sequence[Look], title: str, value: Callable[[Look, SiteFinding], float | None], log: bool = False
+    looks: Sequence[LookResult], title: str, value: Callable[[LookResult, SiteFinding], float | None], log: bool = False
 ) -> go.Figure:
     """One number a site, from input to output."""
     series = [
@@ -31,26 +31,26 @@ def by_site(
     return charts.lines(charts.Panel(charts.Axis("site"), charts.Axis(title, log=log), series))
 
 
-def single_ablations(looks: Sequence[Look]) -> go.Figure:
+def single_ablations(looks: Sequence[LookResult]) -> go.Figure:
     """The change of the error without each branch, with its interval."""
     series = []
     for found in looks:
-        cut = [(site, site.lesion) for site in found.sites if site.lesion]
+        cut = [(site, site.ablation) for site in found.sites if site.ablation]
         series.append(
             charts.Series(
                 found.name,
                 [site.index for site, _ in cut],
-                [lesion.change for _, lesion in cut],
+                [ablation.change for _, ablation in cut],
                 mode="markers",
                 labels=[site.name for site, _ in cut],
                 hover="%{text}: %{y:+.2f} points",
-                y_bars=([lesion.low for _, lesion in cut], [lesion.high for _, lesion in cut]),
+                y_bars=([ablation.low for _, ablation in cut], [ablation.high for _, ablation in cut]),
             )
         )
     return charts.lines(charts.Panel(charts.Axis("site left out"), charts.Axis("change of error, points"), series))
 
 
-def several_ablations(looks: Sequence[Look]) -> go.Figure:
+def several_ablations(looks: Sequence[LookResult]) -> go.Figure:
     """Fig. 5 of Veit et al. 2016: many branches left out, many blocks exchanged; beside it pairs against their sums."""
     many, pairs = [], []
     for found, colour in zip(looks, charts.COLOURS * len(looks), strict=False):
@@ -61,7 +61,7 @@ def several_ablations(looks: Sequence[Look]) -> go.Figure:
         if any(d.swapped is not None for d in found.deletions):
             swapped = [d.swapped for d in found.deletions]
             many.append(charts.Series(f"{found.name}, exchanged", counts, swapped, colour=colour, dash="dot"))
-        alone = {site.name: site.lesion.change for site in found.sites if site.lesion}
+        alone = {site.name: site.ablation.change for site in found.sites if site.ablation}
         pairs.append(
             charts.Series(
                 f"{found.name}, pairs",
@@ -82,7 +82,7 @@ def several_ablations(looks: Sequence[Look]) -> go.Figure:
     )
 
 
-def path_lengths_figure(looks: Sequence[Look]) -> go.Figure:
+def path_lengths_figure(looks: Sequence[LookResult]) -> go.Figure:
     """Fig. 6 of Veit et al. 2016: the gradient by length of the path."""
     shown = [(found.name, found.paths) for found in looks if found.paths is not None]
     one = [charts.Series(name, paths.lengths, paths.magnitude) for name, paths in shown]
@@ -94,7 +94,7 @@ def path_lengths_figure(looks: Sequence[Look]) -> go.Figure:
     )
 
 
-def layer_responses(looks: Sequence[Look]) -> go.Figure:
+def layer_responses(looks: Sequence[LookResult]) -> go.Figure:
     """Fig. 7 of He et al. 2015: the standard deviation of each layer's output."""
     series = [
         charts.Series(
@@ -109,7 +109,7 @@ def layer_responses(looks: Sequence[Look]) -> go.Figure:
     return charts.lines(charts.Panel(charts.Axis("layer"), charts.Axis("standard deviation", log=True), series))
 
 
-def over_training(snapshots: Sequence[Glance]) -> go.Figure:
+def over_training(snapshots: Sequence[Snapshot]) -> go.Figure:
     """Each site at each snapshot: the size of its branch, and its gradient norm."""
     names = [site.name for site in snapshots[0].sites]
     epochs = [snapshot.epoch for snapshot in snapshots]

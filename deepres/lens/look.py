@@ -1,8 +1,10 @@
-"""``look``: everything that the lens measures, in one call, as plain dataclasses."""
+"""``look``: all measurements of the lens in one call, as plain dataclasses."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,8 +16,9 @@ from torch import Tensor, nn
 from deepres.adapters import Site, sites
 from deepres.errors import DeepresError
 from deepres.evaluation import branch_times
-from deepres.lens.backward import Gradient, Paths, gradients, path_lengths
-from deepres.lens.lesions import Deletion, Lesion, bypassed, deletions, pairs_to_try
+from deepres.lens.ablations import Ablation, Deletion, bypassed, deletions, pairs_to_try
+from deepres.lens.gradient_split import Gradient, gradients
+from deepres.lens.paths import Paths, path_lengths
 from deepres.lens.probes import Probes, probes
 from deepres.lens.responses import Response, responses
 from deepres.lens.sample import Sample
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SiteFinding:
-    """What was measured at one site."""
+    """Measurements at one site."""
 
     index: int  # counted from 1
     name: str
@@ -38,53 +41,56 @@ class SiteFinding:
     time: float  # share of a forward pass that the branch takes
     signal: Signal
     gradient: Gradient | None
-    lesion: Lesion | None  # None if it was not asked for, or for a site that cannot be left out
+    ablation: Ablation | None  # None without ablations, and for a site that cannot be left out
 
 
 @dataclass(frozen=True)
-class Look:
-    """What a network's depth does, on a sample of examples."""
+class LookResult:
+    """Result of ``look``: the measurements of one network on a sample of examples."""
 
     name: str
     examples: int
     answers: int  # examples, or tokens of a language model
     classes: int  # that occur among the labels, or tokens
-    against: str  # what the answers are held to: "labels", or "itself" (then an error is a share of changed answers)
+    against: str  # reference of the answers: "labels", or "itself" (an error is then the share of changed answers)
     error: float  # of the whole network on the sample, %
     sites: tuple[SiteFinding, ...]
     layers: tuple[Response, ...]
-    pairs: tuple[Lesion, ...]
+    pairs: tuple[Ablation, ...]
     deletions: tuple[Deletion, ...]
     paths: Paths | None
     probes: Probes | None
     seconds: float
 
     def frame(self) -> pandas.DataFrame:
-        """One row a site. Needs pandas."""
+        """One row a site. Raises ``DeepresError`` without pandas."""
         try:
             import pandas
         except ImportError as error:
-            raise DeepresError("Look.frame() needs pandas, which is not installed; install deepres[pandas]") from error
+            raise DeepresError("LookResult.frame() needs pandas, which is not installed; install deepres[pandas]") from error
         rows = []
         for site in self.sites:
-            row: dict[str, Any] = {k: v for k, v in vars(site).items() if k not in ("signal", "gradient", "lesion")}
+            row: dict[str, Any] = {k: v for k, v in vars(site).items() if k not in ("signal", "gradient", "ablation")}
             row |= {k: v for k, v in vars(site.signal).items() if k != "histogram"}
             row["spread_low"], row["spread_high"] = row.pop("spread")
             row |= {f"gradient_{k}": v for k, v in vars(site.gradient).items()} if site.gradient else {}
-            row |= {f"lesion_{k}": v for k, v in vars(site.lesion).items() if k != "what"} if site.lesion else {}
+            row |= {f"ablation_{k}": v for k, v in vars(site.ablation).items() if k != "what"} if site.ablation else {}
             if self.probes:
                 row["probe_error"] = self.probes.error[site.index - 1]
             rows.append(row)
         return pandas.DataFrame(rows).set_index("index") if rows else pandas.DataFrame()
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as plain values that JSON takes."""
-        return asdict(self)
+        """All measurements as values that JSON takes. Sites also have ``lesion``, the old name of ``ablation``."""
+        plain = asdict(self)
+        for site in plain["sites"]:
+            site["lesion"] = site["ablation"]
+        return plain
 
 
 @contextmanager
 def _at_rest(model: nn.Module) -> Any:
-    """Eval mode, and every weight's gradient as it was."""
+    """Eval mode inside; afterwards modes and ``requires_grad`` are restored."""
     was = [(module, module.training) for module in model.modules()]
     wants = [(p, p.requires_grad) for p in model.parameters()]
     model.eval()
@@ -102,27 +108,39 @@ def look(
     batches: Iterable[Any],
     *,
     name: str = "",
-    lesions: bool = True,
+    ablations: bool = True,
     pairs: int = 60,
     backward: int = 64,
     device: torch.device | str | None = None,
-    watch: Callable[[str, float], None] = lambda what, share: None,
-) -> Look:
-    """Measure what the depth of ``model`` does.
+    progress: Callable[[str, float], None] = lambda what, share: None,
+    **old: Any,
+) -> LookResult:
+    """Measure the effect of each part of the depth of ``model``.
 
     >>> found = lens.look(model, [(images, labels)])
-    >>> found.frame().sort_values("lesion_change")[["name", "ratio", "lesion_change", "time"]]
+    >>> found.frame().sort_values("ablation_change")[["name", "ratio", "ablation_change", "time"]]
 
-    ``batches``: pairs (inputs, labels), or inputs alone, whose answers are then held to the network's own. They are kept and
-    gone through many times, so some hundreds to a few thousand examples are right. ``lesions``: also leave out each branch
-    in turn, which takes a pass over the sample each; ``pairs``: how many pairs of branches, and on the same terms deletions
-    and exchanges. ``backward``: examples for the gradients and paths. ``watch``: told what is measured and how much is done.
+    ``batches``: pairs (inputs, labels), or inputs alone, which are compared with the network's own answers. They are kept in
+    memory and passed through the network many times; some hundreds to a few thousand examples are suitable. ``ablations``: also
+    leave out each branch in turn, one pass over the sample each; ``pairs``: the number of pairs of branches to leave out; above
+    0 several branches are also left out, and blocks exchanged, at random. ``backward``: the number of examples for the gradients
+    and paths. ``progress`` is called with the measurement that begins and the share that is done.
 
-    The model is left as it was. One without sites gives no site findings, and its layers' responses all the same.
+    ``lesions`` and ``watch`` are the old names of ``ablations`` and ``progress``.
 
-    Raises ``DeepresError`` for no examples, labels that do not fit, and outputs that are not logits.
+    The model is left unchanged. For one without sites only the layers' responses are measured. A compiled model is measured
+    eagerly, since its compiled code ignores hooks.
+
+    Raises ``DeepresError`` without examples, for labels that do not fit, and for outputs that are not logits.
     """
+    for was, now in (("lesions", "ablations"), ("watch", "progress")):
+        if was in old:
+            warnings.warn(f"look({was}=) is now called {now}=", DeprecationWarning, stacklevel=2)
+    ablations, progress = old.pop("lesions", ablations), old.pop("watch", progress)
+    if old:
+        raise TypeError(f"look() got an unexpected keyword argument {next(iter(old))!r}")
     began = time.perf_counter()
+    model = getattr(model, "_orig_mod", model)  # torch.compile wraps
     if device is not None:
         model = model.to(device)
     home = next(model.parameters()).device
@@ -130,57 +148,34 @@ def look(
         sample = Sample.take(model, _moved(batches, home))
         found = sites(model)
         few = sample.first(backward)
-        removable = [i for i, site in enumerate(found) if not site.reshapes]
-        tries = pairs_to_try(len(removable), pairs) if lesions and pairs else []
-        steps = _Steps(watch, 6 + (len(removable) if lesions else 0) + len(tries))
+        removable = [site for site in found if not site.reshapes]
+        tries = pairs_to_try(len(removable), pairs) if ablations and pairs else []
+        steps = _Steps(progress, 6 + (len(removable) if ablations else 0) + len(tries))
         whole = sample.right(model)
-        steps.next("signals")
-        forward = signals(model, found, sample)
-        shares = branch_times(model, found, sample.inputs[0][:32]) if found else []
-        steps.next("responses")
-        voices = responses(model, few)
-        steps.next("gradients")
-        back = gradients(model, found, few) if found else []
+        findings = _site_findings(model, found, sample, few, steps)
         steps.next("paths")
         paths = path_lengths(model, found, few.first(16)) if found else None
+        steps.next("responses")
+        layers = responses(model, few)
         steps.next("probes")
         classes = 1 + max(int(y.max()) for y in sample.labels)
         probed = probes(model, found, sample, classes)
-        single: dict[int, Lesion] = {}
-        double, several = [], []
-        if lesions:
-            for i in removable:
-                steps.next(f"lesion of {found[i].name}")
-                single[i] = bypassed(model, sample, whole, [found[i]])
-            for a, b in tries:
-                steps.next("lesions of pairs")
-                double.append(bypassed(model, sample, whole, [found[removable[a]], found[removable[b]]]))
-            if pairs:
-                steps.next("deletions and exchanges")
-                several = deletions(model, found, sample)
-    return Look(
+        single = _single_ablations(model, removable, sample, whole, steps) if ablations else {}
+        double = []
+        for a, b in tries:
+            steps.next("ablation of pairs")
+            double.append(bypassed(model, sample, whole, [removable[a], removable[b]]))
+        steps.next("ablation of several")
+        several = deletions(model, found, sample) if ablations and pairs else []
+    return LookResult(
         name=name or type(model).__name__,
         examples=len(sample),
         answers=sample.answers,
         classes=classes,
         against=sample.against,
         error=100 * (1 - float(whole.float().mean())),
-        sites=tuple(
-            SiteFinding(
-                index=i + 1,
-                name=site.name,
-                kind=site.kind,
-                stage=stage,
-                reshapes=site.reshapes,
-                params=sum(p.numel() for module in site.branch_modules for p in module.parameters()),
-                time=shares[i],
-                signal=forward[i],
-                gradient=back[i],
-                lesion=single.get(i),
-            )
-            for i, (site, stage) in enumerate(zip(found, _stages(found), strict=True))
-        ),
-        layers=tuple(voices),
+        sites=tuple(dataclasses.replace(finding, ablation=single.get(finding.name)) for finding in findings),
+        layers=tuple(layers),
         pairs=tuple(double),
         deletions=tuple(several),
         paths=paths,
@@ -189,12 +184,49 @@ def look(
     )
 
 
+def _site_findings(model: nn.Module, found: list[Site], sample: Sample, few: Sample, steps: _Steps) -> list[SiteFinding]:
+    """The signal over ``sample``, the gradient over ``few``, the time and the weights of each site; no ablations."""
+    steps.next("signals")
+    forward = signals(model, found, sample)
+    times = branch_times(model, found, sample.inputs[0][:32]) if found else []
+    steps.next("gradients")
+    back = gradients(model, found, few) if found else []
+    return [
+        SiteFinding(
+            index=i + 1,
+            name=site.name,
+            kind=site.kind,
+            stage=stage,
+            reshapes=site.reshapes,
+            params=sum(p.numel() for module in site.branch_modules for p in module.parameters()),
+            time=times[i],
+            signal=forward[i],
+            gradient=back[i],
+            ablation=None,
+        )
+        for i, (site, stage) in enumerate(zip(found, _stages(found), strict=True))
+    ]
+
+
+def _single_ablations(
+    model: nn.Module, removable: list[Site], sample: Sample, whole: Tensor, steps: _Steps
+) -> dict[str, Ablation]:
+    """Each site's ablation, by the site's name."""
+    single = {}
+    for site in removable:
+        steps.next(f"ablation of {site.name}")
+        single[site.name] = bypassed(model, sample, whole, [site])
+    return single
+
+
 class _Steps:
-    def __init__(self, watch: Callable[[str, float], None], total: int) -> None:
-        self.watch, self.total, self.done = watch, total, 0
+    """Calls ``progress`` at the beginning of each of ``total`` measurements."""
+
+    def __init__(self, progress: Callable[[str, float], None], total: int) -> None:
+        self.progress, self.total, self.done = progress, total, 0
 
     def next(self, what: str) -> None:
-        self.watch(what, min(self.done / self.total, 1.0))
+        self.progress(what, min(self.done / self.total, 1.0))
         self.done += 1
 
 

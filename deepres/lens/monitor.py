@@ -1,4 +1,4 @@
-"""A glance at every site while a network trains: cheap enough to take at each epoch, kept with the run."""
+"""Snapshots of every site during training: cheap enough for each epoch, kept with the run."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from deepres.training import Trainer, local_norms
 from deepres.training.memory import frozen_norm_statistics
 from deepres.training.optimizer import last_step
 
-FILE = "lens.jsonl"
-FAR = 1000.0  # a gradient this many times weaker or stronger than the median of all sites is out of the usual range
+SNAPSHOT_FILE = "lens.jsonl"
+UNUSUAL = 1000.0  # factor from the median of all sites, beyond which a gradient is reported
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class SiteSnapshot:
     ratio: float  # |f(x)| / |shortcut(x)|
     dead: float | None  # share of channels that are zero for all of the examples; None without a ReLU
     gradient: float  # norm of the loss's gradient at the site's input
-    by_shortcut: float  # share of it that came by the shortcut, of the two parts' sizes
+    by_shortcut: float  # share of the part through the shortcut in the norms of the two parts
     update: float | None  # |last step| / |weights| of the branch; None before the first step
 
 
 @dataclass(frozen=True)
-class Glance:
+class Snapshot:
     """All sites at one step."""
 
     step: int
@@ -47,8 +47,8 @@ class Glance:
     sites: tuple[SiteSnapshot, ...]
 
     def warnings(self) -> list[str]:
-        """What a person who trains should know now."""
-        said = [
+        """One sentence for each dead block and for each unusual gradient."""
+        found = [
             f"{site.name}: every channel is zero for every example, so the block is dead"
             for site in self.sites
             if site.dead is not None and site.dead >= 1
@@ -56,23 +56,23 @@ class Glance:
         sizes = sorted(site.gradient for site in self.sites)
         middle = sizes[len(sizes) // 2]
         for site in self.sites:
-            if site.gradient * FAR < middle or site.gradient > FAR * middle:
+            if site.gradient * UNUSUAL < middle or site.gradient > UNUSUAL * middle:
                 factor = site.gradient / max(middle, 1e-30)
-                said.append(f"{site.name}: its gradient is {factor:.1g} times the median of all sites")
-        return said
+                found.append(f"{site.name}: its gradient is {factor:.1g} times the median of all sites")
+        return found
 
 
-def read_snapshots(folder: str | Path) -> list[Glance]:
+def read_snapshots(folder: str | Path) -> list[Snapshot]:
     """The snapshots kept with a run, oldest first; an empty list where none were taken."""
     found = []
-    path = Path(folder) / FILE
+    path = Path(folder) / SNAPSHOT_FILE
     if path.is_file():
         for line in path.read_text().splitlines():
             try:
                 raw = json.loads(line)
-                found.append(Glance(raw["step"], raw["epoch"], tuple(SiteSnapshot(**site) for site in raw["sites"])))
+                found.append(Snapshot(raw["step"], raw["epoch"], tuple(SiteSnapshot(**site) for site in raw["sites"])))
             except (ValueError, KeyError, TypeError):
-                continue  # cut short by a crash
+                continue  # a crash can leave a line unfinished
     return found
 
 
@@ -83,7 +83,7 @@ def parse_every(text: str) -> tuple[float, str]:
     """
     match = re.fullmatch(r"(?:every=)?(\d+(?:\.\d+)?)\s*(epoch|step)s?", text.strip())
     if match is None or float(match[1]) <= 0 or (match[2] == "step" and float(match[1]) < 1):
-        raise DeepresError(f"--lens takes how often to look, such as every=1epoch or every=200steps, not {text!r}")
+        raise DeepresError(f"--lens takes an interval, such as every=1epoch or every=200steps, not {text!r}")
     return float(match[1]), match[2]
 
 
@@ -98,11 +98,11 @@ class Monitor(Callback):
     out: str | Path | None = None  # the run's folder; the snapshots go into its lens.jsonl
     examples: int = 16
     say: Callable[[str], None] = print
-    snapshots: list[Glance] = field(default_factory=list)
+    snapshots: list[Snapshot] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._count, self._unit = parse_every(self.every)
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
 
     def before_step(self, trainer: Trainer, batch: Batch) -> None:
         if trainer.context.is_main:
@@ -117,23 +117,23 @@ class Monitor(Callback):
         gap = max(1, round(self._count * (steps if self._unit == "epoch" else 1)))
         if step % gap:
             return
-        seen = glance(model, images[: self.examples], labels[: self.examples], optimizer, step, step / steps)
+        seen = take_snapshot(model, images[: self.examples], labels[: self.examples], optimizer, step, step / steps)
         if seen is None:
             return
         self.snapshots.append(seen)
         if self.out is not None:
-            with open(Path(self.out) / FILE, "a") as file:
+            with open(Path(self.out) / SNAPSHOT_FILE, "a") as file:
                 file.write(json.dumps(asdict(seen)) + "\n")
         for text in seen.warnings():
-            if text.split(":")[0] not in self._said:  # once a site is enough
-                self._said.add(text.split(":")[0])
+            if text.split(":")[0] not in self._warned:  # one warning a site
+                self._warned.add(text.split(":")[0])
                 self.say(f"lens, epoch {seen.epoch:.1f}: {text}")
 
 
-def glance(
+def take_snapshot(
     model: nn.Module, images: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer | None, step: int, epoch: float
-) -> Glance | None:
-    """Look at all sites in one forward and backward pass; None where the model has no sites.
+) -> Snapshot | None:
+    """LookResult at all sites in one forward and backward pass; None where the model has no sites.
 
     The model is left as it was: running statistics, gradients and random state included.
     """
@@ -168,7 +168,7 @@ def glance(
         inputs = images.detach().clone().requires_grad_(not tokens)
         loss = F.cross_entropy(*flat(logits_of(model, inputs).float(), labels))
         torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad] if tokens else inputs, allow_unused=tokens)
-    return Glance(
+    return Snapshot(
         step,
         epoch,
         tuple(
@@ -186,7 +186,7 @@ def glance(
 
 
 def _update(site: Site, optimizer: torch.optim.Optimizer) -> float | None:
-    """The size of the last step against the size of the weights."""
+    """Norm of the branch's last update divided by the norm of its weights."""
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     steps, sizes = [], []
     for parameter in (p for module in site.branch_modules for p in module.parameters()):

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from deepres.lens import figures
-from deepres.lens.look import Look, SiteFinding
-from deepres.lens.monitor import Glance
+from deepres.lens.look import LookResult, SiteFinding
+from deepres.lens.monitor import Snapshot
 from deepres.lens.probes import Probes
 from deepres.lens.signals import EDGES
 from deepres.lens.summary import summary
@@ -29,13 +29,13 @@ MEASURES: tuple[dict[str, Any], ...] = (
 
 
 def look_page(
-    looks: Sequence[Look],
+    looks: Sequence[LookResult],
     *,
     data: str,
     footer: str = "",
     classes: Sequence[str] = (),
     pixels: Callable[[int], Any] | None = None,
-    snapshots: Sequence[Glance] = (),
+    snapshots: Sequence[Snapshot] = (),
 ) -> Page:
     """Build the page. ``pixels``: the bytes of the sample's i-th image; ``snapshots``: from training the first network."""
     names = " and ".join(found.name for found in looks)
@@ -47,7 +47,7 @@ def look_page(
         if found.sites:
             _chain(built, found)
     shown = [found for found in looks if found.sites]
-    if any(site.lesion for found in shown for site in found.sites):
+    if any(site.ablation for found in shown for site in found.sites):
         _ablations(built, shown)
     if shown:
         _signals_and_gradients(built, shown)
@@ -68,7 +68,7 @@ def look_page(
     return built
 
 
-def _ablations(built: Page, looks: Sequence[Look]) -> None:
+def _ablations(built: Page, looks: Sequence[LookResult]) -> None:
     built.heading("Error without a branch")
     built.figure(
         figures.single_ablations(looks),
@@ -84,7 +84,7 @@ def _ablations(built: Page, looks: Sequence[Look]) -> None:
         )
 
 
-def _signals_and_gradients(built: Page, looks: Sequence[Look]) -> None:
+def _signals_and_gradients(built: Page, looks: Sequence[LookResult]) -> None:
     built.heading("Distance from the identity")
     built.figure(
         figures.by_site(looks, "|f(x)| / |x|", lambda _, site: site.signal.ratio, log=True),
@@ -114,7 +114,7 @@ def through_shortcut(site: SiteFinding) -> float | None:
     return 100 * back.shortcut / parts if back and parts else None
 
 
-def _chain(built: Page, found: Look) -> None:
+def _chain(built: Page, found: LookResult) -> None:
     values = [_values(found, site) for site in found.sites]
     measures = [measure for measure in MEASURES if any(row[measure["key"]] is not None for row in values)]
     sites = [
@@ -127,17 +127,17 @@ def _chain(built: Page, found: Look) -> None:
             "values": row,
             "details": _details(found, site),
             "histogram": list(site.signal.histogram),
-            "ablation": {k: getattr(site.lesion, k) for k in ("change", "low", "high")} if site.lesion else None,
+            "ablation": {k: getattr(site.ablation, k) for k in ("change", "low", "high")} if site.ablation else None,
         }
         for site, row in zip(found.sites, values, strict=True)
     ]
     built.chain(found.name, measures, sites, EDGES)
 
 
-def _values(found: Look, site: SiteFinding) -> dict[str, float | None]:
+def _values(found: LookResult, site: SiteFinding) -> dict[str, float | None]:
     return {
         "ratio": site.signal.ratio,
-        "ablation": site.lesion.change if site.lesion else None,
+        "ablation": site.ablation.change if site.ablation else None,
         "by_shortcut": through_shortcut(site),
         "gradient": site.gradient.total if site.gradient else None,
         "cosine": site.signal.cosine,
@@ -147,8 +147,8 @@ def _values(found: Look, site: SiteFinding) -> dict[str, float | None]:
     }
 
 
-def _details(found: Look, site: SiteFinding) -> list[list[str]]:
-    signal, back, ablation = site.signal, site.gradient, site.lesion
+def _details(found: LookResult, site: SiteFinding) -> list[list[str]]:
+    signal, back, ablation = site.signal, site.gradient, site.ablation
     rows = [
         ["|f(x)| / |x|", f"{signal.ratio:.3g} (80 % of examples: {signal.spread[0]:.3g} to {signal.spread[1]:.3g})"],
         ["cosine, input and output", f"{signal.cosine:.3f}" if signal.cosine is not None else "undefined: the shape changes"],
@@ -171,7 +171,7 @@ def _details(found: Look, site: SiteFinding) -> list[list[str]]:
 
 
 def _depth(
-    built: Page, looks: Sequence[tuple[Look, Probes]], classes: Sequence[str], pixels: Callable[[int], Any] | None
+    built: Page, looks: Sequence[tuple[LookResult, Probes]], classes: Sequence[str], pixels: Callable[[int], Any] | None
 ) -> None:
     if not looks:
         return
@@ -195,7 +195,7 @@ def _depth(
 
 def _examples(built: Page, probes: Probes, classes: Sequence[str], pixels: Callable[[int], Any], whose: str) -> None:
     label = dict(zip(probes.examples, probes.labels, strict=True))
-    final = dict(zip(probes.examples, probes.settled, strict=True))
+    final = dict(zip(probes.examples, probes.final, strict=True))
     early, late = probes.extremes(EXAMPLES_SHOWN)
     for text, positions in (("are classified at the earliest sites", early), ("need the most depth", late)):
         built.text(f"These examples {text}{whose}: all probes from the given site on are right.")

@@ -1,7 +1,7 @@
-"""Where depth is spent: at which site a linear probe first gets an example right (Alain and Bengio 2016).
+"""Linear probes: the site from which on an example is classified correctly (Alain and Bengio 2016).
 
-A probe is a ridge regression of the one-hot classes on the pooled output of a site. Its normal equations are summed while the
-signal passes, so no features are kept.
+A probe is a ridge regression of the one-hot classes on the pooled output of a site. Its normal equations are summed during the
+forward pass, so no features are kept.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from deepres.adapters import Observation, Site, logits_of
+from deepres.adapters import Observation, Site, logits_of, spec_of
+from deepres.adapters.spec import Layout
 from deepres.lens.sample import Sample
+from deepres.lens.signals import channel_axis
 
 FEATURES = 256  # wider outputs are projected at random to this many, which bounds the memory and the time
 RIDGE = 1e-3  # of the mean variance of a feature
@@ -23,11 +25,11 @@ RIDGE = 1e-3  # of the mean variance of a feature
 
 @dataclass(frozen=True)
 class Probes:
-    """Sites are counted from 1; an example that no probe gets right has 0."""
+    """Results of the probes. Sites are counted from 1; 0 stands for an example that no probe gets right."""
 
     error: tuple[float, ...]  # of each site's probe on the examples that it was not fitted to, %
     first: tuple[int, ...]  # for each of those examples, the earliest site whose probe is right
-    settled: tuple[int, ...]  # the earliest site from which on all probes are right
+    final: tuple[int, ...]  # the earliest site from which on all probes are right
     labels: tuple[int, ...]
     examples: tuple[int, ...]  # their positions in the sample
     fitted: int  # examples that the probes were fitted to
@@ -41,36 +43,38 @@ class Probes:
         return {label: sum(values) / len(values) for label, values in sorted(sums.items())}
 
     def extremes(self, count: int) -> tuple[list[int], list[int]]:
-        """Positions in the sample of the examples that settle earliest and latest; the latest may never do."""
-        late = [s or len(self.error) + 1 for s in self.settled]
+        """Positions in the sample of the ``count`` examples with the smallest and with the largest ``final``; 0 is the largest."""
+        late = [s or len(self.error) + 1 for s in self.final]
         order = sorted(range(len(late)), key=lambda i: (late[i], self.first[i]))
         return [self.examples[i] for i in order[:count]], [self.examples[i] for i in reversed(order[-count:])]
 
 
-def _pooled(out: Tensor, project: Tensor | None) -> Tensor:
-    """(N, C, H, W) and (N, L, C) to (N, C): the mean over places. Then (N, features)."""
-    features = out.detach().float()
-    features = features.mean((2, 3)) if features.ndim == 4 else features.mean(1) if features.ndim == 3 else features.flatten(1)
+def _pooled(out: Tensor, layout: Layout, project: Tensor | None) -> Tensor:
+    """(N, C, H, W), (N, H, W, C), (N, L, C) or (N, C) -> (N, C), the mean over places; then (N, features) by projection."""
+    features = out.detach().float().movedim(channel_axis(out, layout), 1)
+    features = features.flatten(2).mean(2) if features.ndim > 2 else features
     return features if project is None else features @ project
 
 
 class _Probe:
-    def __init__(self, classes: int) -> None:
-        self.classes = classes
+    """Normal equations of one site's ridge regression."""
+
+    def __init__(self, classes: int, layout: Layout) -> None:
+        self.classes, self.layout = classes, layout
         self.project: Tensor | None = None
         self.gram: Tensor | None = None
         self.weights: Tensor | None = None
 
     def fit(self, out: Tensor, labels: Tensor) -> None:
         if self.gram is None:
-            width = _pooled(out[:1], None).shape[1]
+            width = _pooled(out[:1], self.layout, None).shape[1]
             if width > FEATURES:
                 generator = torch.Generator().manual_seed(0)
                 self.project = (torch.randn(width, FEATURES, generator=generator) / math.sqrt(width)).to(out.device)
             size = min(width, FEATURES) + 1
             self.gram = torch.zeros(size, size, dtype=torch.float64, device=out.device)
             self.target = torch.zeros(size, self.classes, dtype=torch.float64, device=out.device)
-        x = _pooled(out, self.project).double()
+        x = _pooled(out, self.layout, self.project).double()
         x = torch.cat([x, x.new_ones(len(x), 1)], 1)
         self.gram += x.T @ x
         self.target.index_add_(1, labels, x.T)
@@ -84,7 +88,7 @@ class _Probe:
 
     def answer(self, out: Tensor) -> Tensor:
         assert self.weights is not None
-        x = _pooled(out, self.project).double()
+        x = _pooled(out, self.layout, self.project).double()
         return (x @ self.weights[:-1] + self.weights[-1]).argmax(1)
 
 
@@ -97,7 +101,8 @@ def probes(model: nn.Module, sites: Sequence[Site], sample: Sample, classes: int
     fitted = (len(sample) + 1) // 2
     if not sites or any(y.ndim != 1 for y in sample.labels) or fitted < 2 * classes:
         return None
-    ready = [_Probe(classes) for _ in sites]
+    layout = spec_of(model).layout
+    ready = [_Probe(classes, layout) for _ in sites]
     now: list[Tensor] = []  # labels, or which examples count, of the pass under way
     right: list[list[Tensor]] = [[] for _ in sites]
 
@@ -120,7 +125,7 @@ def probes(model: nn.Module, sites: Sequence[Site], sample: Sample, classes: int
     table = torch.stack([torch.cat(rows) for rows in right])  # (sites, examples)
     wrong_after = (~table).flip(0).cumsum(0).flip(0)  # wrong answers from a site on
     first = torch.where(table.any(0), table.int().argmax(0) + 1, 0)
-    settled = torch.where(table[-1], (wrong_after == 0).int().argmax(0) + 1, 0)
+    final = torch.where(table[-1], (wrong_after == 0).int().argmax(0) + 1, 0)
     labels: list[Tensor] = []
     positions: list[int] = []
     start = 0
@@ -131,7 +136,7 @@ def probes(model: nn.Module, sites: Sequence[Site], sample: Sample, classes: int
     return Probes(
         tuple((100 * (1 - table.float().mean(1))).tolist()),
         tuple(first.tolist()),
-        tuple(settled.tolist()),
+        tuple(final.tolist()),
         tuple(torch.cat(labels).tolist()),
         tuple(positions),
         fitted=len(sample) - len(positions),

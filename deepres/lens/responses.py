@@ -1,4 +1,4 @@
-"""Layer responses: how much each layer says (He et al. 2015, Fig. 7). Works on plain networks too."""
+"""Layer responses: the standard deviation of each layer's output (He et al. 2015, Fig. 7), of plain networks too."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def responses(model: nn.Module, sample: Sample) -> list[Response]:
     As in the paper's Fig. 7 it is taken behind the batch norm that follows the layer, where one does, and else at the
     layer's own output.
     """
-    voices = _voices(model, sample.inputs[0][:2])
-    sums = {name: torch.zeros(4, dtype=torch.float64) for name in voices}
+    outputs = _outputs(model, sample.inputs[0][:2])
+    sums = {name: torch.zeros(4, dtype=torch.float64) for name in outputs}
 
-    def listen(name: str, out: Tensor) -> None:
+    def add(name: str, out: Tensor) -> None:
         values = out.detach().float()
         parts = (values.sum(dtype=torch.float64), values.square().sum(dtype=torch.float64), (values <= 0).sum().double())
         sums[name] += torch.stack([*parts, torch.tensor(float(values.numel()), device=values.device).double()]).cpu()
 
     with ExitStack() as stack:
-        for name, module in voices.items():
-            stack.callback(module.register_forward_hook(lambda _, __, out, name=name: listen(name, out)).remove)
+        for name, module in outputs.items():
+            stack.callback(module.register_forward_hook(lambda _, __, out, name=name: add(name, out)).remove)
         for x in sample.inputs:
             logits_of(model, x)
     found = []
@@ -51,21 +51,21 @@ def responses(model: nn.Module, sample: Sample) -> list[Response]:
     return found
 
 
-def _voices(model: nn.Module, x: Tensor) -> dict[str, nn.Module]:
+def _outputs(model: nn.Module, x: Tensor) -> dict[str, nn.Module]:
     """Layer name -> the module whose output is its response, found by running once."""
     order: list[str] = []
-    speaks: dict[str, nn.Module] = {}
+    source: dict[str, nn.Module] = {}
     made: list[tuple[Tensor, str]] = []  # the last layer's output
 
     def layer(name: str, module: nn.Module, out: object) -> None:
-        if isinstance(out, Tensor) and name not in speaks:
+        if isinstance(out, Tensor) and name not in source:
             order.append(name)
-            speaks[name] = module
+            source[name] = module
             made[:] = [(out, name)]
 
     def norm(module: nn.Module, x: Tensor) -> None:
         if made and made[0][0] is x:
-            speaks[made[0][1]] = module
+            source[made[0][1]] = module
 
     with ExitStack() as stack:
         for name, module in model.named_modules():
@@ -75,4 +75,4 @@ def _voices(model: nn.Module, x: Tensor) -> dict[str, nn.Module]:
             elif isinstance(module, _NORMS):
                 stack.callback(module.register_forward_pre_hook(lambda m, args: norm(m, args[0])).remove)
         logits_of(model, x)
-    return {name: speaks[name] for name in order}
+    return {name: source[name] for name in order}

@@ -1,4 +1,4 @@
-"""The examples that a network is measured on, and what counts as a wrong answer."""
+"""The sample: the examples on which a network is measured, and the reference of its answers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from deepres.errors import DeepresError
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Batches of inputs and right answers, small enough to be gone through many times.
+    """Batches of inputs and right answers, small enough for many passes.
 
-    ``against`` says what the answers are held to: ``"labels"``, or ``"itself"``, the network's own undisturbed answers, where
-    its classes are not the data's. An error against itself is the share of answers that change.
+    ``against`` names the reference: ``"labels"``, or ``"itself"``, the unchanged network's own answers, where its classes are not
+    the data's. An error against itself is the share of answers that change.
     """
 
     inputs: tuple[Tensor, ...]
@@ -46,7 +46,7 @@ class Sample:
                 if y is not None:
                     labels.append(y)
         if not inputs:
-            raise DeepresError("there are no examples to look with; give at least one batch")
+            raise DeepresError("there are no examples to measure; give at least one batch")
         if len(labels) < len(inputs):
             own = [logits.argmax(-1) for logits in _run(model, inputs)]
             return cls(tuple(inputs), tuple(own), "itself")
@@ -55,17 +55,17 @@ class Sample:
         top = max(int(y.max()) for y in labels)
         if top >= classes:
             raise DeepresError(
-                f"a label is {top}, and the network has {classes} classes; leave the labels out to hold its answers to its own"
+                f"a label is {top}, and the network has {classes} classes; leave the labels out to compare its answers with its own"
             )
         return cls(tuple(inputs), tuple(labels), "labels")
 
     def __len__(self) -> int:
-        """Examples."""
+        """Number of examples."""
         return sum(map(len, self.inputs))
 
     @property
     def answers(self) -> int:
-        """What is counted: examples, or tokens."""
+        """Number of answers: examples, or tokens of a language model."""
         return sum(y.numel() for y in self.labels)
 
     def first(self, count: int) -> Sample:
@@ -83,7 +83,7 @@ class Sample:
 
     @torch.no_grad()
     def right(self, model: nn.Module) -> Tensor:
-        """Which answers are right, (answers,) of truth values."""
+        """Truth values (answers,): whether each answer is that of the reference."""
         return torch.cat(
             [(logits.argmax(-1) == y).reshape(-1) for logits, y in zip(_run(model, self.inputs), self.labels, strict=True)]
         ).cpu()

@@ -1,6 +1,6 @@
-"""The forward pass: how large the signal is at each site, and how far the site is from the identity.
+"""The forward signal: its size at each site, and the site's distance from the identity.
 
-Statistics are summed while the signal passes; nothing of it is kept, so the memory does not grow with the depth.
+Statistics are summed during the forward pass and no activation is kept, so the memory does not grow with the depth.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from deepres.adapters import Observation, Site, logits_of
+from deepres.adapters import Observation, Site, logits_of, spec_of
+from deepres.adapters.spec import Layout
 from deepres.lens.sample import Sample
 
 EDGES = tuple(10 ** (-3 + 0.2 * i) for i in range(26))  # of the histogram of |f(x)| / |x|, 0.001 to 100
@@ -32,9 +33,17 @@ class Signal:
     histogram: tuple[int, ...]  # examples by ratio, between EDGES; the outermost also count what lies beyond
 
 
+def channel_axis(out: Tensor, layout: Layout) -> int:
+    """The axis of the channels in a signal: 1 of (N, C, H, W) and of (N, C), the last of (N, H, W, C) and (N, L, C)."""
+    return 1 if out.ndim == 2 or (out.ndim == 4 and layout != "NHWC") else out.ndim - 1
+
+
 @dataclass
-class _Sums:
+class SignalSums:
+    """Sums over the sample, from which a ``Signal`` is computed."""
+
     rectified: bool
+    layout: Layout
     count: int = 0
     total: float = 0.0
     squares: float = 0.0
@@ -47,16 +56,14 @@ class _Sums:
     def add(self, seen: Observation) -> None:
         out = seen.out.detach().float()
         n = len(out)
-        # shifted sums would be safer, but float64 holds these
+        # sums of squares lose digits where the mean is large; float64 has enough of them
         self.count += out.numel()
         self.total += float(out.sum(dtype=torch.float64))
         self.squares += float(out.square().sum(dtype=torch.float64))
         if self.rectified:
             positive = out > 0
             self.zeros += out.numel() - int(positive.sum())
-            # (N, C, H, W) has its channels second, (N, L, C) last
-            channels = positive.transpose(0, 1) if out.ndim == 4 else positive.movedim(-1, 0)
-            alive = channels.flatten(1).any(1)
+            alive = positive.movedim(channel_axis(out, self.layout), 0).flatten(1).any(1)
             self.alive = alive if self.alive is None else self.alive | alive
         flat = [t.detach().float().reshape(n, -1) for t in (seen.branch, seen.shortcut, seen.out, seen.x)]
         sizes = [t.norm(dim=1) for t in flat]
@@ -84,8 +91,9 @@ class _Sums:
 
 @torch.no_grad()
 def signals(model: nn.Module, sites: Sequence[Site], sample: Sample) -> list[Signal]:
-    """One pass over the sample, in the mode that the model is in."""
-    sums = [_Sums(isinstance(site.activation, nn.ReLU)) for site in sites]
+    """The signal at each site, from one pass over the sample, in the model's current mode (training or eval)."""
+    layout = spec_of(model).layout
+    sums = [SignalSums(isinstance(site.activation, nn.ReLU), layout) for site in sites]
     with ExitStack() as stack:
         for site, one in zip(sites, sums, strict=True):
             stack.enter_context(site.observe(one.add))

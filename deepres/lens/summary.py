@@ -1,19 +1,18 @@
-"""The verdict: what a look came to, in plain summary with figures, and never more than was measured."""
+"""The summary of a ``LookResult`` in sentences. Each gives its figures and claims no more than was measured."""
 
 from __future__ import annotations
 
 import itertools
 
-from deepres.lens.look import Look, SiteFinding
+from deepres.lens.look import LookResult, SiteFinding
 
-POINT = 0.1  # change of error, in points, up to which a branch counts as doing nothing measurable
-FAR = 3.0  # a gradient counts as healthy while the weakest is within a factor of 10 to the FAR of the strongest
+IDLE_POINTS = 0.1  # change of the error, in points, below which a branch counts as idle
+HEALTHY_DECADES = 3.0  # the gradient counts as healthy while strongest / weakest is below 10 to this power
 
 
-def idle(found: Look, limit: float = POINT) -> list[SiteFinding]:
-    """Sites whose lesion changes the error by less than ``limit`` points, by the whole of its 95 % interval if that is that
-    narrow, and else by its middle."""
-    return [site for site in found.sites if site.lesion is not None and site.lesion.change < limit]
+def idle(found: LookResult, limit: float = IDLE_POINTS) -> list[SiteFinding]:
+    """Sites whose ablation changes the error by less than ``limit`` points."""
+    return [site for site in found.sites if site.ablation is not None and site.ablation.change < limit]
 
 
 def _ranges(sites: list[SiteFinding]) -> str:
@@ -25,100 +24,102 @@ def _ranges(sites: list[SiteFinding]) -> str:
     return ("site " if len(sites) == 1 else "sites ") + ", ".join(runs)
 
 
-def summary(found: Look) -> list[str]:
-    """One sentence a finding, most useful first. Each says its threshold and how sure it is."""
-    said = []
+def summary(found: LookResult) -> list[str]:
+    """One sentence or two for each finding, the most useful first, with its threshold and interval."""
+    lines = []
     counted = f"{found.answers:,} answers" if found.answers != found.examples else f"{found.examples:,} examples"
-    held = "the labels" if found.against == "labels" else "the network's own answers, so an error is a share of changed answers"
-    said.append(f"Measured on {counted}, held to {held}: error {found.error:.2f} %.")
+    reference = (
+        "the labels"
+        if found.against == "labels"
+        else "the network's own answers, so that an error is the share of changed answers"
+    )
+    lines.append(f"Measured on {counted}, compared with {reference}: error {found.error:.2f} %.")
     if not found.sites:
-        said.append(
-            "No residual sites were found, so this is a plain chain of layers (or its blocks are not known: see "
-            "register_site); only its layers' responses are shown."
+        lines.append(
+            "No residual sites were found: the network is a plain chain of layers, or its blocks are not known (see register_site). "
+            "Only the layers' responses were measured."
         )
-        return said
+        return lines
     if found.against == "labels" and found.error > 90 * (1 - 1 / max(found.classes, 2)):
-        said.append(
-            f"That is hardly better than guessing among {found.classes}, so what lesions change says nothing about what training "
-            "would make of these blocks."
+        lines.append(
+            f"This is hardly better than guessing among {found.classes} classes, so the ablations say nothing about the blocks of a "
+            "trained network."
         )
-    said += _lesions(found) + _identity(found) + _gradient(found) + _dead(found) + _depth(found)
-    return said
+    lines += _ablations(found) + _identity(found) + _gradient(found) + _dead(found) + _depth(found)
+    return lines
 
 
-def _lesions(found: Look) -> list[str]:
-    cut = [site for site in found.sites if site.lesion is not None]
+def _ablations(found: LookResult) -> list[str]:
+    cut = [site for site in found.sites if site.ablation is not None]
     if not cut:
         return []
     nothing = idle(found)
-    sure = [site for site in nothing if site.lesion is not None and site.lesion.high < POINT + 0.5]
-    said = []
+    sure = [site for site in nothing if site.ablation is not None and site.ablation.high < IDLE_POINTS + 0.5]
+    lines = []
     if nothing:
         time = 100 * sum(site.time for site in nothing)
-        widest, many = max(site.lesion.high for site in nothing if site.lesion), len(nothing) > 1
-        said.append(
-            f"{_ranges(nothing).capitalize()}: {'each alone ' if many else ''}changes the error by less than {POINT:g} points when left "
-            f"out (95 % interval{'s reach' if many else ' reaches'} up to {widest:+.2f} points with this many examples"
-            + (f"; {len(sure)} of {len(nothing)} stay below {POINT + 0.5:g}" if many and len(sure) < len(nothing) else "")
+        widest, many = max(site.ablation.high for site in nothing if site.ablation), len(nothing) > 1
+        lines.append(
+            f"{_ranges(nothing).capitalize()}: {'each alone ' if many else ''}changes the error by less than {IDLE_POINTS:g} points when "
+            f"left out (95 % interval{'s reach' if many else ' reaches'} up to {widest:+.2f} points with this many examples"
+            + (f"; {len(sure)} of {len(nothing)} stay below {IDLE_POINTS + 0.5:g}" if many and len(sure) < len(nothing) else "")
             + f"). {'Their branches take' if many else 'Its branch takes'} about {time:.0f} % of the time. "
-            "Leaving out several together can cost more than the sum: "
-            "`deepres shrink` takes them out for good and lets the network recover, `deepres ghost` passes through them by input."
+            "Leaving out several of them together can cost more than the sum. "
+            "`deepres shrink` removes blocks and lets the network recover; `deepres ghost` skips them where an input does not need them."
         )
     else:
-        least = min(cut, key=lambda site: site.lesion.change if site.lesion else 0)
-        assert least.lesion is not None
-        said.append(
-            f"No branch can be left out for less than {POINT:g} points: the least needed, site {least.index}, costs "
-            f"{least.lesion.change:+.2f} points (95 % interval {least.lesion.low:+.2f} to {least.lesion.high:+.2f})."
+        least = min(cut, key=lambda site: site.ablation.change if site.ablation else 0)
+        assert least.ablation is not None
+        lines.append(
+            f"No branch can be left out for less than {IDLE_POINTS:g} points: leaving out the least needed, site {least.index}, costs "
+            f"{least.ablation.change:+.2f} points (95 % interval {least.ablation.low:+.2f} to {least.ablation.high:+.2f})."
         )
-    worst = max(cut, key=lambda site: site.lesion.change if site.lesion else 0)
-    assert worst.lesion is not None
-    if worst.lesion.low > POINT:
-        said.append(
+    worst = max(cut, key=lambda site: site.ablation.change if site.ablation else 0)
+    assert worst.ablation is not None
+    if worst.ablation.low > IDLE_POINTS:
+        lines.append(
             f"The most needed branch that can be left out is site {worst.index} ({worst.name}): without it the error rises by "
-            f"{worst.lesion.change:.2f} points (95 % interval {worst.lesion.low:.2f} to {worst.lesion.high:.2f})."
+            f"{worst.ablation.change:.2f} points (95 % interval {worst.ablation.low:.2f} to {worst.ablation.high:.2f})."
         )
     opening = [site for site in found.sites if site.reshapes]
     if opening:
-        said.append(
-            f"{_ranges(opening).capitalize()} change the signal's shape and cannot be left out, so they have no lesion."
-        )
-    return said
+        lines.append(f"{_ranges(opening).capitalize()} change the signal's shape and cannot be left out.")
+    return lines
 
 
-def _identity(found: Look) -> list[str]:
+def _identity(found: LookResult) -> list[str]:
     near = min((s for s in found.sites if not s.reshapes), key=lambda s: s.signal.ratio, default=None)
     far = max((s for s in found.sites if not s.reshapes), key=lambda s: s.signal.ratio, default=None)
     if near is None or far is None:
         return []
     return [
-        f"Nearest to the identity is site {near.index}, whose branch adds {near.signal.ratio:.2f} times the size of its "
-        f"shortcut; farthest is site {far.index} with {far.signal.ratio:.2f} times."
+        f"Site {near.index} is nearest to the identity: its branch's output has {near.signal.ratio:.2f} times the norm of its "
+        f"shortcut's. Site {far.index} is farthest from it, with {far.signal.ratio:.2f} times."
     ]
 
 
-def _gradient(found: Look) -> list[str]:
+def _gradient(found: LookResult) -> list[str]:
     back = [(site, site.gradient) for site in found.sites if site.gradient is not None and site.gradient.total > 0]
     if not back:
         return []
     weakest, strongest = (pick(gradient.total for _, gradient in back) for pick in (min, max))
-    healthy = strongest / weakest < 10**FAR
+    healthy = strongest / weakest < 10**HEALTHY_DECADES
     parts = [gradient.shortcut / (gradient.shortcut + gradient.branch) for _, gradient in back]
-    said = [
-        f"The gradient {'reaches every site' if healthy else 'does not reach every site evenly'}: the weakest is "
-        f"{weakest / strongest:.2g} of the strongest (called healthy above {10**-FAR:g}). On average "
-        f"{100 * sum(parts) / len(parts):.0f} % of its size comes by the shortcuts and the rest through the branches."
+    lines = [
+        f"The gradient {'reaches every site' if healthy else 'does not reach every site evenly'}: the smallest norm is "
+        f"{weakest / strongest:.2g} of the largest (above {10**-HEALTHY_DECADES:g} counts as healthy). On average the shortcuts carry "
+        f"{100 * sum(parts) / len(parts):.0f} % of it and the branches the rest."
     ]
     if found.paths is not None:
         low, high = found.paths.effective
-        said.append(
-            f"90 % of the gradient comes by paths through {low} to {high} of the {found.paths.sites} branches "
-            f"({found.paths.mean:.1f} on average), sampled with {found.paths.repeats} paths a length."
+        lines.append(
+            f"Paths through {low} to {high} of the {found.paths.sites} branches carry 90 % of the gradient "
+            f"({found.paths.mean:.1f} on average), estimated from {found.paths.repeats} paths of each length."
         )
-    return said
+    return lines
 
 
-def _dead(found: Look) -> list[str]:
+def _dead(found: LookResult) -> list[str]:
     dead = [site for site in found.sites if site.signal.dead]
     if not dead:
         return []
@@ -129,7 +130,7 @@ def _dead(found: Look) -> list[str]:
     ]
 
 
-def _depth(found: Look) -> list[str]:
+def _depth(found: LookResult) -> list[str]:
     if found.probes is None:
         return []
     reached = [first for first in found.probes.first if first]
@@ -137,7 +138,8 @@ def _depth(found: Look) -> list[str]:
         return []
     half = sorted(reached)[len(reached) // 2]
     return [
-        f"A linear probe gets half of the examples that any probe gets right by site {half} of {len(found.sites)}; "
-        f"{100 * (1 - len(reached) / len(found.probes.first)):.1f} % are right at none. Probes were fitted to "
-        f"{found.probes.fitted} examples and asked about {len(found.probes.first)} others."
+        f"Half of the examples that any linear probe classifies correctly are classified correctly at site {half} of "
+        f"{len(found.sites)} or before; "
+        f"{100 * (1 - len(reached) / len(found.probes.first)):.1f} % are so at no site. The probes were fitted to "
+        f"{found.probes.fitted} examples and tested on {len(found.probes.first)} others."
     ]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from deepres.adapters import GradientSplit, sites
-from deepres.lens.backward import gradients
+from deepres.lens.gradient_split import gradients
 from deepres.lens.responses import responses
 from deepres.lens.sample import Sample
 from deepres.paper.experiment import Experiment, claim, clearly_less, train_all

@@ -21,14 +21,15 @@ from deepres.adapters import find_blocks
 from deepres.cli.main import main
 from deepres.data import open_data
 from deepres.evaluation import block_times, branch_times
-from deepres.lens.backward import gradients, path_lengths
-from deepres.lens.lesions import bypassed, interval, pairs_to_try, places, swapped
-from deepres.lens.monitor import Monitor, glance, parse_every, read_snapshots
+from deepres.lens.ablations import bypassed, interval, pairs_to_try, places, swapped
+from deepres.lens.gradient_split import gradients
+from deepres.lens.monitor import Monitor, parse_every, read_snapshots, take_snapshot
 from deepres.lens.page import look_page
-from deepres.lens.probes import FEATURES, RIDGE, probes
+from deepres.lens.paths import path_lengths
+from deepres.lens.probes import FEATURES, RIDGE, _pooled, probes
 from deepres.lens.responses import responses
 from deepres.lens.sample import Sample
-from deepres.lens.signals import _Sums, signals
+from deepres.lens.signals import SignalSums, channel_axis, signals
 from deepres.models.opening import open_model
 
 
@@ -80,15 +81,15 @@ def test_nothing_of_the_signal_is_kept(trained: tuple[nn.Module, Sample], monkey
     model, sample = trained
     alive: list[weakref.ref[torch.Tensor]] = []
     most = 0
-    add = _Sums.add
+    add = SignalSums.add
 
-    def watched(self: _Sums, seen: deepres.adapters.Observation) -> None:  # type: ignore[name-defined]
+    def watched(self: SignalSums, seen: deepres.adapters.Observation) -> None:  # type: ignore[name-defined]
         nonlocal most
         add(self, seen)
         alive.append(weakref.ref(seen.branch))
         most = max(most, sum(ref() is not None for ref in alive))
 
-    monkeypatch.setattr(_Sums, "add", watched)
+    monkeypatch.setattr(SignalSums, "add", watched)
     signals(model, deepres.sites(model), sample)
     assert len(alive) == 27 and most <= 2
 
@@ -172,11 +173,11 @@ def test_path_lengths_are_those_of_all_paths() -> None:
     assert sum(found.share) == pytest.approx(1)
 
 
-def test_a_lesion_is_the_network_with_the_branch_at_zero(trained: tuple[nn.Module, Sample]) -> None:
+def test_a_ablation_is_the_network_with_the_branch_at_zero(trained: tuple[nn.Module, Sample]) -> None:
     model, sample = trained
     whole = sample.right(model)
     for site in deepres.sites(model)[1:3]:
-        lesion = bypassed(model, sample, whole, [site])
+        ablation = bypassed(model, sample, whole, [site])
         norm = site.block.branch.norm2
         weight, bias = norm.weight.detach().clone(), norm.bias.detach().clone()
         with torch.no_grad():
@@ -185,8 +186,8 @@ def test_a_lesion_is_the_network_with_the_branch_at_zero(trained: tuple[nn.Modul
             now = sample.right(model)
             norm.weight.copy_(weight)
             norm.bias.copy_(bias)
-        assert lesion.error == pytest.approx(100 * (1 - float(now.float().mean())))
-        assert lesion.low <= lesion.change <= lesion.high
+        assert ablation.error == pytest.approx(100 * (1 - float(now.float().mean())))
+        assert ablation.low <= ablation.change <= ablation.high
     assert torch.equal(sample.right(model), whole)
 
 
@@ -244,10 +245,10 @@ def test_probes_are_ridge_regressions_on_kept_features(trained: tuple[nn.Module,
         answers = (design[parts] @ torch.linalg.solve(gram, fit.T @ target)).argmax(1)
         assert found.error[i] == pytest.approx(100 * float((answers != labels[parts]).double().mean()), abs=2.2)
     early, late = found.extremes(3)
-    settled = dict(zip(found.examples, found.settled, strict=True))
-    assert all(settled[i] for i in early)
-    assert min(settled[i] or 99 for i in late) >= max(settled[i] for i in early)
-    assert all(f <= s for f, s in zip(found.first, found.settled, strict=True) if s)
+    final = dict(zip(found.examples, found.final, strict=True))
+    assert all(final[i] for i in early)
+    assert min(final[i] or 99 for i in late) >= max(final[i] for i in early)
+    assert all(f <= s for f, s in zip(found.first, found.final, strict=True) if s)
 
 
 def test_responses_are_behind_the_norm() -> None:
@@ -277,7 +278,7 @@ def test_a_look_leaves_no_trace(build) -> None:
     x, y = torch.randn(40, 3, 32, 32), torch.arange(40) % 10
     random = torch.get_rng_state()
     told: list[float] = []
-    found = lens.look(model, [(x[:20], y[:20]), (x[20:], y[20:])], pairs=3, watch=lambda _, share: told.append(share))
+    found = lens.look(model, [(x[:20], y[:20]), (x[20:], y[20:])], pairs=3, progress=lambda _, share: told.append(share))
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
     assert model.training and not first.requires_grad and all(p.grad is None for p in model.parameters())
@@ -286,9 +287,9 @@ def test_a_look_leaves_no_trace(build) -> None:
     assert found.examples == 40 and len(found.pairs) == 3 and found.probes is not None
     frame = found.frame()
     assert list(frame["name"]) == [site.name for site in deepres.sites(model)]
-    assert {"ratio", "lesion_change", "gradient_shortcut", "time", "probe_error"} <= set(frame.columns)
+    assert {"ratio", "ablation_change", "gradient_shortcut", "time", "probe_error"} <= set(frame.columns)
     json.dumps(found.to_dict())
-    assert lens.summary(found)[0].startswith("Measured on 40 examples, held to the labels")
+    assert lens.summary(found)[0].startswith("Measured on 40 examples, compared with the labels")
 
 
 def test_a_look_at_what_is_no_residual_network() -> None:
@@ -313,16 +314,16 @@ def test_a_look_at_a_language_model() -> None:
     assert [site.kind for site in found.sites] == ["attention", "mlp"] * 2
     assert found.answers == 6 * 11 and found.probes is None
     assert all(site.gradient and site.gradient.branch > 0 for site in found.sites)
-    assert all(site.lesion is not None for site in found.sites)
+    assert all(site.ablation is not None for site in found.sites)
     assert found.paths is not None and found.paths.sites == 4
 
 
 def test_words_claim_no_more_than_was_measured(trained: tuple[nn.Module, Sample]) -> None:
     model, sample = trained
-    found = lens.look(model, sample.pairs(), lesions=False)
+    found = lens.look(model, sample.pairs(), ablations=False)
     said = " ".join(lens.summary(found))
     assert "left out" not in said and "96 examples" in said
-    assert found.pairs == () and all(site.lesion is None for site in found.sites)
+    assert found.pairs == () and all(site.ablation is None for site in found.sites)
 
 
 def test_how_often_is_parsed() -> None:
@@ -352,11 +353,11 @@ def test_a_monitored_run_is_the_same_run(tmp_path: Path) -> None:
 def test_the_monitor_says_when_a_block_dies() -> None:
     model = deepres.create("resnet14-cifar").train()
     images, labels = torch.randn(8, 3, 16, 16), torch.arange(8)
-    seen = glance(model, images, labels, None, 0, 0.0)
+    seen = take_snapshot(model, images, labels, None, 0, 0.0)
     assert seen is not None and seen.warnings() == []
     with torch.no_grad():
         model.stages[0].blocks[1].branch.norm2.bias.fill_(-1000.0)
-    seen = glance(model, images, labels, None, 0, 0.0)
+    seen = take_snapshot(model, images, labels, None, 0, 0.0)
     assert seen is not None
     assert any("stages.0.blocks.1: every channel is zero" in line for line in seen.warnings())
     said: list[str] = []
@@ -399,7 +400,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     out = tmp_path / "look"
     assert main(["look", str(run), "timm:resnet18", "--out", str(out), "--examples", "40", "--pairs", "2"]) == 0
     said = capsys.readouterr().out
-    assert "Measured on 40 examples, held to the labels" in said and "report.html" in said
+    assert "Measured on 40 examples, compared with the labels" in said and "report.html" in said
     assert "Sites during training" in (out / "report.html").read_text()
     assert len(json.loads((out / "findings.json").read_text())) == 2
     for wrong, hint in (
@@ -452,3 +453,34 @@ def test_a_network_that_guesses_is_called_so() -> None:
     model = deepres.create("resnet8-cifar")
     found = lens.look(model, [(torch.randn(20, 3, 16, 16), torch.arange(20) % 10)], pairs=0)
     assert any("hardly better than guessing among 10" in line for line in lens.summary(found))
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "axis"),
+    [((2, 5, 3, 4), "NCHW", 1), ((2, 3, 4, 5), "NHWC", 3), ((2, 7, 5), "NLC", 2), ((2, 5), "NCHW", 1)],
+)
+def test_channels_are_found_by_the_layout(shape: tuple[int, ...], layout: Any, axis: int) -> None:
+    out = torch.randn(shape)
+    assert channel_axis(out, layout) == axis
+    places = [i for i in range(1, len(shape)) if i != axis]
+    torch.testing.assert_close(_pooled(out, layout, None), out.mean(places) if places else out)
+
+
+def test_a_compiled_model_is_measured_as_the_model_itself() -> None:
+    model = deepres.create("resnet8-cifar").eval()
+    x, y = torch.randn(12, 3, 16, 16), torch.arange(12) % 10
+    plain, compiled = (lens.look(net, [(x, y)], pairs=2) for net in (model, torch.compile(model, backend="eager")))
+    assert [site.signal for site in compiled.sites] == [site.signal for site in plain.sites]
+    assert [site.ablation for site in compiled.sites] == [site.ablation for site in plain.sites]
+    assert len(compiled.sites) == 3
+
+
+def test_old_names_of_options_work_and_warn() -> None:
+    model, x = deepres.create("resnet8-cifar"), torch.randn(4, 3, 16, 16)
+    with pytest.warns(DeprecationWarning, match="now called ablations"):
+        found = lens.look(model, [x], lesions=False)
+    assert all(site.ablation is None for site in found.sites) and found.deletions == ()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'ablation'"):
+        lens.look(model, [x], ablation=False)
+    saved = lens.look(model, [x], pairs=0).to_dict()
+    assert saved["sites"][0]["ablation"] == saved["sites"][0]["lesion"] and saved["sites"][0]["lesion"]["low"] <= 0

@@ -1,11 +1,11 @@
-"""Lesions: what the error becomes when blocks are left out or change places (Veit et al. 2016, sections 4.1 and 4.2)."""
+"""Ablations: the error when branches are left out or blocks exchange places (the lesions of Veit et al. 2016, sections 4.1 and 4.2)."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -15,14 +15,14 @@ from deepres.adapters import Site
 from deepres.adapters.site import _patched
 from deepres.lens.sample import Sample
 
-Z = 1.96  # of the intervals: 95 %
+NORMAL_95 = 1.96  # standard deviations on each side of the mean that hold 95 % of a normal distribution
 
 
 @dataclass(frozen=True)
-class Lesion:
-    """The error with something changed, against the error without, on the same examples. Errors in percent."""
+class Ablation:
+    """The error with branches left out, and its change, on the same examples. Errors in percent."""
 
-    what: tuple[str, ...]  # names of the sites
+    what: tuple[str, ...]  # names of the sites left out
     error: float
     change: float  # in points; positive is worse
     low: float  # 95 % interval of the change
@@ -40,30 +40,30 @@ class Deletion:
 
 
 def interval(before: Tensor, after: Tensor) -> tuple[float, float, float]:
-    """The change of the error in points, and its 95 % interval, from truth values of the same answers before and after.
+    """The change of the error and the ends of its 95 % interval, points, from truth values (N,) of the same answers.
 
-    Paired and adjusted as Agresti and Min (2005) advise: half an example is added to each kind of change, so that no change
-    at all among n examples still has an interval of about 2/n.
+    The interval is for paired samples (Agresti and Min 2005): half an example is added to each kind of change, so that even
+    without any change among n examples it is about 2/n wide.
     """
     n = len(before)
     worse, better = int((before & ~after).sum()), int((~before & after).sum())
     total, b, c = n + 2, worse + 0.5, better + 0.5
     middle = (b - c) / total
-    half = Z * math.sqrt(max((b + c) - (b - c) ** 2 / total, 0)) / total
+    half = NORMAL_95 * math.sqrt(max((b + c) - (b - c) ** 2 / total, 0)) / total
     return 100 * (worse - better) / n, 100 * (middle - half), 100 * (middle + half)
 
 
-def _lesion(names: Sequence[str], whole: Tensor, now: Tensor) -> Lesion:
+def _ablation(names: Sequence[str], whole: Tensor, now: Tensor) -> Ablation:
     change, low, high = interval(whole, now)
-    return Lesion(tuple(names), 100 * (1 - float(now.float().mean())), change, low, high)
+    return Ablation(tuple(names), 100 * (1 - float(now.float().mean())), change, low, high)
 
 
-def bypassed(model: nn.Module, sample: Sample, whole: Tensor, without: Sequence[Site]) -> Lesion:
-    """The lesion of leaving out the branches of ``without``. ``whole``: what was right without a lesion."""
+def bypassed(model: nn.Module, sample: Sample, whole: Tensor, without: Sequence[Site]) -> Ablation:
+    """The ablation of the branches of ``without``. ``whole``: the truth values of the whole network's answers."""
     with ExitStack() as stack:
         for site in without:
             stack.enter_context(site.bypass())
-        return _lesion([site.name for site in without], whole, sample.right(model))
+        return _ablation([site.name for site in without], whole, sample.right(model))
 
 
 def pairs_to_try(count: int, most: int, seed: int = 0) -> list[tuple[int, int]]:
@@ -81,14 +81,14 @@ def pairs_to_try(count: int, most: int, seed: int = 0) -> list[tuple[int, int]]:
 
 @contextmanager
 def swapped(first: Site, second: Site) -> Iterator[None]:
-    """The two blocks in exchanged places, with everything in them."""
+    """Inside, the two blocks stand in exchanged places."""
     one, two = first.block.forward, second.block.forward
     with _patched(first.block, two), _patched(second.block, one):
         yield
 
 
 def places(sites: Sequence[Site]) -> list[list[Site]]:
-    """Blocks that fit into each other's places: of one class and one shape of weights, none of them a stage's opening."""
+    """Groups of blocks that can exchange places: in one list, of one class and the same shapes of weights, not opening a stage."""
     groups: dict[tuple[object, ...], list[Site]] = {}
     seen = set()
     for site in sites:
@@ -107,7 +107,6 @@ def deletions(
     *,
     draws: int = 3,
     seed: int = 0,
-    tick: Callable[[], None] = lambda: None,
 ) -> list[Deletion]:
     """Leave out 1, 2, 4, ... random branches, and exchange as many random pairs, ``draws`` times each."""
     draw = random.Random(seed)
@@ -122,13 +121,11 @@ def deletions(
                 for site in draw.sample(removable, count):
                     stack.enter_context(site.bypass())
                 errors.append(100 * (1 - float(sample.right(model).float().mean())))
-            tick()
             if groups:
                 with ExitStack() as stack:
                     for _ in range(count):
                         stack.enter_context(swapped(*draw.sample(draw.choice(groups), 2)))
                     moved.append(100 * (1 - float(sample.right(model).float().mean())))
-            tick()
         mean = sum(errors) / draws
         spread = math.sqrt(sum((e - mean) ** 2 for e in errors) / max(draws - 1, 1))
         found.append(Deletion(count, mean, spread, sum(moved) / draws if moved else None))
