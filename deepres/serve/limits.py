@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from tyro.constructors import PrimitiveConstructorSpec
 
 from deepres.errors import DeepresError
 
 
+def _unit(name: str, factor: float, kind: type[int] | type[float]) -> PrimitiveConstructorSpec[float]:
+    """A number that the command line takes in a unit of its own: ``--wait 2`` is two milliseconds, ``wait`` 0.002 seconds."""
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=name,
+        instance_from_str=lambda given: kind(float(given[0]) * factor),
+        is_instance=lambda value: isinstance(value, (int, float)),
+        str_from_instance=lambda value: [f"{value / factor:g}"],
+    )
+
+
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of a server. Times in seconds, sizes in bytes and pixels.
+    """Bounds of a server. Times in seconds, sizes in bytes and pixels; on the command line in the units that a comment names.
 
     Raises ``DeepresError`` for values that no server could work with.
     """
 
     batch: int = 32  # images in one call of the network, at most
-    wait: float = 0.002  # seconds to wait for more images before a call
+    wait: Annotated[float, _unit("MS", 1e-3, float)] = 0.002  # time to wait for more images before a call; in milliseconds
     queue: int = 256  # images that may be admitted before a call takes them; more are refused with 503
     timeout: float = 30.0  # seconds from a request's first byte to its answer; 408 while it is received, then 504
     call_timeout: float = 30.0  # seconds that one call of the network may take; then its process is killed and restarted
-    body: int = 8_000_000  # bytes of a request's body
-    pixels: int = 50_000_000  # pixels of an image, width times height
+    body: Annotated[int, _unit("MB", 1e6, int)] = 8_000_000  # size of a request's body; in megabytes
+    pixels: Annotated[int, _unit("MP", 1e6, int)] = 50_000_000  # width times height of an image; in megapixels
 
     def __post_init__(self) -> None:
         for name in ("batch", "queue", "body", "pixels"):

@@ -29,27 +29,28 @@ def parse_bytes(text: str) -> int:
 class Run:
     """One training run. ``Run("resnet20-cifar", "digits")`` is enough."""
 
-    net: str  # a name that `create` knows
+    net: str  # a name from `deepres nets`, such as resnet20-cifar
     data: str = "digits"  # digits, cifar10, or a folder of images or tar shards
     recipe: Recipe | str = "fast-cifar"  # a recipe or its name
-    out: str | None = None  # folder for everything the run writes; None: nothing is written
-    seed: int = 0
+    out: str | None = None  # folder for weights, checkpoints and logs; None: nothing is written
+    seed: int = 0  # of the weights, the order of the examples and all random draws
     epochs: float | None = None  # instead of the recipe's
-    batch: int | None = None  # instead of the recipe's
-    lr: float | None = None  # instead of the recipe's
-    exits: float | None = None  # instead of the recipe's
+    batch: int | None = None  # examples per step over all processes, instead of the recipe's
+    lr: float | None = None  # highest learning rate, instead of the recipe's
+    exits: float | None = None  # weight in the loss of early exits, which `deepres ghost` can use; 0.5 is usual
     width: float = 1.0  # multiplies the network's channels
     options: dict[str, Any] = dataclasses.field(default_factory=dict)  # more fields of the network's configuration
-    size: int | None = None  # side of the input in pixels; None: the images' own, or 224
-    init: str | None = None  # weights to start from
-    speed: str = "auto"  # auto, exact (float32, the same bits every time), or one of the modes in `deepres.training.speed`
-    memory: str = "auto"  # auto, all (no activation checkpointing), or the most to use: "3GiB"
-    sync_norm: bool = False  # batch norm over the global batch of all processes
-    device: str = "auto"
-    workers: int | None = None  # decoding processes for large images
+    size: int | None = None  # side of the input in pixels [the images' own, or 224]
+    init: str | None = None  # weights to start from: a run or a file; a head of another size is left out
+    # auto, exact (float32, the same bits every time), float32, bf16, each also with -channels-last or -compiled behind it
+    speed: str = "auto"
+    memory: str = "auto"  # auto, all (no activation checkpointing), or the most to use, such as 3GiB
+    sync_norm: bool = False  # compute batch norm over the global batch of all processes
+    device: str = "auto"  # auto, cpu, cuda
+    workers: int | None = None  # processes that decode large images
     keep: int = 2  # checkpoints to keep
-    checkpoint_minutes: float = 5.0  # between checkpoints inside an epoch; there is one after each epoch too
-    watch_test: bool = False  # also measure the test error after each epoch, for curves; nothing is chosen by it
+    checkpoint_minutes: float = 5.0  # minutes between checkpoints inside an epoch; there is one after each epoch too
+    watch_test: bool = False  # also measure the test error after each epoch; nothing is chosen by it
 
     def __post_init__(self) -> None:
         chosen = recipe(self.recipe) if isinstance(self.recipe, str) else self.recipe

@@ -1,0 +1,79 @@
+"""Options are defined once: a command's options are the fields of the dataclass that Python takes."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import tyro
+
+from deepres.cli.main import command, main
+from deepres.cli.train import Train
+from deepres.serve import Limits
+from deepres.training import Run
+
+
+def parsed(name: str, *args: str) -> object:
+    return tyro.cli(command(name), args=list(args))
+
+
+def test_every_field_of_a_run_is_an_option_of_train() -> None:
+    numbers = {"epochs": 2.0, "batch": 8, "lr": 0.1, "exits": 0.5, "width": 0.5, "size": 16, "workers": 1, "keep": 3, "seed": 7}
+    words = {
+        "net": "resnet8-cifar",
+        "data": "cifar10",
+        "out": "x",
+        "init": "y",
+        "speed": "exact",
+        "memory": "3GiB",
+        "device": "cpu",
+    }
+    given = {**numbers, **words, "checkpoint_minutes": 1.0, "recipe": "digits"}
+    flags = ["--sync-norm", "--watch-test"]
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    assert {*given, "sync_norm", "watch_test", "options"} == {field.name for field in dataclasses.fields(Run)}
+    train = parsed("train", *options, *flags, "--dropout", "0.1", "--shortcut", "B")
+    assert isinstance(train, Train)
+    assert train._run() == Run(**given, sync_norm=True, watch_test=True, options={"dropout": 0.1, "shortcut": "B"})  # type: ignore[arg-type]
+    for field in dataclasses.fields(Run):  # and the defaults are the same, where the command line does not leave them open
+        if field.name not in ("net", "recipe", "out", "options"):
+            assert getattr(Train(), field.name) == field.default
+
+
+def test_limits_in_the_units_of_the_command_line() -> None:
+    options = ("--batch=2", "--wait=5", "--queue=3", "--timeout=4", "--call-timeout=6", "--body=0.5", "--pixels=2")
+    found = parsed("serve", "model", *options)
+    assert found.limits == Limits(2, 0.005, 3, 4.0, 6.0, 500_000, 2_000_000)  # type: ignore[attr-defined]
+    assert parsed("serve", "model").limits == Limits()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("serve", "model", "--batch", "0"), "batch is at least 1"),
+        (("serve", "model", "--call-timeout", "0"), "call-timeout is above 0"),
+        (("serve", "model", "--wait", "-1"), "wait is at least 0"),
+        (("serve", "nothing", "--port", "0"), "nothing"),
+        (("look",), "which network"),
+        (("look", "resnet8-cifar", "--examples", "1"), "--examples is at least 2"),
+        (("shrink",), "which network"),
+        (("shrink", "resnet8-cifar", "--target", "speed=2"), "target"),
+        (("ghost", "resnet8-cifar"), "--budget"),
+        (("ghost", "resnet8-cifar", "--budget", "0.5"), "no such run or file"),
+        (("evaluate",), "which network"),
+        (("predict", "nothing", "image.png"), "no such file"),
+        (("optimize", "resnet9000x"), "resnet9000x"),
+        (("pack", "nothing"), "no such folder"),
+        (("paper", "nothing"), "nothing"),
+        (("paper", "all", "--budget", "soon"), "--budget is a time"),
+        (("degrade", "--seeds", "0"), "seeds"),
+        (("train", "--net", "resnet8-cifar", "--keep", "0"), "keep"),
+        (("train", "--net", "resnet8-cifar", "--memory", "much"), "memory"),
+    ],
+)
+def test_a_wrong_input_gets_one_sentence_and_exit_code_2(
+    args: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(list(args)) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("deepres: ") and err.count("\n") == 1 and says in err, err
