@@ -1,17 +1,22 @@
 """What deepres knows of architectures, and the residual sites that everything else is written against.
 
-Read: patterns -> site -> blocks -> segments; surgery deletes blocks, outputs reads logits.
+Read: patterns -> adapter -> one file of families -> site (observing, bypassing, surgery) -> blocks -> segments; spec tells what
+a network takes and gives, outputs reads its logits, table writes the documentation's table of architectures.
 """
 
+from deepres.adapters.adapter import Adapter, adapters, register_site
 from deepres.adapters.blocks import Block, find_blocks
+from deepres.adapters.observing import GradientSplit, Observation
 from deepres.adapters.outputs import flat, logits_in, logits_of
-from deepres.adapters.patterns import SitePattern, register_site
+from deepres.adapters.patterns import SitePattern
 from deepres.adapters.segments import Segment, segments
-from deepres.adapters.site import GradientSplit, Observation, Site, sites
+from deepres.adapters.site import Site, sites
 from deepres.adapters.spec import ModelSpec, spec_of
-from deepres.adapters.surgery import can_delete, delete_blocks
+from deepres.adapters.surgery import NOTE, can_delete, delete_blocks, removed_parts, repeat_removals
 
 __all__ = [
+    "NOTE",
+    "Adapter",
     "Block",
     "GradientSplit",
     "ModelSpec",
@@ -19,6 +24,7 @@ __all__ = [
     "Segment",
     "Site",
     "SitePattern",
+    "adapters",
     "can_delete",
     "delete_blocks",
     "find_blocks",
@@ -26,6 +32,8 @@ __all__ = [
     "logits_in",
     "logits_of",
     "register_site",
+    "removed_parts",
+    "repeat_removals",
     "segments",
     "sites",
     "spec_of",

@@ -9,10 +9,9 @@ from typing import Any, Literal
 
 from torch import nn
 
-from deepres.nn import ResNet
+from deepres.adapters.adapter import adapter_of, folds_rows
+from deepres.adapters.patterns import Layout
 
-Layout = Literal["NCHW", "NHWC", "NLC"]
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
 
 
@@ -70,72 +69,27 @@ def _side(value: Any) -> int | None:
 
 def spec_of(model: nn.Module) -> ModelSpec:
     """The ``ModelSpec`` of ``model``, read off its layers, its configuration and what its library notes in it."""
-    model = getattr(model, "_orig_mod", model)  # torch.compile wraps
-    config = getattr(model, "config", None)
-    convolution = _first(model, nn.Conv2d)
-    embedding = _first(model, nn.Embedding)
-    if convolution is None and embedding is not None:
-        return ModelSpec(
-            inputs="tokens",
-            layout="NLC",
-            size=getattr(config, "max_position_embeddings", None),
-            usual_size=0,
-            classes=_outputs(model),
-            labels=_labels(config),
-            classifier=_classifier(model),
-            first=embedding,
-        )
-    return ModelSpec(
-        size=_insisted_size(model),
-        usual_size=32 if isinstance(model, ResNet) and model.config.stem == "cifar" else 224,
-        channels=None if convolution is None else model.get_submodule(convolution).in_channels,  # type: ignore[arg-type]
-        classes=_outputs(model),
-        labels=_labels(config),
-        classifier=_classifier(model),
-        first=convolution,
-        **_preprocessing(model),
-    )
+    if "_orig_mod" in model._modules:  # torch.compile wraps
+        model = model.get_submodule("_orig_mod")
+    convolution, embedding = _first(model, nn.Conv2d), _first(model, nn.Embedding)
+    tokens = convolution is None and embedding is not None
+    channels = None if convolution is None else model.get_submodule(convolution).in_channels
+    classifier = next((path for path, module in reversed([*model.named_modules()]) if isinstance(module, nn.Linear)), None)
+    general: dict[str, Any] = {
+        "inputs": "tokens" if tokens else "images",
+        "channels": channels,
+        "classes": None if classifier is None else model.get_submodule(classifier).out_features,
+        "classifier": classifier,
+        "folds_rows": any(map(folds_rows, model.modules())),
+        "first": embedding if tokens else convolution,
+    }
+    size = getattr(model, "image_size", None)
+    if isinstance(size, int):
+        general["size"] = size
+    inner = next(((module, adapter) for module in model.modules() if (adapter := adapter_of(module)) is not None), None)
+    found = inner[1].spec(inner[0]) if inner is not None else {}  # a user's own network may wrap a library's
+    return ModelSpec(**{**general, **{key: value for key, value in found.items() if value is not None}})
 
 
 def _first(model: nn.Module, kind: type[nn.Module]) -> str | None:
     return next((path for path, module in model.named_modules() if isinstance(module, kind)), None)
-
-
-def _classifier(model: nn.Module) -> str | None:
-    return next((path for path, module in reversed([*model.named_modules()]) if isinstance(module, nn.Linear)), None)
-
-
-def _outputs(model: nn.Module) -> int | None:
-    path = _classifier(model)
-    return None if path is None else model.get_submodule(path).out_features  # type: ignore[return-value]
-
-
-def _labels(config: object) -> tuple[str, ...] | None:
-    """Hugging Face's ``id2label``, unless it holds only the place holders of a fresh configuration."""
-    names = getattr(config, "id2label", None)
-    if not isinstance(names, Mapping) or all(str(name) == f"LABEL_{i}" for i, name in names.items()):
-        return None
-    return tuple(str(names[i]) for i in sorted(names, key=int))
-
-
-def _insisted_size(model: nn.Module) -> int | None:
-    for holder in (model, getattr(model, "config", None)):
-        size = getattr(holder, "image_size", None)
-        if isinstance(size, int):
-            return size
-    size = getattr(getattr(model, "patch_embed", None), "img_size", None)  # timm
-    return size[0] if isinstance(size, tuple) else None
-
-
-def _preprocessing(model: nn.Module) -> dict[str, Any]:
-    noted = getattr(model, "pretrained_cfg", None)  # timm
-    if isinstance(noted, Mapping):
-        return {
-            "mean": tuple(noted["mean"]) if noted.get("mean") else None,
-            "std": tuple(noted["std"]) if noted.get("std") else None,
-            "interpolation": noted.get("interpolation"),
-            "crop": noted.get("crop_pct"),
-        }
-    if type(model).__module__.startswith("torchvision.models."):
-        return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "interpolation": "bilinear", "crop": 224 / 256}
-    return {}

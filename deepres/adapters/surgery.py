@@ -1,68 +1,155 @@
-"""Take whole blocks out of a network for good, and keep its names and configuration as its own library writes them."""
+"""Take blocks and branches out of a network for good; the adapter keeps its library's configuration up to date."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from torch import nn
 
+from deepres.adapters.adapter import Adapter, patterns_of, runs_in_order
+from deepres.adapters.calls import PassOn, ZeroBranch
 from deepres.errors import DeepresError
-from deepres.nn.resnet import ResNet, Stage
+
+if TYPE_CHECKING:
+    from deepres.adapters.site import Site
 
 NOTE = "deepres_origin"  # the attribute that says how a network of another library came about
 
 
-def _container(model: nn.Module, path: str) -> tuple[nn.Module, str]:
-    parent, _, name = path.rpartition(".")
-    return model.get_submodule(parent), name
+def _owners(model: nn.Module, path: str) -> list[nn.Module]:
+    """The modules around the block at ``path``, from ``model`` to the list that it stands in."""
+    owners = [model]
+    for word in path.split(".")[:-1]:
+        owners.append(owners[-1].get_submodule(word))
+    return owners
+
+
+def _adapter(model: nn.Module, path: str) -> Adapter:
+    return patterns_of(model.get_submodule(path))[0]
+
+
+def why_not_deletable(model: nn.Module, path: str) -> str:
+    """Why the block at ``path`` cannot be deleted; empty where it can."""
+    if "_orig_mod" in path.split("."):
+        return "it stands inside a compiled module; delete it before compiling"
+    owners = _owners(model, path)
+    if not path or not runs_in_order(owners[-1]):
+        return f"it does not stand in a list of blocks but in a {type(owners[-1]).__name__}"
+    return _adapter(model, path).undeletable(owners, path.rpartition(".")[2])
 
 
 def can_delete(model: nn.Module, path: str) -> bool:
-    """Whether the block at ``path`` stands in a list whose other blocks can do without it.
-
-    In a network of ours a stage keeps at least one block, and a pre-activation stage the one that opens it, which is built
-    unlike the others.
-    """
-    parent, name = _container(model, path)
-    if type(parent).forward is not nn.Sequential.forward and not isinstance(parent, nn.ModuleList):
-        return False
-    if isinstance(model, ResNet):
-        return len(list(parent.children())) > 1 and not (model.config.preact and name == "0")
-    return True
+    """Whether the block at ``path`` stands in a list whose other blocks can do without it."""
+    return not why_not_deletable(model, path)
 
 
 def delete_blocks(model: nn.Module, paths: Iterable[str]) -> None:
     """Delete the blocks at ``paths``; those behind them in their list move up, as if the network had been built without them.
 
-    The configuration follows: ``blocks`` of ours, ``num_hidden_layers`` of Hugging Face's, and the numbers by which a layer
-    knows its place. What a block did is gone, so it is for blocks that compute the identity, or that shall be missed.
+    The configuration follows: depth, per-layer lists and the numbers by which a layer knows its place. What a block did is
+    gone, so this is for blocks that compute the identity, or whose ablation is wanted.
 
-    Raises ``DeepresError`` for a block that does not stand in a list, and where a stage of ours would be left empty.
+    Raises ``DeepresError`` for a block that does not stand in a list, or that its stage is built on.
     """
     paths = sorted(paths, key=_order, reverse=True)  # from the end, so that the paths in front stay right
+    for path in paths:
+        adapter, owners = _adapter(model, path), _owners(model, path)
+        if reason := why_not_deletable(model, path):
+            raise DeepresError(f"block {path!r} cannot be deleted: {reason}")
+        name, before = path.rpartition(".")[2], len(owners[-1]._modules)
+        index = list(owners[-1]._modules).index(name)
+        _drop(owners[-1], name)
+        adapter.deleted(owners, index, before)
+    _note(model, paths)
+
+
+def remove_site(site: Site) -> None:
+    """``Site.remove``."""
+    if site.reshapes:
+        raise DeepresError(f"site {site.name!r} changes the signal's shape, so it cannot be removed")
+    owners = _owners(site.model, site.path)
+    index = site.path.rpartition(".")[2]
+    if getattr(owners[-1], index, None) is not site.block and site.path:
+        raise DeepresError(f"site {site.name!r} is stale: the model changed since; call sites(model) again")
+    if "_orig_mod" in site.path.split("."):
+        raise DeepresError(f"site {site.name!r} stands inside a compiled module; remove it before compiling")
+    if site.is_inner:
+        _remove_part(site, owners)
+        return
+    after = site.activation
+    reason = why_not_deletable(site.model, site.path)
+    adapter = _adapter(site.model, site.path)
+    repeats = after is None or (
+        isinstance(after, nn.ReLU) and (adapter.activates_inputs(owners) or _follows_relu(owners[-1], index))
+    )
+    if not reason and repeats:
+        delete_blocks(site.model, [site.path])
+        return
+    if adapter.is_configured(owners):  # its configuration has no word for an activation alone
+        raise DeepresError(f"site {site.name!r} cannot be removed: {reason or 'its activation would have to stay'}")
+    setattr(owners[-1], index, after if after is not None else nn.Identity())
+    _note(site.model, [_WITHOUT + site.path])
+
+
+def _remove_part(site: Site, owners: Sequence[nn.Module]) -> None:
+    pattern = site.pattern
+    adapter = _adapter(site.model, site.path)
+    if reason := adapter.part_irremovable(owners, site.need("core")):
+        raise DeepresError(f"site {site.name!r} cannot be removed: {reason}")
+    stands_in = {"start": PassOn(pattern.start_pair), "core": ZeroBranch(pattern.pair)}
+    for part, module in stands_in.items():
+        name = pattern.name_in(site.block, part)
+        assert name is not None
+        site.block.set_submodule(name, module)
+    adapter.part_removed(owners, site.block)
+
+
+def removed_parts(model: nn.Module) -> list[str]:
+    """Of blocks with several sites, those that were removed, as ``save`` notes them: "PATH:PART"."""
+    found = []
+    for path, block in model.named_modules():
+        for row in patterns_of(block)[1]:
+            if row.part and isinstance(row.find(block, "core"), ZeroBranch):
+                found.append(f"{path}{_PART}{row.part}")
+    return found
+
+
+_WITHOUT, _PART = "without:", ":"  # marks of removals that are no deletions: "without:PATH" and "PATH:PART"
+
+
+def repeat_removals(model: nn.Module, removed: Iterable[Sequence[str]]) -> None:
+    """Remove again what was noted: each call's list of deleted blocks, of blocks without their branch, of removed parts."""
+    from deepres.adapters.site import sites
+
+    for entries in removed:
+        blocks = [entry for entry in entries if _PART not in entry]
+        if blocks:
+            delete_blocks(model, blocks)
+        for entry in entries:
+            if _PART not in entry:
+                continue
+            name = entry.removeprefix(_WITHOUT) if entry.startswith(_WITHOUT) else entry.replace(_PART, ".")
+            site = next((site for site in sites(model) if site.name == name), None)
+            if site is None:
+                raise DeepresError(f"the file says that {entry!r} was removed, and this network has no such site")
+            site.remove()
+
+
+def _note(model: nn.Module, entries: Sequence[str]) -> None:
     noted = getattr(model, NOTE, None)
     if noted is not None:
-        noted.removed.append(list(paths))
-    for path in paths:
-        if not can_delete(model, path):
-            raise DeepresError(f"block {path!r} cannot be deleted: it is the only one, or one that its stage is built on")
-        parent, name = _container(model, path)
-        before = len(list(parent.children()))
-        _drop(parent, name)
-        if isinstance(model, ResNet):
-            if model.config.survival < 1:  # which depends on how many blocks there are
-                model.fold_survival()
-            _count_again(model)
-        config = getattr(model, "config", None)
-        if not isinstance(model, ResNet) and getattr(config, "num_hidden_layers", None) == before:
-            config.num_hidden_layers = before - 1  # type: ignore[union-attr]
-        for i, block in enumerate(parent.children()):
-            for module in block.modules():
-                if isinstance(getattr(module, "layer_idx", None), int):  # the place of its keys and values in a cache
-                    module.layer_idx = i  # type: ignore[assignment]
+        noted.removed.append(list(entries))
+
+
+def _follows_relu(parent: nn.Module, index: str) -> bool:
+    """Whether the block in front ends in a ReLU, so that another one behind it changes nothing."""
+    names = list(parent._modules)
+    position = names.index(index)
+    before = parent._modules[names[position - 1]] if position else None
+    return before is not None and any(isinstance(row.find(before, "after"), nn.ReLU) for row in patterns_of(before)[1])
 
 
 def _order(path: str) -> list[tuple[int, str]]:
@@ -71,16 +158,16 @@ def _order(path: str) -> list[tuple[int, str]]:
 
 def _drop(parent: nn.Module, name: str) -> None:
     """Numbered names, such as ``3`` and ``encoder_layer_3``, close the gap."""
-    if all(key.isdigit() for key in parent._modules):
+    keys = list(parent._modules)
+    if all(key.isdigit() for key in keys):
         del parent[int(name)]  # type: ignore[operator]
         return
-    kept = [(key, module) for key, module in parent._modules.items() if key != name]
+    kept = [module for key, module in parent._modules.items() if key != name]
     stem = re.sub(r"\d+$", "", name)
-    numbered = all(re.fullmatch(re.escape(stem) + r"\d+", key) for key in parent._modules)
+    numbers = [re.fullmatch(re.escape(stem) + r"(\d+)", key) for key in keys]
+    names = [key for key in keys if key != name]
+    if all(numbers):
+        first = int(numbers[0][1])  # type: ignore[index]
+        names = [f"{stem}{first + i}" for i in range(len(kept))]
     parent._modules.clear()
-    parent._modules.update(OrderedDict((f"{stem}{i}" if numbered else key, module) for i, (key, module) in enumerate(kept)))
-
-
-def _count_again(model: ResNet) -> None:
-    blocks = tuple(len(stage.blocks) for stage in model.stages if isinstance(stage, Stage))
-    model.config = dataclasses.replace(model.config, blocks=blocks)
+    parent._modules.update(OrderedDict(zip(names, kept, strict=True)))

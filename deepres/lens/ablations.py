@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from deepres.adapters import Site
-from deepres.adapters.site import _patched
 from deepres.lens.sample import Sample
 
 NORMAL_95 = 1.96  # standard deviations on each side of the mean that hold 95 % of a normal distribution
@@ -83,7 +82,7 @@ def pairs_to_try(count: int, most: int, seed: int = 0) -> list[tuple[int, int]]:
 def swapped(first: Site, second: Site) -> Iterator[None]:
     """Inside, the two blocks stand in exchanged places."""
     one, two = first.block.forward, second.block.forward
-    with _patched(first.block, two), _patched(second.block, one):
+    with first.replace(two), second.replace(one):
         yield
 
 

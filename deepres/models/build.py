@@ -6,13 +6,13 @@ import importlib
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from deepres.adapters.surgery import NOTE, delete_blocks
+from deepres.adapters.surgery import NOTE, removed_parts, repeat_removals
 from deepres.errors import DeepresError
 
 
@@ -24,7 +24,7 @@ class Origin:
     classes: int | None = None
     channels: int | None = None
     config: dict[str, Any] | None = None  # Hugging Face's, as it was when built
-    removed: list[list[str]] = field(default_factory=list)  # blocks that were deleted since, call by call
+    removed: list[list[str]] = field(default_factory=list)  # call by call; see adapters.repeat_removals
 
     def build(self) -> nn.Module:
         """The network, freshly initialised."""
@@ -38,8 +38,7 @@ class Origin:
         else:
             model = _called(kind, rest, self.classes)
         setattr(model, NOTE, Origin(self.reference, self.classes, self.channels, self.config))
-        for paths in self.removed:
-            delete_blocks(model, paths)
+        repeat_removals(model, self.removed)
         return model
 
 
@@ -48,8 +47,11 @@ def origin(model: nn.Module) -> Origin | None:
     noted = getattr(model, NOTE, None)
     config = getattr(model, "config", None)
     if type(model).__module__.startswith("transformers.") and config is not None:
-        return Origin(f"transformers:{type(model).__name__}", config=config.to_dict())
-    return noted if isinstance(noted, Origin) else None
+        noted = Origin(f"transformers:{type(model).__name__}", config=config.to_dict())
+    if not isinstance(noted, Origin):
+        return None
+    parts = removed_parts(model)
+    return replace(noted, removed=[*noted.removed, parts] if parts else noted.removed)
 
 
 def build(reference: str, classes: int | None = None, channels: int | None = None) -> nn.Module:

@@ -1,0 +1,40 @@
+"""timm's ResNets, with what stands in their blocks: squeeze and excitation, Res2Net, ResNeSt, selective kernels; ResNetV2."""
+
+from __future__ import annotations
+
+from deepres.adapters.adapter import Example
+from deepres.adapters.families._timm import Timm, create
+from deepres.adapters.patterns import SitePattern
+
+_end, _m = ("drop_path", "se"), "timm.models."
+_preact = (SitePattern(("drop_path",), ("downsample",), shared=("norm1",)),)
+ADAPTER = Timm(
+    "ResNet, ResNeXt, SE-ResNet, Res2Net, ResNeSt, SKNet, ResNetV2",
+    "timm",
+    tuple(_m + name for name in ("resnet", "res2net", "resnest", "sknet", "resnetv2")),
+    {
+        _m + "resnet:BasicBlock": (SitePattern((*_end, "bn2"), ("downsample",), ("act2",)),),
+        _m + "resnet:Bottleneck": (SitePattern((*_end, "bn3"), ("downsample",), ("act3",)),),
+        _m + "res2net:Bottle2neck": (SitePattern((*_end, "bn3"), ("downsample",), ("relu",)),),
+        _m + "resnest:ResNestBottleneck": (SitePattern(("bn3",), ("downsample",), ("act3",)),),
+        _m + "sknet:SelectiveKernelBasic": (SitePattern((*_end, "conv2"), ("downsample",), ("act",)),),
+        _m + "sknet:SelectiveKernelBottleneck": (SitePattern((*_end, "conv3"), ("downsample",), ("act",)),),
+        _m + "resnetv2:PreActBasic": _preact,
+        _m + "resnetv2:PreActBottleneck": _preact,
+        _m + "resnetv2:Bottleneck": (SitePattern(("drop_path",), ("downsample",), ("act3",)),),
+    },
+    notes="in pre-activation openings both ways share a norm, so their gradients are not told apart",
+    examples=(
+        Example(
+            "ResNet",
+            create("test_resnet", layers=(1, 1, 1, 2)),
+            5,
+            rebuild=create("test_resnet", layers=(1, 1, 1, 1)),
+        ),
+        Example("SE-ResNet", create("seresnet18"), 8),
+        Example("Res2Net", create("res2net50_26w_4s"), 16, other_additions=24),
+        Example("ResNeSt", create("resnest14d"), 4),
+        Example("SKNet", create("skresnet18"), 8),
+        Example("ResNetV2", create("resnetv2_50", layers=(1, 1, 1, 2)), 5, rebuild=create("resnetv2_50", layers=(1,) * 4)),
+    ),
+)

@@ -1,0 +1,83 @@
+"""timm's plain vision Transformers, and those that work in windows: Swin, MaxViT, MobileViT."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from deepres.adapters.adapter import Example
+from deepres.adapters.families._timm import Timm, create
+from deepres.adapters.patterns import SitePattern, pre_norm
+
+
+class _Windows(Timm):
+    def spec(self, model: nn.Module) -> dict[str, Any]:
+        kind = type(model).__module__.rpartition(".")[2]
+        layout = {"vision_transformer": "NLC", "deit": "NLC", "swin_transformer": "NHWC"}.get(kind, "NCHW")
+        return {**super().spec(model), "layout": layout}
+
+
+_m, _ends = "timm.models.", ("drop_path1", "drop_path2")
+_halves = ("norm1", "attn", "norm2", "mlp")
+_windowed, _mlp = pre_norm(*_halves, ends=_ends, folds=True, layout="NHWC")
+_flat_mlp = replace(_mlp, layout="NLC")  # Swin flattens the image in front of its MLP
+_vit: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_heads": 2}
+_swin: dict[str, Any] = {"img_size": 32, "patch_size": 4, "window_size": 4, "embed_dim": 16, "num_heads": (2, 2)}
+ADAPTER = (
+    _Windows(
+        "ViT, DeiT, AugReg, DINO, CLIP's and other plain ViTs",
+        "timm",
+        (_m + "vision_transformer", _m + "deit"),
+        {_m + "vision_transformer:Block": pre_norm(*_halves, ends=_ends)},
+        examples=(
+            Example(
+                "ViT",
+                create("vit_tiny_patch16_224", depth=3, **_vit),
+                6,
+                rebuild=create("vit_tiny_patch16_224", depth=2, **_vit),
+            ),
+            Example("DeiT", create("deit_tiny_distilled_patch16_224", depth=2, **_vit), 4),
+        ),
+    ),
+    _Windows(
+        "Swin",
+        "timm",
+        (_m + "swin_transformer",),
+        {_m + "swin_transformer:SwinTransformerBlock": (_windowed, _flat_mlp)},
+        notes="windows are shifted in every second block, so only a stage's last blocks go without a trace in `depths`",
+        examples=(
+            Example(
+                "Swin",
+                create("swin_tiny_patch4_window7_224", depths=(2, 2), **_swin),
+                8,
+                rebuild=create("swin_tiny_patch4_window7_224", depths=(2, 1), **_swin),
+            ),
+        ),
+    ),
+    _Windows(
+        "MaxViT",
+        "timm",
+        (_m + "maxxvit",),
+        {
+            _m + "maxxvit:MbConvBlock": (SitePattern(("drop_path",), ("shortcut",)),),
+            _m + "maxxvit:ConvNeXtBlock": (SitePattern(("drop_path",), ("shortcut",)),),
+            _m + "maxxvit:PartitionAttentionCl": pre_norm(*_halves, ends=_ends, folds=True, layout="NHWC"),
+        },
+        notes="attention in windows and in a grid are blocks of their own, which do not stand in a list: their halves are removed",
+        examples=(Example("MaxViT", create("test_maxvit", img_size=64), 20, (4, 3, 64, 64)),),
+    ),
+    _Windows(
+        "MobileViT",
+        "timm",
+        (_m + "mobilevit", _m + "byobnet"),
+        {
+            _m + "byobnet:BasicBlock": (SitePattern(("drop_path",), ("shortcut",), ("act",), when="shortcut"),),
+            _m + "byobnet:BottleneckBlock": (SitePattern(("drop_path",), ("shortcut",), ("act",), when="shortcut"),),
+        },
+        folding=(_m + "mobilevit:MobileVitBlock",),
+        notes="inside its Transformers an example is several rows of the batch; all rows of an example skip together",
+        examples=(Example("MobileViT", create("mobilevit_xxs"), 21, (4, 3, 64, 64)),),
+    ),
+)
