@@ -26,11 +26,13 @@ from deepres.adapters import logits_of
 from deepres.data import Data
 from deepres.errors import DeepresError
 from deepres.evaluation import time_against
-from deepres.ghosting import Gate, Ghost, Settings
-from deepres.ghosting.choose import Kinds, Passes, Point, fastest, frontier, within_budget
+from deepres.ghosting import Gate, Ghost, Point, Settings
+from deepres.ghosting.candidates import Kinds, frontier
 from deepres.ghosting.confirm import confirmed, verify, within_error
 from deepres.ghosting.fit import costs, fit
+from deepres.ghosting.recorded import Passes
 from deepres.ghosting.recording import batches
+from deepres.ghosting.selection import fastest, within_budget
 from deepres.nn import ResNet
 
 BATCHES = (1, 32, 256)
@@ -68,7 +70,7 @@ class Way:
     def may(self, settings: Settings) -> bool:
         """Whether it has what ``settings`` make use of."""
         kind: Literal["fitted", "fixed"] = "fixed" if settings.fixed else "fitted"
-        return (settings.skip is None or kind in self.kinds) and (settings.leave is None or self.exits)
+        return (settings.skip_threshold is None or kind in self.kinds) and (settings.exit_threshold is None or self.exits)
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,8 +66,8 @@ class Ghost:
                 weights=self.weights,
                 size=self.size,
                 device=pick_device(self.device),
-                watch=watch,
-                say=say,
+                progress=watch,
+                log=say,
             )
         save_ghost(made, out)
         Console().print(table(ghost_table(made).head, ghost_table(made).rows))

@@ -1,4 +1,4 @@
-"""What may be said of a setting on other examples than those that chose it: confirmed on fresh ones, verified on the test split."""
+"""Confirmation of settings on fresh examples, and verification on the test split."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from deepres.adapters import logits_in, logits_of
-from deepres.ghosting.choose import Passes, Point, best, describe_settings
-from deepres.ghosting.route import Ghost
+from deepres.ghosting.model import Ghost
+from deepres.ghosting.points import Point, pareto_front
+from deepres.ghosting.recorded import Passes
 
 CONFIDENCE = 0.9  # with which a rise of the error is within what was allowed
 TESTED = 8  # settings of a kind that are tested on fresh examples, at most, where each takes a pass of its own
@@ -21,20 +22,19 @@ Kind = tuple[bool, bool, bool]
 
 
 def within_error(points: Sequence[Point], whole: float, rise: float, doubt: int = 0) -> dict[Kind, list[Point]]:
-    """The points whose error is at most ``rise`` points above the whole network's, fastest foretold first, by kind of setting.
+    """Points whose error is at most ``rise`` points above the whole network's, least estimated time first, by kind of setting.
 
-    Those that are foretold to take as long as the whole network are left out.
-
-    Kinds are: skipping by input, by the mean, not at all; leaving or not. Of each kind those on its own frontier. ``doubt``: of how
-    many examples the errors are, where others will confirm them: points then count that may be above by chance, a standard deviation.
+    Settings whose estimated time is that of the whole network or more are left out. A kind is (no gates, the same blocks for all
+    inputs, no early exits); of each kind the points on its own Pareto front are returned. ``doubt``: the number of examples that the
+    errors were measured on, if others will confirm them; points then count whose error is above by at most a standard deviation.
     """
     kinds: dict[Kind, list[Point]] = {}
     for point in points:
         chance = 100 * math.sqrt(point.moved / doubt) if doubt else 0.0
         if point.error <= whole + rise + chance and point.time < 1 and not point.settings.whole:
-            kind = (point.settings.skip is None, point.settings.fixed, point.settings.leave is None)
+            kind = (point.settings.skip_threshold is None, point.settings.fixed, point.settings.exit_threshold is None)
             kinds.setdefault(kind, []).append(point)
-    return {kind: best(mine) for kind, mine in kinds.items()}
+    return {kind: pareto_front(mine) for kind, mine in kinds.items()}
 
 
 @torch.no_grad()
@@ -42,13 +42,13 @@ def confirmed(
     kinds: dict[Kind, list[Point]],
     fresh: Passes,
     rise: float,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> list[Point]:
     """Of each kind the fastest point whose error rises by at most ``rise``, with 90 % confidence, on examples that did not choose it.
 
-    The best of many settings looks better where it was chosen than it is, and would again where the fastest that passes is taken of
-    many. So the points are tested in an order that was fixed before, from the slowest on, and the first that fails ends it
-    (fixed-sequence testing, as in Angelopoulos et al. 2021). Without fresh examples the fastest of each kind is taken.
+    Selecting the best of many settings biases its score upward, on fresh examples too if the fastest that passes is taken. So the
+    points are tested in an order that is fixed beforehand, from the slowest on, and the first that fails ends it (fixed-sequence
+    testing, as in Angelopoulos et al. 2021). Without fresh examples the fastest of each kind is taken.
     """
     if not len(fresh):
         return [mine[0] for mine in kinds.values()]
@@ -56,12 +56,12 @@ def confirmed(
     n, found = len(fresh), []
     for mine in kinds.values():
         passed: Point | None = None
-        for point in mine[::-1] if mine[0].settings.skip is None else _spaced(mine[::-1], TESTED):
+        for point in mine[::-1] if mine[0].settings.skip_threshold is None else _spaced(mine[::-1], TESTED):
             here = fresh.of(point.settings).answers(point.settings, fresh.whole) == fresh.labels
             lost, won = int((right & ~here).sum()), int((here & ~right).sum())
             bound = rise_bound(lost, won, n)
-            say(
-                f"{describe_settings(point.settings)}, foretold {100 * point.time:.0f} %: {lost} right answers lost and {won} won of "
+            log(
+                f"{point.settings.describe()}, estimated {100 * point.time:.0f} %: {lost} right answers lost and {won} won of "
                 f"{n:,} further examples, a rise of at most {bound:.2f} points with {100 * CONFIDENCE:.0f} % confidence"
             )
             if bound > rise:
@@ -73,7 +73,7 @@ def confirmed(
 
 
 def _spaced(points: list[Point], most: int) -> list[Point]:
-    """At most ``most`` of them, the first and the last among these."""
+    """At most ``most`` of the points, evenly spaced, with the first and the last."""
     if len(points) <= most:
         return points
     return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]
@@ -90,9 +90,9 @@ def rise_bound(lost: int, won: int, n: int, confidence: float = CONFIDENCE) -> f
 
 def clopper_pearson(count: int, n: int, confidence: float = 0.95) -> float:
     """Upper end of the one-sided interval for a share, from ``count`` of ``n`` independent examples (Clopper and Pearson 1934)."""
-    from scipy.stats import beta
+    from scipy.stats import binomtest
 
-    return 1.0 if count >= n else float(beta.ppf(confidence, count + 1, n - count))
+    return float(binomtest(count, n, alternative="less").proportion_ci(confidence, method="exact").high)
 
 
 @dataclass(frozen=True)

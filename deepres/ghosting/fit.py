@@ -1,7 +1,7 @@
 """Fit gates and exits to a frozen network: some passes over some training examples, no gradient through the network.
 
 What a gate learns is measured, not guessed: for each block and example, how far the network's answer moves when that block alone is
-passed through, as the Kullback-Leibler divergence to the undisturbed answer.
+skipped, as the Kullback-Leibler divergence to the undisturbed answer.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from deepres.adapters import logits_of
 from deepres.data import Data
 from deepres.evaluation import block_times, branch_times
 from deepres.evaluation.timing import Point, call_times, now, timeline
-from deepres.exits import learnt
-from deepres.ghosting.exits import fit_exit, learn_to_read, temperature_of
-from deepres.ghosting.heads import Exit, Gate, Head
-from deepres.ghosting.recording import at_chunks, batches, look
-from deepres.ghosting.route import Ghost
+from deepres.exits import ExitHead, StandardisedLinear, learnt
+from deepres.exits.fitting import fit_exit, fit_readers, temperature_of
+from deepres.ghosting.gates import Gate
+from deepres.ghosting.model import Ghost
+from deepres.ghosting.recording import at_segments, batches, look
 
 RIDGE = 0.01  # of the examples
 LEAST = 1e-6  # divergence below which an answer has not moved, nats
 EASY = 10  # exits are fitted on this many times the gates' examples: they need a few passes, gates one for each block
-ROOM = 2 << 30  # bytes of the images that all is fitted on
+IMAGES_ROOM = 2 << 30  # bytes of the images that all is fitted on
 
 
 @torch.no_grad()
-def harms(ghost: Ghost, given: list[tuple[Tensor, Tensor]], whole: Tensor, watch: Callable[[str, float], None]) -> Tensor:
-    """(N, blocks): log10 of the divergence of the answer without each block; infinite for blocks that cannot be ghosts."""
+def harms(ghost: Ghost, given: list[tuple[Tensor, Tensor]], whole: Tensor, progress: Callable[[str, float], None]) -> Tensor:
+    """(N, blocks): log10 of the divergence of the answer without each block; infinite for blocks that cannot be skipped."""
     out = torch.full((len(whole), len(ghost.units)), math.inf)
     reference = whole.log_softmax(1)
     able = [i for segment in ghost.segments for i in segment.skippable]
     for done, i in enumerate(able):
-        watch("what each block matters", done / len(able))
+        progress("worth of each block", done / len(able))
         with ExitStack() as stack:
             for site in ghost.units[i].sites:
                 stack.enter_context(site.bypass())
@@ -58,17 +58,17 @@ def fit(
     gates: bool = True,
     exits: bool = True,
     examples: int = 2000,
-    watch: Callable[[str, float], None] = lambda what, share: None,
+    progress: Callable[[str, float], None] = lambda what, share: None,
 ) -> None:
     """Give ``ghost`` its gates and exits.
 
     Gates are fitted on ``examples`` of the training split, exits on ``EASY`` times as many; temperatures on the validation split.
     """
     device = next(ghost.net.parameters()).device
-    watch("answers", 0.0)
-    most = max(examples, min(EASY * examples, ROOM // (4 * math.prod(data.shape)))) if exits else examples
+    progress("answers", 0.0)
+    most = max(examples, min(EASY * examples, IMAGES_ROOM // (4 * math.prod(data.shape)))) if exits else examples
     many = list(batches(data, "train", most, device))
-    reading = learn_to_read(ghost, many, watch) if exits else ()
+    reading = fit_readers(ghost.net, ghost.ends, many, progress) if exits else ()
     seen = look(ghost, many, reading)
     ghost.gates = nn.ModuleList([nn.Identity() for _ in ghost.segments])
     ghost.exits = nn.ModuleList([nn.Identity() for _ in ghost.segments])
@@ -76,7 +76,7 @@ def fit(
         few = many[: -(-examples // len(many[0][1]))]
         count = sum(len(y) for _, y in few)
         shares = _branches(ghost, few[0][0][:64])
-        worth = harms(ghost, few, seen.logits[:count], watch)
+        worth = harms(ghost, few, seen.logits[:count], progress)
         middle = sum(shares) / len(shares)
         for c, segment in enumerate(ghost.segments):
             if segment.skippable:
@@ -87,19 +87,19 @@ def fit(
         held = look(ghost, list(batches(data, "val", examples, device)), reading)
         wanted = learnt(seen.logits, seen.labels)
         for c in range(len(ghost.segments) - 1):
-            watch("exits", c / len(ghost.segments))
+            progress("exits", c / len(ghost.segments))
             ghost.exits[c] = fit_exit(seen.outputs[c], wanted, held.outputs[c], held.labels, reading[c]).to(device)
         ghost.temperature = float(temperature_of(held.logits, held.labels))
     ghost.requires_grad_(False)
     ghost.ahead = _ahead(ghost, many[0][0])
-    watch("done", 1.0)
+    progress("done", 1.0)
 
 
 @torch.no_grad()
 def _ahead(ghost: Ghost, inputs: Tensor, turns: int = 5) -> list[tuple[float, float]]:
     """Of each segment: seconds from its end to the next one's, or the network's, as (of a call, of a row). The slowest of a few turns."""
     rows = (1, min(32, len(inputs)))
-    ends: list[Point] = [(ghost.units[segment.units[-1]].sites[0].block, "after") for segment in ghost.segments]
+    ends: list[Point] = [(end, "after") for end in ghost.ends]
     slowest = []
     for n in rows:
         passes = timeline(ends, partial(ghost.net, inputs[:n]), inputs.device, repeats=turns)
@@ -117,7 +117,7 @@ class Costs:
     """Measured shares of a forward pass of ``batch`` inputs."""
 
     blocks: Tensor  # (blocks,), as a whole
-    branches: Tensor  # (blocks,), what is saved where they are passed through
+    branches: Tensor  # (blocks,), what is saved where they are skipped
     gates: Tensor  # (segments,)
     exits: Tensor
     batch: int = 1
@@ -135,7 +135,7 @@ class Costs:
 
 @torch.no_grad()
 def costs(ghost: Ghost, inputs: Tensor, turns: int = 7) -> Costs:
-    """What each block, gate and exit takes, on these inputs in one batch; in the midst of a pass, where their code is not at hand."""
+    """Measured costs of each block, gate and exit, on these inputs in one batch; timed inside a forward pass, with cold caches."""
     device = inputs.device
     whole = min(call_times(partial(ghost.net, inputs), device, repeats=turns))
     least = {kind: [math.inf] * len(ghost.segments) for kind in ("gates", "exits")}
@@ -143,11 +143,11 @@ def costs(ghost: Ghost, inputs: Tensor, turns: int = 7) -> Costs:
     def at(kind: Literal["gates", "exits"], c: int, signal: Tensor) -> None:
         head = (ghost.gates if kind == "gates" else ghost.exits)[c]
         began = now(device)
-        if isinstance(head, Head):
+        if isinstance(head, StandardisedLinear):
             _decide(head, signal)
         least[kind][c] = min(least[kind][c], now(device) - began)
 
-    with at_chunks(ghost, enter=partial(at, "gates"), leave=partial(at, "exits")):
+    with at_segments(ghost, enter=partial(at, "gates"), leave=partial(at, "exits")):
         for _ in range(turns):
             ghost.net(inputs)
     gates, exits = ([seconds / whole for seconds in least[kind]] for kind in ("gates", "exits"))
@@ -165,17 +165,17 @@ def _branches(ghost: Ghost, inputs: Tensor) -> list[float]:
     return [sum(next(shares) for _ in unit.sites) for unit in ghost.units]
 
 
-def _decide(head: Head, signal: Tensor) -> list[int]:
-    """What a call does with a gate or an exit: ask it, compare, wait for the counts, and go on with half of the rows."""
-    if isinstance(head, Exit) and len(signal) == 1 and signal.device.type == "cpu":
-        head.of_one(signal)
+def _decide(head: StandardisedLinear, signal: Tensor) -> list[int]:
+    """What a pass does at a gate or an exit: compute it, compare, wait for the counts, and go on with half of the rows."""
+    if isinstance(head, ExitHead) and len(signal) == 1 and signal.device.type == "cpu":
+        head.single(signal)
         return []
-    said = head(signal)
-    if not isinstance(said, tuple):
-        return list((said >= 0).sum(0).tolist())
+    out = head(signal)
+    if not isinstance(out, tuple):
+        return list((out >= 0).sum(0).tolist())
     if len(signal) > 1:
         signal.index_select(0, torch.arange(0, len(signal), 2, device=signal.device))
-    return list((said[1] >= 0.5).sum(0, keepdim=True).tolist())
+    return list((out[1] >= 0.5).sum(0, keepdim=True).tolist())
 
 
 def _gate(entry: Tensor, worth: Tensor) -> Gate:

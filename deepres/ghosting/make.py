@@ -17,35 +17,29 @@ from torch import Tensor, nn
 
 from deepres.data import Data, open_data
 from deepres.errors import DeepresError
-from deepres.ghosting.choose import (
-    TOGETHER,
-    Kinds,
-    Passes,
-    Point,
-    describe_settings,
-    fastest,
-    frontier,
-    keeps_deadline,
-    time_against_whole,
-    within_budget,
-)
+from deepres.exits import ExitHead
+from deepres.ghosting.candidates import Kinds, frontier
 from deepres.ghosting.confirm import Verified, confirmed, verify, within_error
 from deepres.ghosting.fit import costs, fit
-from deepres.ghosting.heads import Exit, Gate
+from deepres.ghosting.gates import Gate
+from deepres.ghosting.model import Ghost
+from deepres.ghosting.points import Point
+from deepres.ghosting.recorded import Passes
 from deepres.ghosting.recording import batches
-from deepres.ghosting.route import Ghost
+from deepres.ghosting.selection import fastest, keeps_deadline, time_against_whole, within_budget
 from deepres.ghosting.settings import Settings
 from deepres.lens.source import Source
 from deepres.models import load, notes, save
 
 NET, HEADS, STATIC, FILE = "net.safetensors", "ghost.safetensors", "static.safetensors", "ghost.json"
+BATCH_SIZE = 250  # examples of a pass, where nothing is timed
 Gates = Literal["both", "fitted", "fixed", "none"]
 _KINDS: dict[str, Kinds] = {"both": ("fitted", "fixed"), "fitted": ("fitted",), "fixed": ("fixed",), "none": ()}
 
 
 @dataclass(frozen=True)
 class GhostResult:
-    """A ghost, and what is known of it. Times are shares of the whole network's, measured side by side."""
+    """A ghost with its measurements. Times are shares of the whole network's, measured side by side."""
 
     model: Ghost
     point: Point  # on the validation split
@@ -60,48 +54,50 @@ class GhostResult:
     @property
     def static(self) -> bool:
         """Whether the same blocks run for every input, to the end, so that ``model.static()`` is all of it."""
-        return self.model.settings.fixed and self.model.settings.leave is None
+        return self.model.settings.fixed and self.model.settings.exit_threshold is None
 
     def summary(self) -> list[str]:
-        """What it came to, with its figures and what they assume."""
+        """The results in sentences, with their figures and assumptions."""
         seen, settings = self.verified, self.model.settings
         if settings.whole:
-            said = ["The ghost is the whole network, to the bit: nothing else kept what was asked for, or a budget of 1 was."]
+            lines = [
+                "The ghost is the whole network, to the bit: no other setting kept what was required, or the budget was 1."
+            ]
         else:
-            said = [
-                f"Chosen: {describe_settings(settings)}.",
+            lines = [
+                f"Chosen: {settings.describe()}.",
                 f"On the test split of {seen.n:,} examples the error is {seen.ghost:.2f} %, the whole network's {seen.whole:.2f} % "
                 f"({seen.rise:+.2f} points: {seen.lost} right answers lost, {seen.won} won).",
                 f"With 95 % confidence at most {seen.bound:.2f} % of inputs lose their right answer (Clopper-Pearson, one-sided; it "
-                "assumes that inputs come independently from the law of the test split, which chose nothing).",
-                f"{100 * seen.blocks:.0f} % of the blocks ran, {100 * seen.left:.0f} % of the inputs left early, "
-                f"{100 * seen.again:.1f} % were answered again with the full depth.",
+                "assumes that inputs come independently from the distribution of the test split, which chose nothing).",
+                f"{100 * seen.blocks:.0f} % of the blocks ran, {100 * seen.left:.0f} % of the inputs exited early, "
+                f"{100 * seen.again:.1f} % fell back to full depth.",
             ]
         if self.unconfirmed is not None and not settings.whole:
-            said.append(
+            lines.append(
                 f"That the error rises by no more than {self.unconfirmed:g} points was not confirmed: all validation examples were used "
                 "to choose. Give fewer --examples, or a larger validation split."
             )
-        if seen.rise < -0.5 and settings.leave is not None:
-            said.append(
-                "Its exits, which learnt the labels too, are more right than the network itself, which would gain from longer training."
+        if seen.rise < -0.5 and settings.exit_threshold is not None:
+            lines.append(
+                "Its exits, which learnt from the labels too, have a lower error than the network, which would gain from longer training."
             )
         if self.static:
-            said.append(
+            lines.append(
                 f"The same blocks run for every input, so {STATIC} holds them as an ordinary network, to compile or export."
             )
         for batch, (ratio, low, high) in self.times.items():
-            said.append(
+            lines.append(
                 f"At batch {batch} a call takes {100 * ratio:.0f} % of the whole network's time (middle half of the turns "
                 f"{100 * low:.0f} to {100 * high:.0f} %), gates, exits and gathers included."
             )
         if self.kept is not None:
             share, slowest = self.kept
-            said.append(
+            lines.append(
                 f"Of 100 single calls {100 * share:.0f} % kept the deadline of {1000 * (self.model.deadline or 0):.1f} ms; the slowest "
                 f"took {1000 * slowest:.1f} ms. An operating system promises no time, so this is measured, not guaranteed."
             )
-        return said
+        return lines
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -131,9 +127,9 @@ def ghost(
     confirm: int = 4000,
     weights: str | Path | None = None,
     size: int | None = None,
-    device: torch.device | str = "cpu",
-    watch: Callable[[str, float], None] = lambda what, share: None,
-    say: Callable[[str], None] = lambda text: None,
+    device: torch.device | str | None = None,
+    progress: Callable[[str, float], None] = lambda what, share: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> GhostResult:
     """Make a ghost of a trained network: gates and exits are fitted to it as it is, in minutes.
 
@@ -142,37 +138,40 @@ def ghost(
 
     ``budget``: the most that a call may take of the whole network's time on average, measured at ``batch``; 1.0 gives the network
     itself, to the bit. ``error``: the points that the error may rise, in which case the setting measured fastest is taken. One of
-    the two, both decided on the validation split and told on the test split. ``deadline``: seconds for a call, after which its
-    inputs leave at the next exit. ``gates``: ``"fitted"`` chooses blocks by input, ``"fixed"`` the same ones for every input, by
+    the two, both decided on the validation split and reported on the test split. ``deadline``: seconds for a call, after which its
+    inputs exit at the next exit head. ``gates``: ``"fitted"`` chooses blocks by input, ``"fixed"`` the same ones for every input, by
     their mean worth, which is the lens's lesion profile and needs no training; ``"both"`` tries both, and ``"none"`` leaves all
-    blocks. ``exits``: whether inputs may leave early. ``examples``: of the training split, to fit gates on, and of the validation split, to
+    blocks. ``exits``: whether inputs may exit early. ``examples``: of the training split, to fit gates on, and of the validation split, to
     choose on; ``confirm``: further ones of the validation split, at most, on which a rise of the ``error`` is confirmed.
 
-    Raises ``DeepresError`` for a network without blocks to pass through, one that is no classifier of the data's classes, and a
+    ``device``: where to compute; None: where the network is. The network that is given is not moved.
+
+    Raises ``DeepresError`` for a network without blocks that can be skipped, one that is no classifier of the data's classes, and a
     budget that cannot be kept.
     """
     _check(budget, error, deadline, batch, gates, exits, examples, confirm)
     net, opened = _open(model, data, weights, size)
-    net = net.to(device)
+    place = torch.device(device) if device is not None else next(net.parameters()).device
     made = Ghost(net)
-    fit(made, opened, gates=gates != "none", exits=exits, examples=examples, watch=watch)
-    held = Passes(made, list(batches(opened, "val", examples, torch.device(device), TOGETHER)))
+    made.net.to(place)
+    fit(made, opened, gates=gates != "none", exits=exits, examples=examples, progress=progress)
+    held = Passes(made, list(batches(opened, "val", examples, place, BATCH_SIZE)))
     inputs = held.inputs[: max(batch, 256)]
-    points = frontier(held, costs(made, inputs[:batch]), kinds=_KINDS[gates], watch=watch)
+    points = frontier(held, costs(made, inputs[:batch]), kinds=_KINDS[gates], progress=progress)
     whole, unconfirmed = points[0], None
     if budget is not None and budget >= 1:
         chosen = whole
     elif budget is not None:
-        chosen = within_budget(made, points, budget, inputs, batch, say)
+        chosen = within_budget(made, points, budget, inputs, batch, log)
     else:
         assert error is not None
-        fresh = Passes(made, list(batches(opened, "val", confirm, torch.device(device), TOGETHER, skip=examples)))
+        fresh = Passes(made, list(batches(opened, "val", confirm, place, BATCH_SIZE, skip=examples)))
         doubt = len(held) if len(fresh) else 0
-        able = confirmed(within_error(points, whole.error, error, doubt), fresh, error, say)
-        chosen = fastest(made, able, whole, inputs, batch, say)
+        able = confirmed(within_error(points, whole.error, error, doubt), fresh, error, log)
+        chosen = fastest(made, able, whole, inputs, batch, log)
         unconfirmed = None if len(fresh) else error
     made.settings = chosen.settings
-    test = list(batches(opened, "test", len(opened.test), torch.device(device), TOGETHER))
+    test = list(batches(opened, "test", len(opened.test), place, BATCH_SIZE))
     verified = verify(made, test, opened.classes)
     times = {}
     for many in sorted({1, batch, 256} if len(inputs) >= 256 else {1, batch}):
@@ -205,7 +204,7 @@ def _check(
     if budget is not None and not 0 < budget <= 1:
         raise DeepresError(f"budget is a share of the whole network's time, above 0 and at most 1, not {budget:g}")
     if error is not None and error < 0:
-        raise DeepresError(f"error is the points that it may rise, 0 or more, not {error:g}")
+        raise DeepresError(f"error is the points by which it may rise, 0 or more, not {error:g}")
     if deadline is not None and deadline <= 0:
         raise DeepresError(f"deadline is the seconds that a call may take, above 0, not {deadline:g}")
     if gates not in _KINDS:
@@ -275,7 +274,7 @@ def load_ghost(folder: str | Path) -> tuple[Ghost, dict[str, Any]]:
             tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise DeepresError(f"{folder}: holds no ghost that can be read ({error}); make one with `deepres ghost`") from error
-    made = Ghost(load(folder / NET), Settings(**header["settings"]), most=header["most"])
+    made = Ghost(load(folder / NET), Settings.from_dict(header["settings"]), most=header["most"])
     made.ahead = [(float(base), float(each)) for base, each in header["ahead"]]
     made.deadline = header["deadline"]
     made.temperature = header.get("temperature", 1.0)
@@ -285,7 +284,7 @@ def load_ghost(folder: str | Path) -> tuple[Ghost, dict[str, Any]]:
             if not mine:
                 continue
             outputs, features = mine["weight"].shape
-            head = Gate(features, outputs) if kind == "gates" else Exit.of_state(mine)
+            head = Gate(features, outputs) if kind == "gates" else ExitHead.from_state(mine)
             head.load_state_dict(mine)
             modules[c] = head.requires_grad_(False)
     return made, notes(folder / NET)

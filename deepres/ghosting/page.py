@@ -8,8 +8,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from deepres.data import Data, Resident, open_image
-from deepres.ghosting.choose import Point, best, describe_settings
 from deepres.ghosting.make import GhostResult
+from deepres.ghosting.points import Point, pareto_front
 from deepres.report import Page, Table, charts, data_uri, share, share_range
 
 MOST = 60  # classes shown
@@ -28,14 +28,14 @@ def ghost_page(made: GhostResult, *, name: str, data: str, footer: str) -> Page:
     built.heading("What depth buys")
     built.figure(
         _frontier(made),
-        "Validation error against time, of every setting that was tried. Times here are foretold from the blocks that ran and each "
-        "block's measured share; the table above is measured. The line joins the settings that no other beats.",
+        "Validation error against time, of every setting that was tried. Times here are estimated from the blocks that ran and each "
+        "block's measured share; the table above is measured. The line is the Pareto front: settings that no other beats in both.",
     )
-    built.heading("Which blocks ghost for whom")
+    built.heading("Which blocks are skipped for which class")
     built.figure(
         _map(made),
         "Share of a class's test inputs for which each block was computed. Rows are blocks, the input's side at the bottom; dark is a "
-        "block that ran for everyone, light a ghost.",
+        "block that ran for everyone, light one that was skipped.",
     )
     built.figure(_depth(made), "How much of the network the test inputs of each class used: mean share of the blocks that ran.")
     if made.data is not None:
@@ -45,11 +45,15 @@ def ghost_page(made: GhostResult, *, name: str, data: str, footer: str) -> Page:
 
 def _frontier(made: GhostResult) -> go.Figure:
     kinds = (
-        ("by input", charts.BLUE, lambda p: p.settings.skip is not None and not p.settings.fixed),
+        ("by input", charts.BLUE, lambda p: p.settings.skip_threshold is not None and not p.settings.fixed),
         ("the same blocks for all", charts.ORANGE, lambda p: p.settings.fixed),
-        ("leaving alone", charts.TEAL, lambda p: p.settings.skip is None and p.settings.leave is not None),
+        (
+            "early exits alone",
+            charts.TEAL,
+            lambda p: p.settings.skip_threshold is None and p.settings.exit_threshold is not None,
+        ),
     )
-    line = best(made.points)
+    line = pareto_front(made.points)
     series = [charts.Series("the best", [100 * p.time for p in line], [p.error for p in line], colour=charts.GREY, hover="")]
     for label, colour, mine in kinds:
         shown = [p for p in made.points if mine(p)]
@@ -73,7 +77,7 @@ def _dots(points: Sequence[Point], label: str, **style: Any) -> charts.Series:
         [100 * p.time for p in points],
         [p.error for p in points],
         mode="markers",
-        labels=[describe_settings(p.settings) for p in points],
+        labels=[p.settings.describe() for p in points],
         hover="%{text}: %{y:.2f} % at %{x:.0f} % of the time",
         **style,
     )
@@ -106,7 +110,7 @@ def _examples(built: Page, made: GhostResult, data: Data, count: int = 10) -> No
     if not order or seen.depth[order[0]] == seen.depth[order[-1]]:
         built.text("Every test input ran through the same blocks.")
         return
-    built.heading("Easy and hard")
+    built.heading("Inputs of least and most depth")
     for text, chosen in (("Least depth:", order[:count]), ("Most depth:", order[::-1][:count])):
         built.text(text)
         built.gallery([(data_uri(_pixels(data, i)), _caption(made, data, i)) for i in chosen])

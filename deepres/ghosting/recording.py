@@ -1,4 +1,4 @@
-"""What a network shows to gates and exits: the signals between its segments, over labelled examples."""
+"""The signals between the segments of a network, over labelled examples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deepres.adapters import logits_of
 from deepres.data import Data, Loader, seeded
 from deepres.errors import DeepresError
 from deepres.exits import pooled, pooled_by_quarter
-from deepres.ghosting.route import Ghost
+from deepres.ghosting.model import Ghost
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ def batches(
 
 
 @contextmanager
-def at_chunks(
+def at_segments(
     ghost: Ghost,
     *,
     enter: Callable[[int, Tensor], None] = lambda c, signal: None,
@@ -59,21 +59,21 @@ def at_chunks(
 
 @torch.no_grad()
 def look(ghost: Ghost, given: list[tuple[Tensor, Tensor]], reading: Sequence[nn.Module] = ()) -> Seen:
-    """One pass of the whole network. ``reading``: what the exits do to the chunks' outputs before they pool."""
+    """One pass of the whole network. ``reading``: what the exits do to the segments' outputs before they pool."""
 
     def read(c: int, signal: Tensor) -> Tensor:
         return pooled_by_quarter(reading[c](signal) if c < len(reading) else signal)
 
     entries: list[list[Tensor]] = [[] for _ in ghost.segments]
     outputs: list[list[Tensor]] = [[] for _ in ghost.segments]
-    with at_chunks(
+    with at_segments(
         ghost,
         enter=lambda c, signal: entries[c].append(pooled(signal).float().cpu()),
         leave=lambda c, signal: outputs[c].append(read(c, signal).float().cpu()),
     ):
         logits = [logits_of(ghost.net, x).float().cpu() for x, _ in given]
     if logits[0].ndim != 2:
-        raise DeepresError("a ghost classifies whole inputs; a language model gives an answer for every token")
+        raise DeepresError("a ghost classifies whole inputs; this network gives an answer for every token")
     return Seen(
         [torch.cat(e) for e in entries],
         [torch.cat(o) for o in outputs],

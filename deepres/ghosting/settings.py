@@ -1,35 +1,70 @@
-"""What a ghost does with what its gates and exits say."""
+"""The thresholds by which a ghost decides."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+# the names in files that were saved before
+_OLD_NAMES = {"skip": "skip_threshold", "leave": "exit_threshold", "sure": "fallback_threshold", "mean": "average"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """When a block is a ghost and when an input leaves. The default is the whole network."""
+    """Thresholds of the gates, the early exits and the fallback. The default computes the whole network.
 
-    skip: float | None = None  # blocks worth less than this, per share of the time, are passed through; None: none
-    leave: float | None = None  # inputs leave at an exit whose confidence is at least this; None: none does
-    sure: float = 0.0  # inputs that were skipped through and end below this confidence are answered again with the full depth
+    Three mechanisms save or spend time:
+
+    - a *gate* in front of a segment predicts what each of its blocks is worth for an input; blocks below ``skip_threshold`` are
+      skipped, and the input passes through by their shortcuts;
+    - an *early exit* behind a segment answers the inputs of which its head is confident enough, at ``exit_threshold``;
+    - the *fallback* computes the whole network for inputs that skipped blocks and whose answer at the end has a confidence below
+      ``fallback_threshold``.
+    """
+
+    skip_threshold: float | None = None  # blocks worth less than this, per share of the time, are skipped; None: no block is
+    exit_threshold: float | None = None  # confidence from which on an input exits early; None: no input does
+    fallback_threshold: float = 0.0  # confidence below which an input that skipped blocks falls back to full depth
     fixed: bool = False  # a block's mean worth decides, so that the same blocks run for every input and shapes are static
-    gates: tuple[int, ...] | None = None  # segments whose gates are asked, those that save more than they cost; None: all
-    exits: tuple[int, ...] | None = None  # segments whose exits are asked; None: all
-    mean: bool = False  # an answer is the mean of those of all exits asked so far, the end's among them
+    gates: tuple[int, ...] | None = None  # segments whose gates are used, those that save more than they cost; None: all
+    exits: tuple[int, ...] | None = None  # segments whose exits are used; None: all
+    average: bool = False  # an answer is the average of those of all exits so far, the network's own among them
 
     def __post_init__(self) -> None:
-        for name in ("gates", "exits"):  # read from a file they are lists
+        for name in ("gates", "exits"):  # lists where they are read from a file
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
 
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Settings:
+        """The settings in a saved file, of this version or of an earlier one."""
+        return cls(**{_OLD_NAMES.get(name, name): value for name, value in saved.items()})
+
     @property
     def whole(self) -> bool:
-        return self.skip is None and self.leave is None
+        """Whether these settings compute the whole network for every input."""
+        return self.skip_threshold is None and self.exit_threshold is None
 
-    def asks_gate(self, c: int) -> bool:
-        """Whether the gate in front of segment ``c`` is asked."""
-        return self.skip is not None and (self.gates is None or c in self.gates)
+    def uses_gate(self, c: int) -> bool:
+        """Whether the gate in front of segment ``c`` decides."""
+        return self.skip_threshold is not None and (self.gates is None or c in self.gates)
 
-    def asks_exit(self, c: int) -> bool:
-        """Whether the exit behind segment ``c`` is asked."""
-        return self.leave is not None and (self.exits is None or c in self.exits)
+    def uses_exit(self, c: int) -> bool:
+        """Whether inputs may leave at the exit behind segment ``c``."""
+        return self.exit_threshold is not None and (self.exits is None or c in self.exits)
+
+    def describe(self) -> str:
+        """What the settings do, in a few words."""
+        if self.whole:
+            return "the whole network"
+        parts = []
+        if self.skip_threshold is not None:
+            parts.append("the same blocks skipped for all inputs" if self.fixed else "blocks skipped by input")
+        if self.exit_threshold is not None:
+            parts.append(
+                f"early exit at a confidence of {self.exit_threshold:g}" + (" of the exits' average" if self.average else "")
+            )
+        if self.fallback_threshold:
+            parts.append(f"fallback to full depth below {self.fallback_threshold:g}")
+        return ", ".join(parts)

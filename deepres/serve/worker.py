@@ -190,8 +190,8 @@ def _load(spec: Spec) -> tuple[Any, Facts, list[Any]]:
     """(the network or ghost, its facts, a ghost's settings from as chosen to ever faster)."""
     from deepres.data import Prepare
     from deepres.ghosting import Ghost, Settings, load_ghost
-    from deepres.ghosting.choose import Point, best
     from deepres.ghosting.make import FILE, HEADS
+    from deepres.ghosting.points import Point, pareto_front
     from deepres.models import input_channels, input_size, open_model, output_classes
     from deepres.training.distribute import pick_device
 
@@ -201,9 +201,9 @@ def _load(spec: Spec) -> tuple[Any, Facts, list[Any]]:
     if (folder / HEADS).exists():
         model, noted = load_ghost(folder)
         told = json.loads((folder / FILE).read_text())
-        points = [Point(**{**point, "settings": Settings(**point["settings"])}) for point in told["points"]]
+        points = [Point(**{**point, "settings": Settings.from_dict(point["settings"])}) for point in told["points"]]
         chosen = Point(**{**told["point"], "settings": model.settings})
-        faster = [p.settings for p in sorted(best(points), key=lambda p: -p.time) if p.time < chosen.time]
+        faster = [p.settings for p in sorted(pareto_front(points), key=lambda p: -p.time) if p.time < chosen.time]
         steps = [model.settings, *faster[:: max(1, len(faster) // 4)][:4]]
     else:
         model, noted = open_model(spec.reference, weights=spec.weights)

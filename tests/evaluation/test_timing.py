@@ -17,9 +17,9 @@ from deepres.adapters import find_blocks
 from deepres.engines import throughput
 from deepres.evaluation import block_times, branch_times, time_against
 from deepres.evaluation.timing import alternate, call_times, from_first_process, timeline
-from deepres.ghosting import Ghost
+from deepres.exits import ExitHead
+from deepres.ghosting import Gate, Ghost
 from deepres.ghosting.fit import costs
-from deepres.ghosting.heads import Exit, Gate
 
 CPU = torch.device("cpu")
 
@@ -118,7 +118,7 @@ def test_costs_of_gates_and_exits_wait_for_the_device(device: QueueingDevice) ->
                 for segment, width in zip(made.segments, (16, 16, 32), strict=True)]  # fmt: skip
     entering = [16, *channels[:-1]]
     for c, (before, behind) in enumerate(zip(entering, channels, strict=True)):
-        made.gates[c], made.exits[c] = Gate(before, len(made.segments[c].skippable)), Exit(4 * behind, 10)
+        made.gates[c], made.exits[c] = Gate(before, len(made.segments[c].skippable)), ExitHead(4 * behind, 10)
         slowed(made.gates[c], device, 3.0)
         slowed(made.exits[c], device, 6.0)
     device.queued = 0.0

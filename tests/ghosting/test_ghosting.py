@@ -13,18 +13,19 @@ from torch import nn
 
 import deepres
 from deepres import DeepresError, Run
-from deepres.adapters import find_blocks, logits_of
+from deepres.adapters import find_blocks, logits_of, segments
 from deepres.cli.main import main
 from deepres.data import Data, open_data
-from deepres.exits import Coarser, coarse, pooled_by_quarter, readers
-from deepres.ghosting import Ghost, GhostResult, Settings, ghost, load_ghost, save_ghost
-from deepres.ghosting.choose import Passes, Point, best, fastest, frontier
+from deepres.exits import Coarser, ExitHead, coarse, pooled_by_quarter, readers, without_norms
+from deepres.exits.fitting import ROUNDS, fit_exit, fit_readers
+from deepres.ghosting import Gate, Ghost, GhostResult, Point, Settings, ghost, load_ghost, save_ghost
+from deepres.ghosting.candidates import frontier
 from deepres.ghosting.confirm import clopper_pearson, confirmed, rise_bound, within_error
-from deepres.ghosting.exits import ROUNDS, fit_exit, learn_to_read
 from deepres.ghosting.fit import costs, fit, harms
-from deepres.ghosting.heads import Exit, Gate, without_norms
+from deepres.ghosting.points import pareto_front
+from deepres.ghosting.recorded import Passes
 from deepres.ghosting.recording import batches, look
-from deepres.ghosting.route import segments
+from deepres.ghosting.selection import fastest
 from deepres.training import recipe, train
 
 CPU = torch.device("cpu")
@@ -72,9 +73,11 @@ def test_by_default_it_is_the_network_to_the_bit(fitted: Ghost, images: torch.Te
 def test_a_setting_that_is_faster_by_luck_alone_is_not_taken(
     fitted: Ghost, images: torch.Tensor, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, *points = (Point(Settings(leave=leave), 5.0, 0.5, 1.0, 0.0) for leave in (None, 0.9, 0.8, 0.7))
+    whole, *points = (Point(Settings(exit_threshold=leave), 5.0, 0.5, 1.0, 0.0) for leave in (None, 0.9, 0.8, 0.7))
     measured = {0.9: (0.93, (0.9, 1.04)), 0.8: (0.96, (0.95, 0.98)), 0.7: (0.97, (0.9, 0.99))}
-    monkeypatch.setattr("deepres.ghosting.choose.time_against_whole", lambda made, x, n: measured[made.settings.leave])
+    monkeypatch.setattr(
+        "deepres.ghosting.selection.time_against_whole", lambda made, x, n: measured[made.settings.exit_threshold]
+    )
     assert fastest(fitted, points, whole, images, 1) is points[1] and fitted.settings == points[1].settings
     assert fastest(fitted, points[:1], whole, images, 1) is whole and fitted.settings.whole
     assert fastest(fitted, [], whole, images, 1) is whole
@@ -98,7 +101,7 @@ def test_the_answer_does_not_depend_on_the_batch(fitted: Ghost, images: torch.Te
 @pytest.mark.parametrize("mean", [False, True])
 def test_a_slow_obvious_version_agrees(fitted: Ghost, images: torch.Tensor, data: Data, mean: bool) -> None:
     """Every branch computed, one input at a time, through the sites' own scales."""
-    fitted.settings = dataclasses.replace(some(fitted, data), sure=0.0, mean=mean)
+    fitted.settings = dataclasses.replace(some(fitted, data), fallback_threshold=0.0, average=mean)
     found = fitted(images[:24], trace=True)
     trace = fitted.trace
     assert len(trace.left.unique()) > 1
@@ -112,16 +115,16 @@ def test_a_slow_obvious_version_agrees(fitted: Ghost, images: torch.Tensor, data
             for place in segment.units:
                 block = fitted.units[place].sites[0].block
                 out = type(block).forward(block, x)
-                if place in segment.skippable and worth[0, segment.skippable.index(place)] < fitted.settings.skip:
+                if place in segment.skippable and worth[0, segment.skippable.index(place)] < fitted.settings.skip_threshold:
                     out = x
                     assert not trace.ran[i, place]
                 x = out
-            if isinstance(head, Exit):
+            if isinstance(head, ExitHead):
                 logits, confidence = head(x)
                 known = bool(confidence > 0)
                 said += [logits[0].log_softmax(0)] if known else []
                 now = torch.stack(said).mean(0) if mean and said else logits[0]
-                if known and now.softmax(0).max() >= fitted.settings.leave:
+                if known and now.softmax(0).max() >= fitted.settings.exit_threshold:
                     answer = now
                     assert trace.left[i] == c
                     break
@@ -149,8 +152,8 @@ def test_norms_are_folded_into_what_reads() -> None:
         plain = without_norms(reader)
         assert not any(isinstance(layer, nn.BatchNorm2d) for layer in plain)
         torch.testing.assert_close(plain(signal), expected, atol=1e-5, rtol=1e-5)
-        head = Exit(pooled_by_quarter(expected).shape[1], 10, plain)
-        again = Exit.of_state(head.state_dict())
+        head = ExitHead(pooled_by_quarter(expected).shape[1], 10, plain)
+        again = ExitHead.from_state(head.state_dict())
         again.load_state_dict(head.state_dict())
         torch.testing.assert_close(again(signal), head(signal))
     assert not any(len(one) for one in readers([torch.randn(2, 17, 48)] * 3))
@@ -163,10 +166,10 @@ def test_reading_is_learnt_as_well_where_not_all_signals_can_be_kept(
     given, held = list(batches(data, "train", 1000, CPU)), list(batches(data, "val", 200, CPU))
     errors, ran = [], []
     for room in (2 << 30, 1 << 20):
-        monkeypatch.setattr("deepres.ghosting.exits.ROOM", room)
+        monkeypatch.setattr("deepres.exits.fitting.SIGNALS_ROOM", room)
         made, seen = Ghost(deepres.load(run)), []
         counter = made.net.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(len(args[0])))
-        reading = learn_to_read(made, given)
+        reading = fit_readers(made.net, made.ends, given)
         counter.remove()
         ran.append(sum(seen) - 2)  # but for the first look at the signals' sizes
         assert [len(one) for one in reading] == [4, 2]
@@ -180,7 +183,7 @@ def test_reading_is_learnt_as_well_where_not_all_signals_can_be_kept(
 
 
 @pytest.mark.parametrize(
-    "asked", [{}, {"gates": (0,), "exits": (1,)}, {"gates": (1,), "exits": (0,)}, {"skip": None, "exits": (1,)}]
+    "asked", [{}, {"gates": (0,), "exits": (1,)}, {"gates": (1,), "exits": (0,)}, {"skip_threshold": None, "exits": (1,)}]
 )
 def test_blocks_at_which_nothing_is_decided_change_nothing(
     fitted: Ghost, images: torch.Tensor, data: Data, asked: dict
@@ -193,7 +196,7 @@ def test_blocks_at_which_nothing_is_decided_change_nothing(
 
 
 def test_skipped_means_not_computed(fitted: Ghost, images: torch.Tensor, data: Data) -> None:
-    fitted.settings = dataclasses.replace(some(fitted, data), sure=0.0)
+    fitted.settings = dataclasses.replace(some(fitted, data), fallback_threshold=0.0)
     rows: dict[int, int] = {}
     handles = [
         unit.sites[0].block.branch.register_forward_pre_hook(
@@ -254,9 +257,9 @@ def test_a_fixed_choice_is_an_ordinary_network(name: str) -> None:
 def test_the_frontier_foretells_what_happens(fitted: Ghost, data: Data) -> None:
     given = list(batches(data, "val", 150, CPU))
     points = frontier(Passes(fitted, given), costs(fitted, given[0][0][:32]))
-    assert {point.settings.mean for point in points} == {False, True}
+    assert {point.settings.average for point in points} == {False, True}
     assert points[0].settings.whole and points[0].time == pytest.approx(1, abs=0.3)
-    averaged = max((point for point in points if point.settings.mean), key=lambda point: point.left)
+    averaged = max((point for point in points if point.settings.average), key=lambda point: point.left)
     for point in (points[5], points[len(points) // 2], points[-3], averaged):
         fitted.settings = point.settings
         right, ran = 0, []
@@ -265,7 +268,7 @@ def test_the_frontier_foretells_what_happens(fitted: Ghost, data: Data) -> None:
             ran.append(fitted.trace.ran)
         assert point.error == pytest.approx(100 * (1 - right / 143), abs=0.8)  # of 143 validation examples
         assert point.blocks == pytest.approx(float(torch.cat(ran).float().mean()), abs=0.02)
-    line = best(points)
+    line = pareto_front(points)
     assert all(a.time < b.time and a.error > b.error for a, b in pairwise(line))
     kinds = within_error(points, points[0].error, 0.5)
     assert kinds and all(point.error <= points[0].error + 0.5 for mine in kinds.values() for point in mine)
@@ -280,22 +283,24 @@ def test_larger_shares_are_not_tried_where_several_in_a_row_add_nothing(
     useful = dataclasses.replace(whole, error=6.0, time=0.5)
     given = [[whole], [], [], [], [useless], [useless], [useful], [useless], [useless], [useless], [useful], [useful]]
     asked = []
-    monkeypatch.setattr("deepres.ghosting.choose._points", lambda *_: asked.append(1) or given[len(asked) - 1])
+    monkeypatch.setattr("deepres.ghosting.candidates._points", lambda *_: asked.append(1) or given[len(asked) - 1])
     held = Passes(fitted, list(batches(data, "val", 150, CPU)))
     points = frontier(held, costs(fitted, held.given[0][0][:32]), kinds=("fitted",))
-    assert len(asked) == 10 and points[0] is whole and [point.time for point in best(points)] == [0.5, 1.0]
+    assert len(asked) == 10 and points[0] is whole and [point.time for point in pareto_front(points)] == [0.5, 1.0]
 
 
 def test_what_is_foretold_to_save_nothing_is_not_asked() -> None:
     """Tests follow an order and end with the first that fails, so one of such a setting may cost those behind it."""
-    slow, fast = (Point(Settings(leave=leave), 4.0 + leave, time, 1.0, 0.5) for leave, time in ((0.5, 1.2), (0.9, 0.8)))
+    slow, fast = (
+        Point(Settings(exit_threshold=leave), 4.0 + leave, time, 1.0, 0.5) for leave, time in ((0.5, 1.2), (0.9, 0.8))
+    )
     whole = Point(Settings(), 5.0, 1.0, 1.0, 0.0)
     assert within_error([whole, slow, fast], 5.0, 0.2) == {(True, False, False): [fast]}
 
 
 def test_what_fresh_examples_do_not_confirm_is_passed_over(fitted: Ghost, data: Data) -> None:
     """Settings that look as good as the network where they were chosen, and are not."""
-    bad, good = Settings(skip=1e9), Settings(leave=2.0)  # every block passed through; nobody leaves
+    bad, good = Settings(skip_threshold=1e9), Settings(exit_threshold=2.0)  # every block passed through; nobody leaves
     kind = (True, False, False)
     points = {kind: [Point(settings, 0.0, time, 1.0, 0.0) for settings, time in ((bad, 0.1), (good, 0.9))]}
     fresh = Passes(fitted, list(batches(data, "test", 359, CPU)))
@@ -352,7 +357,7 @@ def test_chunks_end_with_their_lists() -> None:
 def test_no_time_left_means_leaving_at_once(fitted: Ghost, images: torch.Tensor, mean: bool) -> None:
     """Also for what is strange, which is answered as well as can be, and alone as in a batch."""
     images = torch.cat([images[:6], 50 * torch.randn_like(images[:6])])
-    fitted.settings, fitted.deadline = Settings(mean=mean), 1e-9
+    fitted.settings, fitted.deadline = Settings(average=mean), 1e-9
     try:
         answers = fitted(images, trace=True)
         trace = fitted.trace
@@ -369,6 +374,21 @@ def test_the_bound_is_clopper_and_pearsons(count: int, n: int, bound: float) -> 
     assert clopper_pearson(count, n) == pytest.approx(bound, abs=2e-5)
 
 
+def test_settings_saved_by_earlier_versions() -> None:
+    old = {"skip": 0.5, "leave": 0.9, "sure": 0.4, "fixed": False, "gates": [0], "exits": [1, 2], "mean": True}
+    expected = Settings(0.5, 0.9, 0.4, False, (0,), (1, 2), True)
+    assert Settings.from_dict(old) == expected == Settings.from_dict(json.loads(json.dumps(dataclasses.asdict(expected))))
+    assert expected.describe() == (
+        "blocks skipped by input, early exit at a confidence of 0.9 of the exits' average, fallback to full depth below 0.4"
+    )
+
+
+def test_the_network_that_is_given_stays_where_it_is() -> None:
+    """The ghost computes there too; ``meta`` stands for any device that is not the CPU."""
+    net = deepres.create("resnet8-cifar").to("meta")
+    assert {p.device.type for p in net.parameters()} == {p.device.type for p in Ghost(net).net.parameters()} == {"meta"}
+
+
 def test_within_an_error_and_kept_on_disk(run: Path, data: Data, images: torch.Tensor, tmp_path: Path) -> None:
     made = ghost(run, "digits", error=1.0, batch=16, examples=300)
     assert isinstance(made, GhostResult) and made.verified.n == 359 and set(made.times) == {1, 16}
@@ -380,7 +400,7 @@ def test_within_an_error_and_kept_on_disk(run: Path, data: Data, images: torch.T
     assert made.unconfirmed == 1.0  # of 143 validation examples all chose
     assert ("was not confirmed" in " ".join(made.summary())) == (not made.model.settings.whole)
     assert "was not confirmed" not in " ".join(dataclasses.replace(made, unconfirmed=None).summary())
-    if made.model.settings.leave is not None:
+    if made.model.settings.exit_threshold is not None:
         for whole, says in ((made.verified.ghost, False), (made.verified.ghost + 10, True)):
             worse = dataclasses.replace(made, verified=dataclasses.replace(made.verified, whole=whole))
             assert ("would gain from longer training" in " ".join(worse.summary())) == says
@@ -477,7 +497,7 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "On the test split of 359 examples" in said and "At batch 8 a call takes" in said
     assert {"ghost.json", "ghost.safetensors", "net.safetensors", "report.html"} <= {p.name for p in out.iterdir()}
     page = (out / "report.html").read_text()
-    assert "Which blocks ghost for whom" in page and "Clopper-Pearson" in page
+    assert "Which blocks are skipped for which class" in page and "Clopper-Pearson" in page
     assert main(["ghost", str(run)]) == 2
     assert "Give --budget" in capsys.readouterr().err
 

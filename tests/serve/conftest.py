@@ -9,9 +9,9 @@ from running import Server, start
 import deepres
 from deepres.data import open_data
 from deepres.ghosting import Ghost, GhostResult, Settings, save_ghost
-from deepres.ghosting.choose import Point
 from deepres.ghosting.confirm import Verified
 from deepres.ghosting.fit import fit
+from deepres.ghosting.points import Point
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,9 @@
-"""Fit exits to a frozen network: what each does to the signal before it pools, its classifier, and its temperature."""
+"""Fit exit heads to a frozen network: the reader of each, its classifier, and its temperature."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -10,34 +11,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepres.adapters import logits_of
-from deepres.exits import coarse, learnt, pooled_by_quarter, readers
-from deepres.ghosting.heads import Exit, without_norms
-from deepres.ghosting.recording import at_chunks
-from deepres.ghosting.route import Ghost
+from deepres.exits.heads import ExitHead, without_norms
+from deepres.exits.readout import coarse, learnt, pooled_by_quarter, readers
 
-PASSES, BATCH, RATE, DECAY = 20, 128, 3e-3, 0.05  # of what exits learn to read with, by AdamW in one cycle
-ROOM = 2 << 30  # bytes of signals that are kept
-ROUNDS = 4  # over the examples where not all of their signals can be kept: the network runs once in each
+PASSES, BATCH, RATE, DECAY = 20, 128, 3e-3, 0.05  # of the readers' training, by AdamW with a one-cycle schedule
+SIGNALS_ROOM = 2 << 30  # bytes of signals that are kept in memory
+ROUNDS = 4  # over the examples where their signals do not all fit: the network runs once over them in each round
 
 
-def learn_to_read(
-    ghost: Ghost, given: Sequence[tuple[Tensor, Tensor]], watch: Callable[[str, float], None] = lambda what, share: None
+def fit_readers(
+    model: nn.Module,
+    ends: Sequence[nn.Module],
+    given: Sequence[tuple[Tensor, Tensor]],
+    progress: Callable[[str, float], None] = lambda what, share: None,
 ) -> Sequence[nn.Sequential]:
-    """For each segment but the last what an exit there does to the signal before it pools, trained on the frozen network.
+    """Train the reader of an exit behind each module of ``ends`` but the last, on the frozen ``model``.
 
-    All of them learn at once, with a classifier behind each, which is dropped: ``fit_exit`` fits it anew.
+    ``given``: batches of images and labels. The readers train together, each with a classifier behind it that is dropped:
+    ``fit_exit`` fits the final one.
     """
     device = given[0][0].device
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        first, logits = _signals(ghost, given[0][0][:2])
+        first, logits = _signals(model, ends, given[0][0][:2])
         reading = [one.to(device) for one in readers([first[c] for c in sorted(first)])]
         at = [c for c, reader in enumerate(reading) if len(reader)]
         if not at:
             return reading
         widths = [pooled_by_quarter(reading[c].eval()(first[c])).shape[1] for c in at]
         answers = nn.ModuleList([nn.Linear(width, logits.shape[1]) for width in widths]).to(device)
-        parts = _parts(given, int(ROOM // sum(coarse(first[c])[0].nbytes for c in at)))
+        parts = _parts(given, int(SIGNALS_ROOM // sum(coarse(first[c])[0].nbytes for c in at)))
         rounds = 1 if len(parts) == 1 else ROUNDS
         plan = [(part, _rows(part, PASSES // rounds)) for _ in range(rounds) for part in parts]
     steps, done = sum(len(rows) for _, rows in plan), 0
@@ -45,13 +48,15 @@ def learn_to_read(
     optimizer = torch.optim.AdamW(learning.parameters(), RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps)
     for part, rows in plan:
-        kept = _Kept.of(ghost, part, at)
+        kept = _Kept.of(model, ends, part, at)
         for mine in rows:
-            watch("exits", done / steps)
+            progress("exits", done / steps)
             signals, wanted = kept.take(mine)
             with torch.enable_grad():
-                said = [answer(pooled_by_quarter(reading[c](signals[c]))) for c, answer in zip(at, answers, strict=True)]
-                loss = torch.stack([F.cross_entropy(one, wanted) for one in said]).sum()
+                logits_by_exit = [
+                    answer(pooled_by_quarter(reading[c](signals[c]))) for c, answer in zip(at, answers, strict=True)
+                ]
+                loss = torch.stack([F.cross_entropy(one, wanted) for one in logits_by_exit]).sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -72,34 +77,40 @@ def _parts(given: Sequence[tuple[Tensor, Tensor]], most: int) -> list[list[tuple
 
 
 def _rows(part: Sequence[tuple[Tensor, Tensor]], passes: int) -> tuple[Tensor, ...]:
-    """Of each step in ``passes`` over a part's examples; of a single one a norm could not take the spread."""
+    """Rows of each batch in ``passes`` over a part. Batches of one example are dropped: batch norm needs two."""
     count, device = sum(len(labels) for _, labels in part), part[0][1].device
     steps = torch.cat([torch.randperm(count) for _ in range(passes)]).to(device).split(BATCH)
     return tuple(rows for rows in steps if len(rows) > 1)
 
 
 @torch.no_grad()
-def _signals(ghost: Ghost, images: Tensor) -> tuple[dict[int, Tensor], Tensor]:
-    """Behind each segment, and the network's answer."""
+def _signals(model: nn.Module, ends: Sequence[nn.Module], images: Tensor) -> tuple[dict[int, Tensor], Tensor]:
+    """(the signal behind each module of ``ends`` by its number, the network's logits)."""
     signals: dict[int, Tensor] = {}
-    with at_chunks(ghost, leave=signals.__setitem__):
-        logits = logits_of(ghost.net, images).float()
-    return {c: signal.float() for c, signal in signals.items()}, logits
+    with ExitStack() as stack:
+        for c, end in enumerate(ends):
+
+            def keep(_: nn.Module, __: object, out: Tensor | tuple[Tensor, ...], c: int = c) -> None:
+                signals[c] = (out[0] if isinstance(out, tuple) else out).float()
+
+            stack.callback(end.register_forward_hook(keep).remove)
+        logits = logits_of(model, images).float()
+    return signals, logits
 
 
 @dataclass(frozen=True, eq=False)
 class _Kept:
-    """What exits see of some examples and should say of them, so that the network does not run in every pass."""
+    """Signals and targets of some examples, kept so that the network does not run in every pass over them."""
 
     signals: dict[int, Tensor]
     wanted: Tensor  # (N, classes)
 
     @classmethod
-    def of(cls, ghost: Ghost, part: Sequence[tuple[Tensor, Tensor]], at: Sequence[int]) -> _Kept:
+    def of(cls, model: nn.Module, ends: Sequence[nn.Module], part: Sequence[tuple[Tensor, Tensor]], at: Sequence[int]) -> _Kept:
         signals: dict[int, Tensor] = {}
         wanted, start, count = [], 0, sum(len(labels) for _, labels in part)
         for images, labels in part:
-            seen, logits = _signals(ghost, images)
+            seen, logits = _signals(model, ends, images)
             wanted.append(learnt(logits, labels))
             for c in at:
                 signal = coarse(seen[c])
@@ -114,14 +125,14 @@ class _Kept:
 
 
 def temperature_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """What to divide ``logits`` by so that they are as sure as they are right (Guo et al. 2017)."""
+    """Temperature that calibrates ``logits`` (N, K): they are to be divided by it (Guo et al. 2017)."""
     choices = torch.logspace(-0.7, 1.0, 60)
     return choices[torch.stack([F.cross_entropy(logits / t, labels) for t in choices]).argmin()]
 
 
-def fit_exit(features: Tensor, wanted: Tensor, held: Tensor, labels: Tensor, reader: nn.Sequential) -> Exit:
-    """A classifier of what ``reader`` reads; its temperature from labels it has not seen."""
-    head = Exit(features.shape[1], wanted.shape[1], reader)
+def fit_exit(features: Tensor, wanted: Tensor, held: Tensor, labels: Tensor, reader: nn.Sequential) -> ExitHead:
+    """Fit a classifier to ``features`` (N, F) and targets ``wanted`` (N, K), and its temperature to the ``held`` out features."""
+    head = ExitHead(features.shape[1], wanted.shape[1], reader)
     head.standardise(features)
     z = head.standardised(features)
     weight = torch.zeros_like(head.weight).requires_grad_()
