@@ -190,7 +190,7 @@ def ghosts(name: str, data: Data, options: argparse.Namespace) -> dict[str, Any]
             gates=options.gates,
             examples=options.examples,
             confirm=10**6,
-            say=print,
+            log=print,
         )
         seen = made.verified
         shares = {"error": seen.whole, "rise": seen.rise, "bound": seen.bound, "blocks": seen.blocks, "left": seen.left}

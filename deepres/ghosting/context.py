@@ -33,6 +33,7 @@ class Pass:
     kept: Tensor | None = None  # (rows, skippable blocks of this segment) of truth values; None: all
     counts: list[int] = field(default_factory=list)  # of the rows that are kept, by skippable block
     record: bool = False  # record every exit's answer; no input exits
+    full_head: bool = False  # what follows the last block gets a row for every input, also for those that exited
     quiet: frozenset[int] = frozenset()  # blocks at which nothing is decided
     ghosted: Tensor | None = None  # (N,) of truth values: some block was skipped
     answers: Tensor | None = None  # (N, K), of the inputs that exited early

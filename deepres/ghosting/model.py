@@ -75,6 +75,8 @@ class Ghost(Router):
         if call.answers is None and call.average is None and not self._may_fall_back(call):
             return out
         last = logits_in(out).float() if out is not None else None
+        if last is not None and call.full_head and len(call.rows) < call.n:
+            last = last[call.rows]
         if last is not None and call.average is not None:
             last = call.average.with_last(last / self.temperature)
         answers = call.answers if call.answers is not None else last
@@ -105,6 +107,10 @@ class Ghost(Router):
         call = Pass(n, settings, torch.arange(n, device=x.device), noted, record=record)
         if not (trace or record or self.deadline is not None):
             call.quiet = self._quiet_with(settings)
+        if not x.is_floating_point():
+            # A head behind tokens may look at them again, as Llama's does for the last one that is no padding, and indexes all rows.
+            call.full_head = True
+            call.quiet -= {blocks - 1}
         if self.deadline is not None:
             call.deadline = now(x.device) + self.deadline
         token = CURRENT.set(call)

@@ -97,6 +97,10 @@ class Router(nn.Module):
         out = self._run(i, segment, original, x, rest, kwargs, call)
         if place == len(self.segments[segment].units) - 1:
             out = self._exit(segment, out, call)
+        if call.full_head and i == len(self.units) - 1 and len(call.rows) < call.n:
+            signal = out[0] if isinstance(out, tuple) else out
+            full = signal.new_zeros(call.n, *signal.shape[1:]).index_copy(0, call.rows, signal)
+            out = (full, *out[1:]) if isinstance(out, tuple) else full
         return out
 
     def _judge(self, c: int, x: Tensor, call: Pass) -> Tensor | None:

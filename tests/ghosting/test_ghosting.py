@@ -374,6 +374,36 @@ def test_the_bound_is_clopper_and_pearsons(count: int, n: int, bound: float) -> 
     assert clopper_pearson(count, n) == pytest.approx(bound, abs=2e-5)
 
 
+def test_llama_s_classifier_which_indexes_the_whole_batch() -> None:
+    """Masks, rotary positions and a head that looks up each row's last token, while rows skip blocks and exit early."""
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    net = LlamaForSequenceClassification(LlamaConfig(**small, vocab_size=50, num_hidden_layers=9, num_labels=3, pad_token_id=0))
+    made, tokens = Ghost(net), torch.randint(1, 50, (8, 6))
+    tokens[::2, 4:] = 0  # padding
+    for c, segment in enumerate(made.segments):
+        made.gates[c] = Gate(16, len(segment.skippable))
+        made.gates[c].weight.normal_()
+    made.exits[0] = ExitHead(32, 3)
+    made.exits[0].weight.normal_(std=9.0)
+    with torch.no_grad():
+        expected = net.eval()(tokens).logits
+        torch.testing.assert_close(made(tokens).logits, expected, rtol=0, atol=0)
+        threshold = float(made.record(tokens, Settings())[2][0][1].sort().values[3:5].mean())  # between two inputs
+        for settings in (Settings(0.0), Settings(None, threshold), Settings(0.0, threshold, 0.9, average=True)):
+            made.settings = settings
+            found = logits_of(made, tokens)
+            made(tokens, trace=True)
+            assert not made.trace.ran.all() and (settings.skip_threshold is not None or 0 < (made.trace.left == 0).sum() < 8)
+            torch.testing.assert_close(
+                torch.cat([logits_of(made, row) for row in tokens.split(1)]), found, rtol=1e-4, atol=1e-5
+            )
+        made.settings = Settings(None, threshold)
+        found, stayed = made(tokens, trace=True), made.trace.left < 0
+        torch.testing.assert_close(logits_of(made, tokens)[stayed], expected[stayed], rtol=1e-4, atol=1e-5)
+
+
 def test_settings_saved_by_earlier_versions() -> None:
     old = {"skip": 0.5, "leave": 0.9, "sure": 0.4, "fixed": False, "gates": [0], "exits": [1, 2], "mean": True}
     expected = Settings(0.5, 0.9, 0.4, False, (0,), (1, 2), True)
