@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ class Streamed:
 
     @property
     def labels(self) -> Tensor:
-        return torch.tensor([item.label for item in self.items])
+        return torch.tensor([item.label for item in self.items], dtype=torch.int64)
 
     def take(self, index: Tensor) -> Streamed:
         return replace(self, items=tuple(self.items[i] for i in index.tolist()))
@@ -61,6 +62,7 @@ class Data:
     test: Split
     prepare: Prepare
     unreadable: tuple[str, ...] = field(default=())  # images that could not be decoded and are left out
+    notes: tuple[str, ...] = ()  # sentences on what was left out of the set, and on splits that are not what they should be
 
     @property
     def is_text(self) -> bool:
@@ -83,7 +85,21 @@ class Data:
         parts = f"{len(self.train)} train, {len(self.val)} validation, {len(self.test)} test"
         left = f", {len(self.unreadable)} unreadable left out" if self.unreadable else ""
         each = f"{self.prepare.size} characters" if self.is_text else "x".join(map(str, self.shape))
-        return f"{self.name}: {len(self.classes)} classes, {parts}{left}, {each}"
+        return "\n".join(
+            [f"{self.name}: {len(self.classes)} classes, {parts}{left}, {each}", *(f"  {note}" for note in self.notes)]
+        )
+
+    def report(self) -> dict[str, Any]:
+        """Counts and notes, for a run's ``result.json``."""
+        return {
+            "name": self.name,
+            "classes": len(self.classes),
+            "train": len(self.train),
+            "val": len(self.val),
+            "test": len(self.test),
+            "unreadable": list(self.unreadable),
+            "notes": list(self.notes),
+        }
 
 
 def split_off(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -96,10 +112,11 @@ def split_off(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
     for label in labels.unique().tolist():
         mine = (labels == label).nonzero().squeeze(1)
         mine = mine[torch.randperm(len(mine), generator=generator)]
-        cut = min(max(1, round(share * len(mine))), len(mine) - 1)
+        cut = min(max(1, round(share * len(mine))), len(mine) - 1)  # none of a single one
         part.append(mine[:cut])
         rest.append(mine[cut:])
-    return torch.cat(rest).sort().values, torch.cat(part).sort().values
+    none = torch.empty(0, dtype=torch.int64)
+    return torch.cat([none, *rest]).sort().values, torch.cat([none, *part]).sort().values
 
 
 def decode_all(items: tuple[Item, ...], prepare: Prepare) -> tuple[Resident, list[str]]:
@@ -112,5 +129,5 @@ def decode_all(items: tuple[Item, ...], prepare: Prepare) -> tuple[Resident, lis
             good.append(i)
         except (UnreadableImage, OSError):
             bad.append(item.name)
-    labels = torch.tensor([item.label for item in items])
+    labels = torch.tensor([item.label for item in items], dtype=torch.int64)
     return (Resident(out, labels) if not bad else Resident(out[good], labels[good])), bad

@@ -1,28 +1,28 @@
-"""Images on disk: a folder per class, or tar shards of such folders, and which split each belongs to."""
+"""Encoded images on disk: files, stretches of tar shards, members of zips; and the listing of a whole set."""
 
 from __future__ import annotations
 
 import hashlib
-import tarfile
-from collections.abc import Iterable, Iterator
+import struct
+import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Literal
 
-from deepres.data.decode import is_image_name
 from deepres.errors import DeepresError
-
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One encoded image: a file, or a stretch of a tar shard."""
+    """One encoded image: a file, a stretch of a tar shard, or a member of a zip."""
 
     path: str
     label: int
-    offset: int = -1  # where in the shard; -1 for a file of its own
+    offset: int = -1  # where in the shard, or of the member's header in the zip; -1 for a file of its own
     length: int = 0
     member: str = ""  # its name in the shard
+    zipped: Literal["", "stored", "deflated"] = ""
 
     @property
     def name(self) -> str:
@@ -33,70 +33,45 @@ class Item:
             if self.offset < 0:
                 return file.read()
             file.seek(self.offset)
-            return file.read(self.length)
+            if not self.zipped:
+                return file.read(self.length)
+            header = file.read(30)
+            try:
+                name, extra = struct.unpack("<HH", header[26:30])
+                file.seek(name + extra, 1)
+                data = file.read(self.length)
+                return zlib.decompress(data, -15) if self.zipped == "deflated" else data
+            except (struct.error, zlib.error) as error:
+                raise OSError(f"{self.name}: damaged in the zip ({error})") from error
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a folder holds: the classes, and the items of each split ("" where the layout names none)."""
+    """What a reader found: the classes, the items of each split ("" where none is named), and sentences on what was left out."""
 
     classes: tuple[str, ...]
     splits: dict[str, tuple[Item, ...]]
+    notes: tuple[str, ...] = ()
 
 
-def _loose(root: Path) -> Iterator[tuple[str, str, Item]]:
-    """(split, class, item) of each image at ROOT/CLASS/... or ROOT/SPLIT/CLASS/..."""
-    folders = sorted(p for p in root.iterdir() if p.is_dir())
-    if folders and all(p.name.lower() in SPLITS for p in folders):
-        tops = [(SPLITS[p.name.lower()], p) for p in folders]
-    else:
-        tops = [("", root)]
-    for split, top in tops:
-        for folder in sorted(p for p in top.iterdir() if p.is_dir()):
-            for path in sorted(folder.rglob("*")):
-                if is_image_name(path.name) and path.is_file():
-                    yield split, folder.name, Item(str(path), -1)
+def listed(name: str, found: Iterable[tuple[str, str, Item]], notes: Sequence[str] = (), *, numbers: bool = False) -> Listing:
+    """Number the classes of (split, class, item) in alphabetical order; with ``numbers``, classes 0, 1, ..., 10 by value.
 
-
-def _shards(shards: Iterable[Path]) -> Iterator[tuple[str, str, Item]]:
-    """The same for members CLASS/NAME or SPLIT/CLASS/NAME of uncompressed tar files.
-
-    The headers are read once; then every image can be read by itself, in any order, so that shards shuffle over the whole
-    set and a run resumes in mid-epoch exactly as with loose files.
+    Raises ``DeepresError`` where there are fewer than two.
     """
-    for shard in shards:
-        named = next((SPLITS[word] for word in shard.stem.lower().replace("_", "-").split("-") if word in SPLITS), "")
-        try:
-            with tarfile.open(shard, "r:") as tar:
-                for member in tar:
-                    path = PurePosixPath(member.name)
-                    if not member.isfile() or not is_image_name(path.name) or len(path.parts) < 2:
-                        continue
-                    split = SPLITS.get(path.parts[-3].lower(), named) if len(path.parts) > 2 else named
-                    yield split, path.parts[-2], Item(str(shard), -1, member.offset_data, member.size, member.name)
-        except (tarfile.TarError, OSError) as error:
-            raise DeepresError(f"{shard}: not a whole, uncompressed tar file ({error})") from error
-
-
-def listing(root: Path) -> Listing:
-    """Find the images below ``root``.
-
-    Raises ``DeepresError`` for a folder without images or with fewer than two classes.
-    """
-    shards = sorted(root.glob("*.tar"))
-    found = list(_shards(shards) if shards else _loose(root))
-    if not found:
-        raise DeepresError(
-            f"{root}: no images found; a folder per class is expected (CLASS/x.jpg or train/CLASS/x.jpg), or tar shards of such"
-        )
-    classes = tuple(sorted({label for _, label, _ in found}))
+    found = list(found)
+    classes = sorted({label for _, label, _ in found})
+    if numbers and all(label.isdecimal() for label in classes):
+        classes.sort(key=int)
     if len(classes) < 2:
-        raise DeepresError(f"{root}: only one class, {classes[0]!r}; at least two folders of images are needed to tell apart")
+        only = classes[0] if classes else "none"
+        raise DeepresError(f"{name}: only one class, {only!r}; at least two folders of images are needed to tell apart")
     number = {label: i for i, label in enumerate(classes)}
     splits: dict[str, list[Item]] = {}
     for split, label, item in found:
-        splits.setdefault(split, []).append(Item(item.path, number[label], item.offset, item.length, item.member))
-    return Listing(classes, {split: tuple(items) for split, items in splits.items()})
+        one = Item(item.path, number[label], item.offset, item.length, item.member, item.zipped)
+        splits.setdefault(split, []).append(one)
+    return Listing(tuple(classes), {split: tuple(items) for split, items in splits.items()}, tuple(notes))
 
 
 def fingerprint(items: Iterable[Item], *more: object) -> str:

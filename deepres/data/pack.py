@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from deepres.data.decode import UnreadableImage, open_image
-from deepres.data.files import Item, listing
+from deepres.data.files import Item, Listing
 from deepres.data.loader import seeded
+from deepres.data.readers import find
 from deepres.errors import DeepresError
 
 
@@ -42,7 +43,9 @@ def pack(
     Raises ``DeepresError`` for a folder without images, and where ``out`` holds shards already.
     """
     root, out = Path(root), Path(out)
-    found = listing(root)
+    found = find(root)
+    if not isinstance(found, Listing):
+        raise DeepresError(f"{root}: holds decoded arrays, not image files to pack")
     if shard_bytes < 1:
         raise DeepresError(f"a shard's size is in bytes and above 0, not {shard_bytes}")
     if any(out.glob("*.tar")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,22 +16,24 @@ from torch import Tensor
 from deepres.data.cache import cache_folder, user_path
 from deepres.data.dataset import Data, Resident, Streamed, decode_all, split_off
 from deepres.data.decode import UnreadableImage, open_image
-from deepres.data.files import Item, Listing, fingerprint, listing
+from deepres.data.files import Item, fingerprint
 from deepres.data.prepare import Prepare
+from deepres.data.readers import Arrays, find
+from deepres.data.splits import SPLIT_SEED, complete
 from deepres.data.text import is_text, read_text
 from deepres.errors import DeepresError, nearest
 
 SMALL = 96  # images up to this side are kept decoded in memory, larger ones are streamed
 RESIDENT_BYTES = 4 << 30
-_SPLIT_SEED = 20151210  # the day of arXiv:1512.03385
 
 
 def open_data(name: str | Path, *, size: int | None = None, channels: int | None = None, val_share: float = 0.1) -> Data:
     """Open a classification set.
 
     ``name``: ``"digits"`` (1,797 handwritten digits of 8x8, built in), ``"cifar10"`` or ``"cifar100"`` (torchvision's
-    files, downloaded at first), or a folder: ``CLASS/*.jpg``, ``train/CLASS/*.jpg`` with ``test`` or ``val`` beside it, or
-    tar shards of such. A validation split of ``val_share`` is taken off the training set unless the folder has one beside
+    files, downloaded at first), or a folder: ``CLASS/*.jpg``, ``train/CLASS/*.jpg`` with ``test`` or ``val`` beside it,
+    tar shards or a zip of such, a table of paths and labels, and the other ways in ``readers``.
+    A validation split of ``val_share`` is taken off the training set unless the folder has one beside
     its test set; a folder without splits also gives 15 % of each class for testing.
 
     A ``.txt`` file is read as characters, for language models; ``size`` is then the characters of an example [128].
@@ -46,8 +49,8 @@ def open_data(name: str | Path, *, size: int | None = None, channels: int | None
     path = user_path(name)
     if is_text(path):
         return read_text(path, size, val_share)
-    if path.is_dir():
-        return _folder(path, size, channels, val_share)
+    if path.exists():
+        return _found(path, size, channels, val_share)
     built_in = {"digits": _digits, "cifar10": _cifar, "cifar100": _cifar}
     if str(name) not in built_in:
         hint = nearest(str(name), built_in) or f"; there are {', '.join(built_in)}, or the path of a folder of images"
@@ -57,18 +60,28 @@ def open_data(name: str | Path, *, size: int | None = None, channels: int | None
         train, test = (_resized(split, size) for split in (train, test))
     if channels is not None:
         train, test = (_channels(split, channels) for split in (train, test))
-    rest, val = split_off(train.labels, val_share, _SPLIT_SEED)
+    rest, val = split_off(train.labels, val_share, SPLIT_SEED)
     return _resident(str(name), classes, train.take(rest), train.take(val), test)
 
 
 def _resident(
-    name: str, classes: tuple[str, ...], train: Resident, val: Resident, test: Resident, unreadable: tuple[str, ...] = ()
+    name: str,
+    classes: tuple[str, ...],
+    train: Resident,
+    val: Resident,
+    test: Resident,
+    unreadable: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
 ) -> Data:
+    if not len(train):
+        return Data(
+            name, classes, train, val, test, Prepare.usual(test.pixels.shape[-1], test.pixels.shape[1]), unreadable, notes
+        )
     sample = train.pixels[:: max(1, len(train) // 20000)].float() / 255
     numbers = (sample.mean((0, 2, 3)), sample.std((0, 2, 3)).clamp(min=1e-3))
     mean, std = (tuple(round(v, 6) for v in values.tolist()) for values in numbers)
     prepare = Prepare(size=train.pixels.shape[-1], channels=train.pixels.shape[1], mean=mean, std=std)
-    return Data(name, classes, train, val, test, prepare, unreadable)
+    return Data(name, classes, train, val, test, prepare, unreadable, notes)
 
 
 def _digits(_: str) -> tuple[Resident, Resident, tuple[str, ...]]:
@@ -77,7 +90,7 @@ def _digits(_: str) -> tuple[Resident, Resident, tuple[str, ...]]:
     digits = load_digits()
     pixels = torch.from_numpy((digits.images * (255 / 16)).round().astype(np.uint8))[:, None]
     everything = Resident(pixels, torch.from_numpy(digits.target).long())
-    rest, test = split_off(everything.labels, 0.2, _SPLIT_SEED)
+    rest, test = split_off(everything.labels, 0.2, SPLIT_SEED)
     return everything.take(rest), everything.take(test), tuple("0123456789")
 
 
@@ -99,16 +112,20 @@ def _cifar(name: str) -> tuple[Resident, Resident, tuple[str, ...]]:
     return train, test, tuple(pair[0].classes)
 
 
-def _resized(split: Resident, size: int) -> Resident:
-    if split.pixels.shape[-1] == size:
+def _resized(split: Resident, size: int | None) -> Resident:
+    """To ``size`` x ``size``; None: to the shorter of the images' own sides."""
+    size = size or min(split.pixels.shape[-2:])
+    if split.pixels.shape[-2:] == (size, size):
         return split
+    if not len(split):
+        return Resident(split.pixels.new_empty((0, split.pixels.shape[1], size, size)), split.labels)
     small = torch.nn.functional.interpolate(split.pixels.float(), (size, size), mode="bilinear", antialias=True)
     return Resident(small.round().clamp(0, 255).byte(), split.labels)
 
 
-def _channels(split: Resident, channels: int) -> Resident:
+def _channels(split: Resident, channels: int | None) -> Resident:
     have = split.pixels.shape[1]
-    if have == channels:
+    if channels is None or have == channels:
         return split
     if have == 1:
         return Resident(split.pixels.expand(-1, channels, -1, -1).contiguous(), split.labels)
@@ -133,44 +150,29 @@ def _probe(items: tuple[Item, ...]) -> tuple[int | None, int]:
     return (side[0] if side and side[0] == side[1] and side[0] <= SMALL else None), (1 if grey else 3)
 
 
-def _folder(root: Path, size: int | None, channels: int | None, val_share: float) -> Data:
-    found = listing(root)
-    splits = _complete(root, found, val_share)
-    side, needed = _probe(splits["train"])
+def _found(path: Path, size: int | None, channels: int | None, val_share: float) -> Data:
+    found = find(path)
+    if isinstance(found, Arrays):
+        arrays, notes = complete(str(path), found.classes, found.splits, val_share)
+        kept = [_channels(_resized(part, size), channels) for part in (arrays["train"], arrays["val"], arrays["test"])]
+        return _resident(path.name, found.classes, kept[0], kept[1], kept[2], notes=(*found.notes, *notes))
+    streams = {split: Streamed(items) for split, items in found.splits.items()}
+    splits, notes = complete(str(path), found.classes, streams, val_share)
+    notes = (*found.notes, *notes)
+    side, needed = _probe((splits["train"] if len(splits["train"]) else splits["test"]).items)
     size, channels = size or side or 224, channels or needed
     total = sum(map(len, splits.values()))
     prepare = Prepare.usual(size, channels)
     if size > SMALL or total * channels * size * size > RESIDENT_BYTES:
-        train, val, test = (Streamed(splits[part], channels) for part in ("train", "val", "test"))
-        return Data(root.name, found.classes, train, val, test, prepare)
-    decoded = [_decoded(splits[part], prepare) for part in ("train", "val", "test")]
-    bad = tuple(name for _, names in decoded for name in names)
-    kept = [split for split, _ in decoded]
-    for part, split in zip(("training", "validation", "test"), kept, strict=True):
-        if not len(split):
-            raise DeepresError(f"{root}: no {part} image can be read, the first that failed: {bad[0]}")
-    return _resident(root.name, found.classes, kept[0], kept[1], kept[2], bad)
-
-
-def _complete(root: Path, found: Listing, val_share: float) -> dict[str, tuple[Item, ...]]:
-    """Train, validation and test items, splitting off what the folder does not have."""
-    splits = {part: items for part, items in found.splits.items() if part}
-    if "train" not in splits:
-        if splits:
-            raise DeepresError(f"{root}: has {' and '.join(splits)} but no train folder")
-        splits["train"] = found.splits[""]
-    if "test" not in splits and "val" in splits:
-        splits["test"] = splits.pop("val")  # ImageNet's layout: what is called val there is the held-out set
-    for part, share in (("test", 0.15), ("val", val_share)):
-        if part not in splits:
-            labels = torch.tensor([item.label for item in splits["train"]])
-            if labels.bincount().min() < 2:
-                few = found.classes[int(labels.bincount().argmin())]
-                raise DeepresError(f"{root}: class {few!r} has too few images to split some off for {part}; add some")
-            rest, off = split_off(labels, share, _SPLIT_SEED)
-            items = splits["train"]
-            splits["train"], splits[part] = (tuple(items[i] for i in index.tolist()) for index in (rest, off))
-    return splits
+        train, val, test = (replace(splits[part], channels=channels) for part in ("train", "val", "test"))
+        return Data(path.name, found.classes, train, val, test, prepare, notes=notes)
+    decoded = [_decoded(splits[part].items, prepare) for part in ("train", "val", "test")]
+    bad = tuple(dict.fromkeys(name for _, names in decoded for name in names))
+    ready = [split for split, _ in decoded]
+    for part, split in zip(("train", "val", "test"), ready, strict=True):
+        if len(splits[part]) and not len(split):
+            raise DeepresError(f"{path}: no {part} image can be read, the first that failed: {bad[0]}")
+    return _resident(path.name, found.classes, ready[0], ready[1], ready[2], bad, notes)
 
 
 def _decoded(items: tuple[Item, ...], prepare: Prepare) -> tuple[Resident, list[str]]:

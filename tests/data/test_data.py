@@ -228,7 +228,6 @@ def test_bad_folders_get_a_sentence(tmp_path: Path, small_folder: Path) -> None:
         one: "only one class, 'only'",
         broken: "none of the images that were tried can be read",
         tmp_path / "tar": "train-00.tar: not a whole",
-        tmp_path / "few": "too few images",
     }.items():
         with pytest.raises(DeepresError, match=says):
             open_data(root)

@@ -1,0 +1,159 @@
+"""A table of images and labels: FILE.csv, .tsv or metadata.jsonl with a path, a label, and perhaps a split, in each row."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from deepres.data.cache import user_path
+from deepres.data.decode import image_suffixes, is_image_name
+from deepres.data.files import Item, Listing, listed
+from deepres.data.readers.classes import split_of
+from deepres.errors import DeepresError
+
+PATHS = (
+    "path",
+    "file",
+    "filename",
+    "file_name",
+    "filepath",
+    "filepaths",
+    "image",
+    "image_path",
+    "image_id",
+    "img",
+    "id",
+    "name",
+)
+LABELS = ("label", "labels", "class", "class_name", "category", "target", "species", "breed", "diagnosis", "dx", "y")
+SPLITS = ("split", "set", "subset", "data set", "dataset", "fold")
+Rows = list[tuple[int, list[str]]]  # (line number, cells)
+
+
+def read(path: Path) -> Listing:
+    """The listing of FILE.csv, FILE.tsv or FILE.jsonl. Paths are relative to the file's own folder.
+
+    Raises ``DeepresError`` that names the line of the first bad row.
+    """
+    folder = path.parent
+
+    def find(cell: str) -> Item | None:
+        base = folder / user_path(cell)
+        for one in (base, folder / cell.replace("\\", "/"), *(base.with_name(base.name + s) for s in sorted(image_suffixes()))):
+            if is_image_name(one.name) and one.is_file():
+                return Item(str(one), -1)
+        return None
+
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DeepresError(f"{path}: cannot be read ({error.strerror})") from error
+    return read_rows(str(path), content, find)
+
+
+def read_rows(name: str, content: bytes, find: Callable[[str], Item | None], split: str = "") -> Listing:
+    """The listing of a table's content; ``find`` gives the image of a path, ``split`` is for rows that name none."""
+    head, rows = _cells(name, content)
+    if not rows:
+        raise DeepresError(f"{name}: has no rows")
+    where, label, part = _columns(name, head, rows, find)
+    found: list[tuple[str, str, Item]] = []
+    seen: dict[tuple[str, int], tuple[str, int]] = {}
+    repeated = 0
+    for line, cells in rows:
+        if len(cells) <= max(where, *label, part if part is not None else 0):
+            raise DeepresError(f"{name}:{line}: has {len(cells)} cells, too few for a path and a label")
+        item, text = find(cells[where].strip()), _label(name, line, head, cells, label)
+        if item is None:
+            raise DeepresError(f"{name}:{line}: there is no image {cells[where]!r}")
+        if not text:
+            raise DeepresError(f"{name}:{line}: the label is empty")
+        asked = split_of(cells[part].strip()) if part is not None else split
+        if asked is None:
+            raise DeepresError(f"{name}:{line}: {cells[part or 0]!r} is no split; write train, val or test")
+        before = seen.setdefault((item.path, item.offset), (text, line))
+        if before[0] != text:
+            raise DeepresError(f"{name}:{line}: {cells[where]!r} is {text!r} here and {before[0]!r} in line {before[1]}")
+        if before[1] != line:
+            repeated += 1
+            continue
+        found.append((asked, text, item))
+    texts = {label for _, label, _ in found}
+    if len(texts) > 20 and 2 * len(texts) > len(found) and all(_is_fraction(text) for text in texts):
+        raise DeepresError(f"{name}: its labels are numbers with fractions, not classes")
+    return listed(name, found, [f"{repeated} rows repeat an image and are left out"] if repeated else [], numbers=True)
+
+
+def _cells(name: str, content: bytes) -> tuple[list[str] | None, Rows]:
+    """(header or None, rows with their line numbers)."""
+    text = content.decode("utf-8-sig", errors="surrogateescape")
+    if name.endswith(".jsonl"):
+        rows: Rows = []
+        head: list[str] = []
+        for line, one in enumerate(text.splitlines(), 1):
+            try:
+                record = json.loads(one) if one.strip() else None
+                if record is not None:
+                    head = head or list(record)
+                    rows.append((line, [str(record[key]) for key in head]))
+            except (ValueError, KeyError, TypeError) as error:
+                raise DeepresError(f"{name}:{line}: not a record with the columns of the first ({error})") from error
+        return head, rows
+    first = text.partition("\n")[0]
+    mark = max("\t;,", key=first.count) if any(c in first for c in "\t;,") else " "
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, skipinitialspace=True)
+    rows = []
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                rows.append((reader.line_num, cells))
+    except csv.Error as error:
+        raise DeepresError(f"{name}:{reader.line_num}: {error}") from error
+    known = {*PATHS, *LABELS, *SPLITS}
+    if rows and any(cell.strip().lower() in known for cell in rows[0][1]) and not any(map(is_image_name, rows[0][1])):
+        return [cell.strip().lower() for cell in rows[0][1]], rows[1:]
+    return None, rows
+
+
+def _columns(
+    name: str, head: list[str] | None, rows: Rows, find: Callable[[str], Item | None]
+) -> tuple[int, list[int], int | None]:
+    """The columns of the path, of the label (several: one for each class, with 0 or 1), and of the split if there is one."""
+    width = len(head or rows[0][1])
+    if head is None:
+        if width not in (2, 3):
+            raise DeepresError(f"{name}:1: has {width} columns and no header that names path and label")
+        return 0, [1], 2 if width == 3 else None
+    part = next((head.index(word) for word in SPLITS if word in head), None)
+    named = [head.index(word) for word in PATHS if word in head]
+    where = next((c for c in named if len(rows[0][1]) > c and find(rows[0][1][c].strip())), named[0] if named else None)
+    if where is None:
+        raise DeepresError(f"{name}: no column is called path, file_name or image; there are {', '.join(head)}")
+    rest = [c for c in range(width) if c not in (where, part)]
+    label = next((c for word in LABELS for c in rest if head[c] == word), rest[0] if len(rest) == 1 else None)
+    if label is not None:
+        return where, [label], part
+    if len(rest) > 1 and all(
+        cells[c].strip() in ("0", "1", "0.0", "1.0") for _, cells in rows[:50] for c in rest if c < len(cells)
+    ):
+        return where, rest, part
+    raise DeepresError(f"{name}: no column is called label; there are {', '.join(head)}")
+
+
+def _label(name: str, line: int, head: list[str] | None, cells: list[str], columns: list[int]) -> str:
+    if len(columns) == 1:
+        return cells[columns[0]].strip()
+    on = [c for c in columns if cells[c].strip() in ("1", "1.0")]
+    if len(on) != 1 or head is None:
+        raise DeepresError(f"{name}:{line}: has {len(on)} labels; an image has one class here")
+    return head[on[0]]
+
+
+def _is_fraction(text: str) -> bool:
+    try:
+        return not float(text).is_integer()
+    except ValueError:
+        return False
