@@ -14,9 +14,11 @@ from deepres.errors import DeepresError
 
 @dataclass(frozen=True)
 class Info:
-    """Describe a network: stages, blocks, parameters, multiply-adds, memory."""
+    """Describe a network: stages, blocks, parameters, multiply-adds, memory. Without a network: this machine and its versions."""
 
-    net: Positional[str]  # a name from `deepres nets`, a run, a file, torchvision.models:NAME, timm:NAME, hf:FOLDER
+    net: Positional[str | None] = (
+        None  # a name from `deepres nets`, a run, a file, torchvision.models:NAME, timm:NAME, hf:FOLDER
+    )
     size: int | None = None  # side of the input in pixels [32 for CIFAR networks, else 224]
     batch: int = 128  # for the memory of a training step
     width: float = 1.0  # multiplies the network's channels
@@ -30,6 +32,8 @@ class Info:
         from deepres import models, nn
         from deepres.adapters import sites
 
+        if self.net is None:
+            return environment()
         asked = {"num_classes": self.num_classes, "in_channels": self.in_channels, "stride_in": self.stride_in}
         options = {key: value for key, value in asked.items() if value is not None}
         if ":" in self.net or Path(self.net).exists():
@@ -69,3 +73,30 @@ class Info:
             f"{gib:.2f} GiB for a training step of {self.batch} images in float32, all activations kept"
         )
         return 0
+
+
+def environment() -> int:
+    """Print the versions and the devices that a report of a fault needs."""
+    import importlib.metadata
+    import os
+    import platform
+
+    import psutil
+    import torch
+
+    from deepres import __version__
+
+    say(f"deepres {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    for name in ("torch", "torchvision", "timm", "transformers", "fastapi"):
+        try:
+            say(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            say(f"{name} is not installed")
+    memory = psutil.virtual_memory().total / 2**30
+    say(f"CPU: {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores, {memory:.1f} GiB of memory")
+    for i in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(i)
+        say(f"GPU {i}: {found.name}, {found.total_memory / 2**30:.1f} GiB of memory")
+    if not torch.cuda.is_available():
+        say("GPU: none that torch can use")
+    return 0

@@ -1,11 +1,14 @@
 """Options are defined once: a command's options are the fields of the dataclass that Python takes."""
 
 import dataclasses
+import inspect
 from pathlib import Path
 
 import pytest
+import torch
 import tyro
 
+import deepres
 from deepres.cli.main import command, main
 from deepres.cli.train import Train
 from deepres.serve import Limits
@@ -77,3 +80,20 @@ def test_a_wrong_input_gets_one_sentence_and_exit_code_2(
     assert main(list(args)) == 2
     err = capsys.readouterr().err
     assert err.startswith("deepres: ") and err.count("\n") == 1 and says in err, err
+
+
+@pytest.mark.parametrize(("name", "differ"), [("shrink", set()), ("ghost", {"device"}), ("look", {"device"})])
+def test_defaults_of_a_command_are_those_of_the_function(name: str, differ: set[str]) -> None:
+    function = deepres.lens.look if name == "look" else getattr(deepres, name)
+    parameters = inspect.signature(function).parameters
+    shared = [field for field in dataclasses.fields(command(name)) if field.name in parameters and field.name not in differ]
+    assert shared
+    for field in shared:
+        if field.default is not dataclasses.MISSING and field.name not in ("model", "data", "target", "resume"):
+            assert field.default == parameters[field.name].default, field.name
+
+
+def test_info_without_a_network_describes_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert f"deepres {deepres.__version__}" in out and f"torch {torch.__version__.split('+')[0]}" in out and "GPU" in out
