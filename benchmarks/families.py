@@ -39,7 +39,7 @@ from benchmarks.shrink import WATCHED, errors_and_times, subset, thinned, watche
 from deepres.data import Data, Resident, open_data
 from deepres.ghosting import ghost
 from deepres.ghosting.recording import batches
-from deepres.shrinking import Inverse, Plan, Target, time_ratio
+from deepres.shrinking import InverseCurriculum, Schedule, Target, time_ratio
 from deepres.shrinking.api import shrink_recipe
 from deepres.training import Recipe, Run, recipe, train
 
@@ -88,7 +88,7 @@ CASES = {
 
 
 def trained(
-    path: Path, data: Data, seed: int, model: nn.Module, how: Recipe, curriculum: Inverse | None = None
+    path: Path, data: Data, seed: int, model: nn.Module, how: Recipe, curriculum: InverseCurriculum | None = None
 ) -> tuple[nn.Module, float]:
     """(the network, its error on the test split), trained, or as ``path`` has them."""
     if not path.exists():
@@ -109,17 +109,17 @@ def shrinkings(name: str, data: Data, epochs: float, seed: int, out: Path) -> di
     """Each way to a network of fewer blocks, and the whole one, to be trained when called. What ``out`` has is not trained again."""
     case = CASES[name]
     goal, classes = Target("blocks", case.blocks[1]), len(data.classes)
-    pressed = Plan.usual(goal, trained=False)
+    pressed = Schedule.usual(goal, trained=False)
     half, once = (dataclasses.replace(case.first, epochs=share * epochs) for share in (0.5, 1.0))
     fine = shrink_recipe(case.build(classes))
     then = dataclasses.replace(fine, epochs=epochs / 2, batch=case.first.batch, lr=case.fine_lr or fine.lr)
 
-    def go(way: str, model: nn.Module, how: Recipe, curriculum: Inverse | None = None) -> Trained:
+    def go(way: str, model: nn.Module, how: Recipe, curriculum: InverseCurriculum | None = None) -> Trained:
         path = out / f"{name}-{data.prepare.size}px-{epochs:g}, {way}, seed{seed}.pt"
         return trained(path, data, seed, copy.deepcopy(model), how, curriculum)
 
     def scratch(
-        way: str, curriculum: Inverse | None = None, blocks: int = case.blocks[0], how: Recipe = once
+        way: str, curriculum: InverseCurriculum | None = None, blocks: int = case.blocks[0], how: Recipe = once
     ) -> Callable[[], Trained]:
         def call() -> Trained:
             torch.manual_seed(seed)
@@ -127,7 +127,7 @@ def shrinkings(name: str, data: Data, epochs: float, seed: int, out: Path) -> di
 
         return call
 
-    def mended(way: str, curriculum: Inverse | None = None) -> Callable[[], Trained]:
+    def mended(way: str, curriculum: InverseCurriculum | None = None) -> Callable[[], Trained]:
         def call() -> Trained:
             torch.manual_seed(seed)
             return go(way, go("half", case.build(classes), half)[0], then, curriculum)
@@ -139,12 +139,12 @@ def shrinkings(name: str, data: Data, epochs: float, seed: int, out: Path) -> di
         for way, make, *more in (
             ("whole", scratch),
             ("whole, in two schedules", mended),
-            ("inverse, from trained", mended, Inverse(Plan.usual(goal, trained=True))),
+            ("inverse, from trained", mended, InverseCurriculum(Schedule.usual(goal, trained=True))),
             ("lesion scores, fine-tuned", mended, rivals.Lesions(rivals.at_once(goal))),
             ("smallest responses, fine-tuned", mended, rivals.Responses(rivals.at_once(goal))),
-            ("inverse, from scratch", scratch, Inverse(pressed)),
+            ("inverse, from scratch", scratch, InverseCurriculum(pressed)),
             ("threshold", scratch, rivals.Threshold(pressed)),
-            ("norm scale", scratch, rivals.NormScale(Plan(goal, 0.35, 0.5))),
+            ("norm scale", scratch, rivals.NormScale(Schedule(goal, 0.35, 0.5))),
             ("shallow from scratch", scratch, None, case.blocks[1]),
             ("shallow from scratch, half of the epochs", scratch, None, case.blocks[1], half),
         )

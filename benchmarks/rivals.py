@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from deepres.data import Batch
-from deepres.shrinking import Inverse, Plan, Target
+from deepres.shrinking import InverseCurriculum, Schedule, Target
 from deepres.training import Trainer
 
 
-def at_once(target: Target) -> Plan:
+def at_once(target: Target) -> Schedule:
     """Deletes first and learns from the whole network's answers then, for those that start from a trained one."""
-    return Plan(target, 0.0, 0.01, distil=0.5)
+    return Schedule(target, 0.0, 0.01, distil=0.5)
 
 
-class _Cut(Inverse, ABC):
+class _Cut(InverseCurriculum, ABC):
     """Deletes by a score, lowest first, when the share ``plan.press`` of the run is behind."""
 
     @abstractmethod
@@ -80,7 +80,7 @@ class NormScale(_Cut):
         return {i: float(self._scale(i).detach().abs().mean()) for i in self.removable()}
 
 
-class Threshold(Inverse):
+class Threshold(InverseCurriculum):
     patience = 20  # steps under the threshold after which a residual counts as zero
 
     def run_begins(self, trainer: Trainer) -> None:

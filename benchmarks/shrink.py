@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from benchmarks.common import DEVICE, SPEED, record, result_name
 from deepres.data import Data, Resident, Split, open_data, seeded
 from deepres.evaluation import measure
 from deepres.nn import ResNet, config, parameters
-from deepres.shrinking import Inverse, Plan, Target, time_ratio
+from deepres.shrinking import InverseCurriculum, Schedule, Target, time_ratio
 from deepres.shrinking.api import shrink_recipe
 from deepres.training import Run, recipe, train
 
@@ -63,7 +64,9 @@ class Bench:
     def path(self, name: str, seed: int) -> Path:
         return self.out / f"{name}-seed{seed}.json"
 
-    def train(self, name: str, seed: int, model: nn.Module, how, curriculum: Inverse | None = None) -> dict[str, object]:  # type: ignore[no-untyped-def]
+    def train(
+        self, name: str, seed: int, model: nn.Module, how: Any, curriculum: InverseCurriculum | None = None
+    ) -> dict[str, object]:
         """Train, or take what was trained before."""
         path = self.path(name, seed)
         if path.exists():
@@ -105,20 +108,20 @@ class Bench:
             self.recipe(self.epochs),
             dataclasses.replace(shrink_recipe(self.fresh(0)), epochs=self.epochs / 2, batch=self.batch, lr=self.fine_lr),
         )
-        pressed = Plan.usual(goal, trained=False)
+        pressed, mending = (Schedule.usual(goal, trained=trained) for trained in (False, True))
 
         def shape(seed: int) -> ResNet:
             """The control of Liu et al. 2019: is it the shape that was found, or the way to it?"""
             found = json.loads(self.path(f"inverse-{blocks}", seed).read_text())["blocks"]
             return self.fresh(seed, tuple(found))
 
-        def go(name: str, how, model: Callable[[int], ResNet], curriculum: Callable[[], Inverse | None]):  # type: ignore[no-untyped-def]
+        def go(name: str, how, model: Callable[[int], ResNet], curriculum: Callable[[], InverseCurriculum | None]):  # type: ignore[no-untyped-def]
             name = f"{name}-{blocks}"
             return Way(name, lambda seed: self.train(name, seed, model(seed), how, curriculum()))
 
         return {
-            "inverse, from scratch": go("inverse", scratch, self.fresh, lambda: Inverse(pressed)),
-            "inverse, from trained": go("inverse-trained", fine, self.trained, lambda: Inverse(Plan.usual(goal, trained=True))),
+            "inverse, from scratch": go("inverse", scratch, self.fresh, lambda: InverseCurriculum(pressed)),
+            "inverse, from trained": go("inverse-trained", fine, self.trained, lambda: InverseCurriculum(mending)),
             "shallow from scratch": go("shallow", scratch, lambda s: self.fresh(s, (third, third, third)), lambda: None),
             "the shape it found, from scratch": go("shape", scratch, shape, lambda: None),
             "smallest responses, fine-tuned": go(
@@ -126,7 +129,7 @@ class Bench:
             ),
             "lesion scores, fine-tuned": go("lesions", fine, self.trained, lambda: rivals.Lesions(rivals.at_once(goal))),
             "threshold": go("threshold", scratch, self.fresh, lambda: rivals.Threshold(pressed)),
-            "norm scale": go("norm-scale", scratch, self.fresh, lambda: rivals.NormScale(Plan(goal, 0.35, 0.5))),
+            "norm scale": go("norm-scale", scratch, self.fresh, lambda: rivals.NormScale(Schedule(goal, 0.35, 0.5))),
         }
 
     def whole(self, seed: int) -> dict[str, object]:

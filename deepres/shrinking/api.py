@@ -21,7 +21,8 @@ from deepres.evaluation import measure, time_against
 from deepres.evaluation.timing import from_first_process
 from deepres.lens.source import Source
 from deepres.nn import config, parameters
-from deepres.shrinking.curriculum import Glance, Inverse, Plan
+from deepres.shrinking.curriculum import InverseCurriculum
+from deepres.shrinking.schedule import EpochSizes, Schedule
 from deepres.shrinking.target import Target
 from deepres.training import Recipe, Run, train
 from deepres.training import recipe as recipe_named
@@ -29,8 +30,8 @@ from deepres.training.loop import Result
 from deepres.training.network import training_model
 from deepres.training.run import FILE as RUN
 
-FILE = "shrink.json"
-NAME = "shrink"  # of the recipe
+SHRINK_FILE = "shrink.json"
+RECIPE_NAME = "shrink"  # of the recipe
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class ShrinkResult:
     time_spread: tuple[float, float]  # the middle half of the ratios, turn by turn
     before: float | None  # validation error of the network that was given, where it was trained
     result: Result
-    history: tuple[Glance, ...]
+    history: tuple[EpochSizes, ...]
     units: tuple[str, ...]  # paths of all blocks, in the order of ``history``'s sizes
 
     def summary(self) -> list[str]:
@@ -74,7 +75,7 @@ class ShrinkResult:
     def to_dict(self) -> dict[str, Any]:
         keep = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("model", "result", "history")}
         result = {"val_error": self.result.val_error, "test": self.result.test.to_dict(), "seconds": self.result.seconds}
-        return {**keep, "result": result, "history": [dataclasses.asdict(glance) for glance in self.history]}
+        return {**keep, "result": result, "history": [dataclasses.asdict(sizes) for sizes in self.history]}
 
 
 def shrink_recipe(model: nn.Module, before: Recipe | None = None) -> Recipe:
@@ -83,14 +84,14 @@ def shrink_recipe(model: nn.Module, before: Recipe | None = None) -> Recipe:
     ``before``: the recipe that it was trained with, where that is known. Half of its rate, with its batch, is taken if it is higher.
     """
     if any(isinstance(m, nn.LayerNorm) or type(m).__name__.endswith("RMSNorm") for m in model.modules()):
-        usual = dataclasses.replace(recipe_named("transformer"), name=NAME, epochs=10, lr=5e-4)
+        usual = dataclasses.replace(recipe_named("transformer"), name=RECIPE_NAME, epochs=10, lr=5e-4)
     else:
         usual = dataclasses.replace(
-            recipe_named("finetune"), name=NAME, batch=128, lr=0.05, weight_decay=5e-4, augment="pad-crop-flip"
+            recipe_named("finetune"), name=RECIPE_NAME, batch=128, lr=0.05, weight_decay=5e-4, augment="pad-crop-flip"
         )
     if before is None or before.optimizer != usual.optimizer:
         return usual
-    lr = before.lr if before.name == NAME else before.lr / 2  # shrunk before: that was half already
+    lr = before.lr if before.name == RECIPE_NAME else before.lr / 2  # shrunk before: that was half already
     return dataclasses.replace(usual, lr=lr, batch=before.batch) if lr > usual.lr else usual
 
 
@@ -133,9 +134,11 @@ def shrink(
     trained = known if trained is None else trained
     chosen = recipe if recipe is not None else (shrink_recipe(whole, _recipe_of(model)) if trained else "fast-cifar")
     asked: dict[str, Any] = {"learn": learn, "press": press, "distil": distil}
-    plan = dataclasses.replace(Plan.usual(goal, trained), **{key: value for key, value in asked.items() if value is not None})
+    plan = dataclasses.replace(
+        Schedule.usual(goal, trained), **{key: value for key, value in asked.items() if value is not None}
+    )
     settings = Run(name, opened.name, chosen, str(out) if out else None, epochs=epochs, **run)
-    curriculum = Inverse(plan, exact=settings.speed == "exact", say=say)
+    curriculum = InverseCurriculum(plan, exact=settings.speed == "exact", say=say)
     before = measure(whole, opened.val, opened.prepare, opened.classes).top1 if trained else None
     result = train(settings, resume=resume, show=show, data=opened, model=copy.deepcopy(whole), callbacks=[curriculum])
     small = result.model
@@ -158,7 +161,7 @@ def shrink(
         units=tuple(unit.path for unit in units),
     )
     if out is not None:
-        (Path(out) / FILE).write_text(json.dumps(shrunk.to_dict(), indent=1))
+        (Path(out) / SHRINK_FILE).write_text(json.dumps(shrunk.to_dict(), indent=1))
     return shrunk
 
 

@@ -18,79 +18,38 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from deepres.adapters import delete_blocks, find_blocks, logits_of
+from deepres.adapters import delete_blocks
 from deepres.callback import Callback
 from deepres.data import Batch
 from deepres.errors import DeepresError
 from deepres.shrinking.cost import measured_units
+from deepres.shrinking.importance import block_importance, residual_sizes
 from deepres.shrinking.press import Press
+from deepres.shrinking.removal import delete_identities
+from deepres.shrinking.schedule import Closing, EpochSizes, Schedule
 from deepres.shrinking.target import Target
 from deepres.shrinking.teacher import Teacher, running
 from deepres.training import Record, Trainer
-from deepres.training.memory import frozen_norm_statistics
 from deepres.training.norms import estimate_norm_statistics
 
 WINDOW = 0.4  # of the press phase: how long one unit takes from open to closed
 GROUPS = 6  # times at which units are chosen
 RATE = 0.02  # per step: how fast a penalty's weight follows the residual's excess over its line
 EASED = 0.5  # power of a unit's rise of the loss: most of what it costs to lose one at once is won back by training on
-SCORE_EXAMPLES = 256  # that tell what each unit earns
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a run is divided, and how it presses. Shares are of the run's steps."""
-
-    target: Target
-    learn: float  # share before the first unit is pressed on
-    press: float  # share by which all are closed
-    distil: float = 0.0  # weight of the whole network's answers against the labels, while it is ahead
-    penalty: float = 1.0  # scales the weights of the penalties; 0: residuals are only scaled away
-    rise: float = 0.3  # nats that the training loss may rise above its best before the lines wait
-
-    @classmethod
-    def usual(cls, target: Target, trained: bool) -> Plan:
-        """For a network that was trained, or for one that begins from scratch."""
-        return cls(target, 0.02, 0.2, distil=0.5) if trained else cls(target, 0.1, 0.3)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.learn < self.press < 1:
-            raise DeepresError(f"learn {self.learn:g} and press {self.press:g} are shares of the run, 0 <= learn < press < 1")
-        if not 0 <= self.distil < 1:
-            raise DeepresError(f"distil is a weight from 0 to below 1, not {self.distil:g}")
-
-
-@dataclass
-class Closing:
-    """A unit under pressure."""
-
-    began: float  # on the clock
-    size: float  # of its residual then, against its shortcut
-    weight: float = 0.0  # of its penalty
-
-
-@dataclass
-class Glance:
-    """All units after an epoch."""
-
-    epoch: int
-    sizes: list[float]  # of each unit's residual against its shortcut; 0 for one that is gone
-    gone: int
 
 
 @dataclass(eq=False)
-class Inverse(Callback):
+class InverseCurriculum(Callback):
     """The curriculum of one run; ``shrink`` is the way in."""
 
-    plan: Plan
+    plan: Schedule
     exact: bool = False  # weigh units by multiply-adds, since a clock would make each run another
     say: Callable[[str], None] = lambda text: None
     removed: list[str] = field(default_factory=list)  # paths of blocks that are gone, as they were called at first
     difference: float = 0.0  # of the outputs before and after the deletion, against the largest
-    history: list[Glance] = field(default_factory=list)
+    history: list[EpochSizes] = field(default_factory=list)
     closed_at: dict[str, int] = field(default_factory=dict)  # path -> step
 
     changes_network = True
@@ -157,23 +116,11 @@ class Inverse(Callback):
 
     def after_epoch(self, trainer: Trainer, record: Record) -> None:
         staying = [i for i, unit in enumerate(self.units) if unit.path not in self.removed]
-        pressing = Press(find_blocks(self.trainer.model)) if self.stopped else self.pressing
-        off = pressing.on() if self.stopped else None
-        was, before = self.trainer.model.training, pressing.wanted
-        pressing.wanted = set(range(len(pressing.units)))
-        self.trainer.model.eval()
-        with torch.no_grad():
-            logits_of(self.trainer.model, self.probe)
-        self.trainer.model.train(was)
-        found = [float(size) if (size := pressing.size(i)) is not None else 0.0 for i in range(len(pressing.units))]
-        pressing.wanted = before
-        pressing.clear()
-        if off is not None:
-            off()
+        found = residual_sizes(trainer.model, self.probe, None if self.stopped else self.pressing)
         sizes = [0.0] * len(self.units)
         for place, value in zip(staying, found, strict=True):
             sizes[place] = value
-        self.history.append(Glance(record.epoch, sizes, sum(openness == 0 for openness in self.pressing.openness)))
+        self.history.append(EpochSizes(record.epoch, sizes, sum(openness == 0 for openness in self.pressing.openness)))
 
     # ---- the controller
 
@@ -253,43 +200,12 @@ class Inverse(Callback):
         staying = [j for j in here if j not in self._going() or j == without]
         return len(staying) > 1
 
-    @torch.no_grad()
     def _earnings(self) -> dict[int, float]:
-        """Rise of the training loss without each unit that is not closed yet, over its cost; on a few batches, as it trains.
-
-        Also notes the sizes of their residuals.
-        """
-        trainer, model = self.trainer, self.trainer.model
+        """Importance of each block that is not closed yet, divided by its cost. Also notes the sizes of their residuals."""
         candidates = [i for i, unit in enumerate(self.units) if unit.removable and self.pressing.openness[i] > 0]
-        before, was = self.pressing.wanted, model.training
-        seen = list(trainer.loader.some(SCORE_EXAMPLES, trainer.progress.epoch))
-        found = torch.zeros(2, len(candidates), dtype=torch.float64)  # rises and sizes
-        model.train()
-        try:
-            for batch in seen:
-                images = trainer.to_layout(batch.images)
-                with frozen_norm_statistics(model), torch.random.fork_rng(), trainer.speed.autocast(images.device):
-
-                    def loss(images: Tensor = images, labels: Tensor = batch.labels) -> float:
-                        torch.manual_seed(0)  # dropout alike
-                        return float(F.cross_entropy(logits_of(model, images).flatten(0, -2).float(), labels.flatten()))
-
-                    self.pressing.wanted = set(candidates)
-                    whole = loss()
-                    found[1] += torch.tensor([float(self.pressing.size(i) or 0) for i in candidates])
-                    self.pressing.clear()
-                    self.pressing.wanted = set()
-                    for place, i in enumerate(candidates):
-                        with self.pressing.without(i):
-                            found[0, place] += loss() - whole
-        finally:
-            model.train(was)
-            self.pressing.wanted = before
-            self.pressing.clear()
-        rises, sizes = (trainer.context.sum(found.to(trainer.context.device)) / (trainer.context.world * len(seen))).tolist()
-        self._sizes_now = dict(zip(candidates, sizes, strict=True))
-        eased = [math.copysign(abs(rise) ** EASED, rise) for rise in rises]
-        return {i: rise / max(self.prices[i], 1e-12) for i, rise in zip(candidates, eased, strict=True)}
+        rises, self._sizes_now = block_importance(self.trainer, self.pressing, candidates)
+        eased = {i: math.copysign(abs(rise) ** EASED, rise) for i, rise in rises.items()}
+        return {i: rise / max(self.prices[i], 1e-12) for i, rise in eased.items()}
 
     def _may_go_on(self) -> bool:
         """Whether the validation error, with all that is closing closed, is within what the target allows."""
@@ -320,14 +236,7 @@ class Inverse(Callback):
             self.pressing.openness[i] = 0.0
             self.closed_at[self.units[i].path] = trainer.progress.done
         gone = [unit.path for i, unit in enumerate(self.units) if self.pressing.openness[i] == 0]
-        was = model.training
-        model.eval()
-        before = logits_of(model, self.probe)
-        self._off()
-        delete_blocks(model, gone)
-        after = logits_of(model, self.probe)
-        model.train(was)
-        self.difference = float((after - before).abs().max() / before.abs().max().clamp(min=1e-12))
+        self.difference = delete_identities(model, gone, self.probe, self._off)
         self.removed, self.stopped = gone, True
         estimate_norm_statistics(trainer)
         trainer.replace_model()
@@ -369,7 +278,7 @@ class Inverse(Callback):
         self.closing = {i: Closing(*values) for i, values in state["closing"].items()}
         self.pressing.wanted = set(self.closing)
         self.letting_go = set(state["letting_go"])
-        self.history = [Glance(*values) for values in state["history"]]
+        self.history = [EpochSizes(*values) for values in state["history"]]
         if self.stopped:
             self._off()
             delete_blocks(self.trainer.model, self.removed)

@@ -21,7 +21,7 @@ from deepres import DeepresError
 from deepres.adapters import delete_blocks, find_blocks, logits_of
 from deepres.cli.main import main
 from deepres.models import open_model
-from deepres.shrinking import Plan, Press, Target, time_ratio
+from deepres.shrinking import Press, Schedule, Target, time_ratio
 from deepres.shrinking.api import shrink_recipe
 from deepres.shrinking.cost import measured_units
 from deepres.shrinking.press import relative_size
@@ -197,7 +197,7 @@ def test_what_cannot_be_met_is_said_with_figures() -> None:
     with pytest.raises(DeepresError, match="no residual block that could be the identity"):
         deepres.shrink("plain20-cifar", "digits", "blocks=0.5", epochs=1, **FAST)
     with pytest.raises(DeepresError, match="0 <= learn < press < 1"):
-        Plan(Target.parse("time=0.5"), learn=0.6, press=0.5)
+        Schedule(Target.parse("time=0.5"), learn=0.6, press=0.5)
     with pytest.raises(DeepresError, match="did you mean"):
         deepres.shrink("resnet20-cifer", "digits", **FAST)
 
