@@ -7,7 +7,7 @@ from deepres.adapters.families._huggingface import SMALL, HuggingFace, create
 from deepres.adapters.patterns import pre_norm
 
 _images = {**SMALL, "image_size": 32, "patch_size": 8, "num_labels": 10}
-_before = pre_norm("layernorm_before", "attention", "layernorm_after", "mlp", pair=True, ends=("dropout", "dropout"))
+_before = pre_norm("layernorm_before", "attention", "layernorm_after", "mlp", pair=True)
 _m = "transformers.models."
 ADAPTER = HuggingFace(
     "ViT, DeiT, DINOv2",
@@ -17,7 +17,7 @@ ADAPTER = HuggingFace(
         _m + "vit.modeling_vit:ViTLayer": _before,
         _m + "deit.modeling_deit:DeiTLayer": _before,
         _m + "dinov2.modeling_dinov2:Dinov2Layer": pre_norm(
-            "norm1", "attention", "norm2", "mlp", pair=True, ends=("drop_path", "drop_path")
+            "norm1", "attention", "norm2", "mlp", pair=True, ends=("layer_scale1", "layer_scale2")
         ),
     },
     examples=(

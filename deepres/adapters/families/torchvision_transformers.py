@@ -37,8 +37,8 @@ def _swin(last: int = 2, version: int = 1) -> nn.Module:
 
 
 _post = (
-    SitePattern(("stochastic_depth",), part="attention", start=("attn",), core=("norm1",), then=("mlp",), layout="NHWC"),
-    SitePattern(("stochastic_depth",), part="mlp", start=("mlp",), core=("norm2",), layout="NHWC"),
+    SitePattern(("norm1",), part="attention", start=("attn",), core=("norm1",), then=("mlp",), layout="NHWC"),
+    SitePattern(("norm2",), part="mlp", start=("mlp",), core=("norm2",), layout="NHWC"),
 )
 ADAPTER = _Transformers(
     "ViT, Swin, Swin V2",
@@ -48,9 +48,7 @@ ADAPTER = _Transformers(
         "torchvision.models.vision_transformer:EncoderBlock": pre_norm(
             "ln_1", "self_attention", "ln_2", "mlp", pair=True, ends=("dropout", "mlp")
         ),
-        "torchvision.models.swin_transformer:SwinTransformerBlock": pre_norm(
-            "norm1", "attn", "norm2", "mlp", ends=("stochastic_depth",) * 2, layout="NHWC"
-        ),
+        "torchvision.models.swin_transformer:SwinTransformerBlock": pre_norm("norm1", "attn", "norm2", "mlp", layout="NHWC"),
         "torchvision.models.swin_transformer:SwinTransformerBlockV2": _post,
     },
     notes="Swin's windows are shifted in every second block, so only a stage's last blocks go without a trace in its "
