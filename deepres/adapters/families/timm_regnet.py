@@ -1,0 +1,20 @@
+"""timm's RegNet."""
+
+from __future__ import annotations
+
+from deepres.adapters.adapter import Example
+from deepres.adapters.families._timm import Timm, create
+from deepres.adapters.patterns import SitePattern
+
+_m = "timm.models.regnet:"
+ADAPTER = Timm(
+    "RegNetX, RegNetY, RegNetZ",
+    "timm",
+    ("timm.models.regnet",),
+    {
+        _m + "Bottleneck": (SitePattern(("drop_path",), ("downsample",), ("act3",), when="downsample"),),
+        _m + "PreBottleneck": (SitePattern(("drop_path",), ("downsample",), when="downsample"),),
+    },
+    containers=(_m + "RegStage",),
+    examples=(Example("regnety_002", create("regnety_002"), 13),),
+)
