@@ -21,7 +21,7 @@ from deepres import Run
 from deepres.data import Batch, Data, Prepare, Resident
 from deepres.training import Trainer, recipe
 from deepres.training.distribute import DistributedContext
-from deepres.training.memory import heap_kept
+from deepres.training.heap import heap_kept
 from deepres.training.speed import SPEEDS, exactness
 
 CASES: dict[str, tuple[Callable[[], torch.nn.Module], int, int, int]] = {  # peer, batch, size, classes

@@ -15,7 +15,6 @@ from tyro.conf import Suppress
 
 from deepres.callback import Callback
 from deepres.cli.common import default_out, say
-from deepres.data.text import is_text
 from deepres.errors import DeepresError
 from deepres.training import Run, train
 
@@ -26,7 +25,7 @@ class Train(Run):
 
     # a field of ``Run`` is given anew only where the command line may leave it open
     net: str | None = None  # a name from `deepres nets`, such as resnet20-cifar
-    # paper-cifar, paper-imagenet, fast-cifar, modern-imagenet, finetune, transformer, digits [fast-cifar; for a text transformer]
+    # paper-cifar, paper-imagenet, fast-cifar, modern-imagenet, finetune, transformer, digits [transformer for layer norms, else fast-cifar]
     recipe: str | None = None
     out: str | None = None  # folder for weights, checkpoints and logs [runs/NET-DATE]
     options: Suppress[dict[str, Any]] = dataclasses.field(default_factory=dict)
@@ -67,7 +66,7 @@ class Train(Run):
         if self.net is None:
             raise DeepresError("which network? Give --net, such as --net resnet20-cifar (`deepres nets` lists them)")
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Run)}
-        values["recipe"] = self.recipe or ("transformer" if is_text(Path(self.data)) else "fast-cifar")
+        values["recipe"] = self.recipe or "auto"
         asked = {"zero_init": self.zero_init, "dropout": self.dropout, "survival": self.survival}
         usual = {"zero_init": False, "dropout": 0.0, "survival": 1.0}
         options: dict[str, Any] = {key: value for key, value in asked.items() if value != usual[key]}

@@ -19,7 +19,7 @@ from deepres.callback import Callback
 from deepres.data import Batch
 from deepres.errors import DeepresError
 from deepres.training import Trainer, local_norms
-from deepres.training.memory import frozen_norm_statistics
+from deepres.training.norms import frozen_norm_statistics
 from deepres.training.optimizer import last_step
 
 SNAPSHOT_FILE = "lens.jsonl"

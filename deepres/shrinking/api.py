@@ -28,7 +28,7 @@ from deepres.training import Recipe, Run, train
 from deepres.training import recipe as recipe_named
 from deepres.training.loop import Result
 from deepres.training.network import training_model
-from deepres.training.run import FILE as RUN
+from deepres.training.run import RUN_FILE
 
 SHRINK_FILE = "shrink.json"
 RECIPE_NAME = "shrink"  # of the recipe
@@ -190,7 +190,7 @@ def _open(
 
 def _recipe_of(model: nn.Module | str | Path) -> Recipe | None:
     """What a run of ours was trained with."""
-    if isinstance(model, nn.Module) or not (Path(model) / RUN).is_file():
+    if isinstance(model, nn.Module) or not (Path(model) / RUN_FILE).is_file():
         return None
     found = Run.read(model).recipe
     assert isinstance(found, Recipe)

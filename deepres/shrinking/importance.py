@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deepres.adapters import find_blocks, logits_of
 from deepres.shrinking.press import Press
 from deepres.training import Trainer
-from deepres.training.memory import frozen_norm_statistics
+from deepres.training.norms import frozen_norm_statistics
 
 SCORE_EXAMPLES = 256  # training examples on which importance is measured
 

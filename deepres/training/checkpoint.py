@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from deepres.training.trainer import Trainer
 
 FOLDER = "checkpoints"
+SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
 
 def state_of(trainer: Trainer) -> dict[str, Any]:
@@ -40,9 +41,7 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> None:
     """
     before, now = state.get("data"), _data(trainer)
     if before is not None and before != now:
-        what = ", ".join(f"{before[key]} {key} then and {now[key]} now" for key in now if before[key] != now[key])
-        if before["classes"] == now["classes"] and before["class names"] != now["class names"]:
-            what = f"classes {before['class names']} then and {now['class names']} now"
+        what = ", ".join(f"{key}: {before[key]} then, {now[key]} now" for key in now if before[key] != now[key])
         raise DeepresError(
             f"{trainer.run.data}: the data have changed since the run in {trainer.out} began ({what}); a run goes on with the same "
             "data only: train anew into another --out, from this run's weights with --init if they fit"
@@ -75,9 +74,8 @@ def _data(trainer: Trainer) -> dict[str, Any]:
     """What must not change between a run and its resume."""
     data = trainer.data
     return {
-        **{f"{split} examples": len(getattr(data, split)) for split in ("train", "val", "test")},
-        "classes": len(data.classes),
-        "class names": list(data.classes),
+        "classes": ", ".join(data.classes),
+        **{f"{name} examples": len(getattr(data, split)) for split, name in SPLITS.items()},
     }
 
 

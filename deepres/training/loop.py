@@ -28,10 +28,11 @@ from deepres.training import checkpoint, memory
 from deepres.training.deprecated import callbacks_from
 from deepres.training.distribute import ONE_VALUE, DistributedContext, join_processes
 from deepres.training.epoch import finish_epoch, train_epoch
+from deepres.training.network import training_model
 from deepres.training.progress import Progress, Record, read_log
-from deepres.training.recipe import Recipe
+from deepres.training.recipe import Recipe, usual_recipe
 from deepres.training.reporter import Reporter
-from deepres.training.run import FILE, Run
+from deepres.training.run import RUN_FILE, Run
 from deepres.training.speed import SPEEDS, exactness
 from deepres.training.trainer import LAST, Trainer
 
@@ -108,6 +109,9 @@ def train(
             data = open_data(run.data, size=run.size, channels=run.options.get("in_channels") or _channels(run.init))
             if context.is_main:
                 context.barrier()
+        if run.recipe == "auto":
+            model = model if model is not None else training_model(run, data, context.device)
+            run = dataclasses.replace(run, recipe=usual_recipe(model))
         out = Path(run.out) if run.out else None
         made: list[Path] = []
         if out is not None and context.is_main:
@@ -147,10 +151,10 @@ def _claim(out: Path, run: Run, resume: bool) -> list[Path]:
     made = [folder for folder in out.parents if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if not resume and (out / FILE).exists():
+        if not resume and (out / RUN_FILE).exists():
             raise DeepresError(f"{out}: holds a run already; resume it with --resume, or choose another --out")
-        if not (out / FILE).exists():
-            (out / FILE).write_text(run.to_json())
+        if not (out / RUN_FILE).exists():
+            (out / RUN_FILE).write_text(run.to_json())
     except OSError as error:
         raise DeepresError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
     return made
@@ -158,8 +162,8 @@ def _claim(out: Path, run: Run, resume: bool) -> list[Path]:
 
 def _let_go(out: Path, made: list[Path]) -> None:
     """Leave nothing of a run that could not begin, so that the same command with its mistake mended can."""
-    if [path.name for path in out.iterdir()] == [FILE]:
-        (out / FILE).unlink()
+    if [path.name for path in out.iterdir()] == [RUN_FILE]:
+        (out / RUN_FILE).unlink()
         with contextlib.suppress(OSError):
             for folder in (out, *made):
                 folder.rmdir()
@@ -232,7 +236,7 @@ def _conclude(trainer: Trainer, history: list[Record], out: Path | None) -> Resu
         }
         (out / "result.json").write_text(json.dumps(summary, indent=1))
     trainer.context.barrier()  # what the first process wrote is there for all, when they return
-    memory.recompute(final, memory.Plan())
+    memory.recompute(final, memory.RecomputePlan())
     return Result(
         run, final.eval(), history, progress.best_epoch, progress.best, test, progress.seconds, trainer.speed.name, out
     )

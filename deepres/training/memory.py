@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,29 +14,14 @@ from torch.utils.checkpoint import checkpoint
 
 from deepres.errors import DeepresError
 from deepres.nn.count import saved_bytes
+from deepres.training.norms import frozen_norm_statistics
 
 SLACK = 1.25  # of activations: what the allocator loses between them
-
-
-@contextlib.contextmanager
-def frozen_norm_statistics(model: nn.Module) -> Iterator[None]:
-    """Normalise by the batch as before, but leave the running statistics alone: they have seen this batch once already.
-
-    A momentum of 0 adds nothing; to stop tracking instead would save other tensors than the first pass did.
-    """
-    norms = _running_norms(model)
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count
+CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
-class Plan:
+class RecomputePlan:
     """Which blocks are recomputed. The default recomputes none."""
 
     length: int = 0  # blocks per segment; 0: nothing is recomputed
@@ -78,10 +61,6 @@ class Recompute(nn.Sequential):
         return x
 
 
-def _running_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-
-
 def _sequences(model: nn.Module) -> list[nn.Sequential]:
     """The outermost sequences of several blocks: our stages, torchvision's and timm's layers."""
     found: list[nn.Sequential] = []
@@ -95,8 +74,8 @@ def _sequences(model: nn.Module) -> list[nn.Sequential]:
     return found
 
 
-def recompute(model: nn.Module, plan: Plan) -> None:
-    """Make the model's stages run as ``plan`` says; ``Plan()`` undoes it. Names and weights stay."""
+def recompute(model: nn.Module, plan: RecomputePlan) -> None:
+    """Make the model's stages run as ``plan`` says; ``RecomputePlan()`` undoes it. Names and weights stay."""
     kept = plan.kept
     for sequence in reversed(_sequences(model)):
         here = min(kept, len(sequence))
@@ -108,7 +87,7 @@ def recompute(model: nn.Module, plan: Plan) -> None:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that one example leaves behind for the backward pass of a training step."""
+    """Bytes that one example keeps for the backward pass of a training step."""
 
     total: int
     saved: tuple[int, ...]  # by each block
@@ -116,7 +95,7 @@ class Footprint:
     sequences: tuple[int, ...]  # blocks in each sequence
     fixed: int = 0  # kept too, but the same for any batch
 
-    def need(self, plan: Plan) -> int:
+    def need(self, plan: RecomputePlan) -> int:
         """Bytes at the worst moment: at the end of the forward pass, or while the widest segment is recomputed."""
         head = len(self.saved) - plan.kept
         outside = self.total - sum(self.saved)
@@ -170,15 +149,27 @@ def _left_behind(model: nn.Module, x: Tensor, bf16: bool) -> tuple[int, list[int
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory that can still be had on the device, within the limits of a container."""
+    """Memory that is free on the device, in bytes, within the limits of a container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = psutil.virtual_memory().available
-    for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+    for folder, limit, used, prefix in (
+        (CGROUP, "memory.max", "memory.current", ""),
+        (CGROUP, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+        (CGROUP / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    ):
         with contextlib.suppress(OSError, ValueError):
-            base = Path("/sys/fs/cgroup")
-            free = min(free, int((base / limit).read_text()) - int((base / used).read_text()))
+            taken = int((folder / used).read_text()) - _file_cache(folder, prefix)
+            free = min(free, int((folder / limit).read_text()) - taken)
     return max(free, 0)
+
+
+def _file_cache(folder: Path, prefix: str) -> int:
+    """Bytes of a control group's file cache, which the kernel gives up as soon as memory is asked for."""
+    values: dict[str, str] = {}
+    with contextlib.suppress(OSError, ValueError):
+        values = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    return sum(int(values.get(prefix + key, 0)) for key in ("inactive_file", "active_file"))
 
 
 def fit(
@@ -190,7 +181,7 @@ def fit(
     limit: int | None = None,
     bf16: bool = False,
     kept: int = 1,
-) -> Plan:
+) -> RecomputePlan:
     """Choose as little recomputation as makes a training step fit, and set it.
 
     ``limit``: the most memory that the whole process may use, in bytes; default: four fifths of what is free. ``kept``: how many
@@ -198,7 +189,7 @@ def fit(
 
     Raises ``DeepresError`` when not even the tightest plan fits.
     """
-    recompute(model, Plan())
+    recompute(model, RecomputePlan())
     measured = footprint(model, shape, device, bf16=bf16)  # first: it leaves something behind in the allocator
     rss = psutil.Process().memory_info().rss if device.type == "cpu" else torch.cuda.memory_allocated(device)
     budget = (limit - rss) if limit is not None else int(available_bytes(device) * 0.8)
@@ -206,15 +197,15 @@ def fit(
     fixed = measured.fixed + (1 + kept) * sum(p.nbytes for p in model.parameters()) + batch * math.prod(shape) * 4 * 16
     whole = batch * measured.total + fixed
     if whole <= budget:
-        return Plan()
+        return RecomputePlan()
     blocks = len(measured.saved)
     if blocks == 0:
         raise DeepresError(_no_room(whole, budget))
 
-    def need(plan: Plan) -> float:
+    def need(plan: RecomputePlan) -> float:
         return SLACK * batch * measured.need(plan) + fixed
 
-    plans = [Plan(length) for length in range(1, 2 * math.isqrt(blocks) + 1)]
+    plans = [RecomputePlan(length) for length in range(1, 2 * math.isqrt(blocks) + 1)]
     tightest = min(plans, key=need)
     if need(tightest) > budget:
         raise DeepresError(_no_room(need(tightest), budget))
@@ -222,11 +213,11 @@ def fit(
     low, high = 0, blocks - 1
     while low < high:
         middle = (low + high + 1) // 2
-        if need(Plan(tightest.length, middle)) <= budget:
+        if need(RecomputePlan(tightest.length, middle)) <= budget:
             low = middle
         else:
             high = middle - 1
-    plan = Plan(tightest.length, low)
+    plan = RecomputePlan(tightest.length, low)
     recompute(model, plan)
     return plan
 
@@ -236,30 +227,3 @@ def _no_room(need: float, budget: float) -> str:
         f"a training step needs about {need / 2**30:.1f} GiB and {max(budget, 0) / 2**30:.1f} GiB are to be had: "
         "lower --batch, the image --size or the --width, or raise --memory"
     )
-
-
-# glibc's mallopt: its parameters' numbers, and the bounds of what it adapts to by itself
-_TRIM, _MMAP, _TRIM_DEFAULT, _MMAP_DEFAULT = -1, -3, 64 << 20, 32 << 20
-
-
-@contextlib.contextmanager
-def heap_kept() -> Iterator[None]:
-    """While open, memory that a step frees stays with the process for the next step; afterwards it goes back.
-
-    As it is, the C library gives large activations back to the system after each step and the next one pays for every page
-    again. It needs glibc; elsewhere this does nothing.
-    """
-    try:
-        libc = ctypes.CDLL(None)
-        mallopt, trim = libc.mallopt, libc.malloc_trim
-    except (OSError, AttributeError, TypeError):
-        yield
-        return
-    mallopt(_MMAP, 1 << 30)
-    mallopt(_TRIM, 2**31 - 1)
-    try:
-        yield
-    finally:
-        mallopt(_MMAP, _MMAP_DEFAULT)
-        mallopt(_TRIM, _TRIM_DEFAULT)
-        trim(0)

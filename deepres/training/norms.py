@@ -1,34 +1,52 @@
-"""Batch norms' running statistics, estimated anew after what lies in front of the norms has changed."""
+"""Running statistics of batch norms: estimated anew, or left alone."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
-from deepres.adapters import logits_of
-from deepres.training import Trainer
+if TYPE_CHECKING:
+    from deepres.training.trainer import Trainer
 
 EXAMPLES = 2560
 
 
 @torch.no_grad()
 def estimate_norm_statistics(trainer: Trainer) -> None:
-    """Take plain means over some training batches, the same in all processes. A network without batch norms is left as it is."""
+    """Estimate the statistics of all batch norms as plain means over some training batches, the same in all processes.
+
+    Needed after what lies in front of the norms has changed. A network without batch norms is left as it is.
+    """
     model = trainer.model
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    if not norms:
+    if not _running_norms(model):
         return
-    momentum = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    was = model.training
-    model.train()
     with torch.random.fork_rng(), trainer.speed.autocast(trainer.context.device):
-        torch.manual_seed(0)
-        for batch in trainer.loader.some(EXAMPLES, trainer.progress.epoch):
-            logits_of(model, trainer.to_layout(batch.images))
-    model.train(was)
-    for norm, value in zip(norms, momentum, strict=True):
-        norm.momentum = value
+        torch.manual_seed(0)  # for dropout
+        update_bn((trainer.to_layout(batch.images) for batch in trainer.loader.some(EXAMPLES, trainer.progress.epoch)), model)
     trainer.context.broadcast_weights(model)
+
+
+@contextlib.contextmanager
+def frozen_norm_statistics(model: nn.Module) -> Iterator[None]:
+    """Normalise by the batch as before, but leave the running statistics alone: they have seen this batch once already.
+
+    A momentum of 0 adds nothing; to stop tracking instead would save other tensors than the first pass did.
+    """
+    norms = _running_norms(model)
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
+
+
+def _running_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from torch import nn
+
 from deepres.data import Augment
 from deepres.errors import DeepresError, nearest
 
@@ -186,6 +188,17 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "transformer": transformer,
     "digits": digits,
 }
+
+
+def usual_recipe(model: nn.Module) -> str:
+    """Name of the recipe that a network trains well by: ``"transformer"`` for one with layer norms, else ``"fast-cifar"``.
+
+    Networks of attention, and ConvNeXts, are trained with AdamW; the high rates of SGD make them diverge.
+    """
+    layer_norms = any(
+        isinstance(m, nn.LayerNorm) or type(m).__name__.endswith(("LayerNorm", "RMSNorm")) for m in model.modules()
+    )
+    return "transformer" if layer_norms else "fast-cifar"
 
 
 def recipe(name: str, **changes: Any) -> Recipe:

@@ -13,7 +13,7 @@ from deepres.errors import DeepresError, nearest
 from deepres.training.recipe import Recipe, recipe
 from deepres.training.speed import SPEEDS
 
-FILE = "run.json"
+RUN_FILE = "run.json"
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -31,7 +31,7 @@ class Run:
 
     net: str  # a name from `deepres nets`, such as resnet20-cifar
     data: str = "digits"  # digits, cifar10, or a folder of images or tar shards
-    recipe: Recipe | str = "fast-cifar"  # a recipe or its name
+    recipe: Recipe | str = "auto"  # a recipe or its name; auto: by the kind of network, see `usual_recipe`
     out: str | None = None  # folder for weights, checkpoints and logs; None: nothing is written
     seed: int = 0  # of the weights, the order of the examples and all random draws
     epochs: float | None = None  # instead of the recipe's
@@ -53,10 +53,12 @@ class Run:
     watch_test: bool = False  # also measure the test error after each epoch; nothing is chosen by it
 
     def __post_init__(self) -> None:
-        chosen = recipe(self.recipe) if isinstance(self.recipe, str) else self.recipe
         changes = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr, "exits": self.exits}
+        # "auto" is resolved by `train`, when the network is there; until then the changes are only checked
+        chosen = recipe("fast-cifar" if self.recipe == "auto" else self.recipe) if isinstance(self.recipe, str) else self.recipe
         chosen = dataclasses.replace(chosen, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[arg-type]
-        object.__setattr__(self, "recipe", chosen)
+        if self.recipe != "auto":
+            object.__setattr__(self, "recipe", chosen)
         if self.speed not in ("auto", *SPEEDS):
             raise DeepresError(f"unknown speed {self.speed!r}{nearest(self.speed, SPEEDS) or f'; there are auto, {SPEEDS}'}")
         if self.memory not in ("auto", "all"):
@@ -71,7 +73,7 @@ class Run:
     def read(cls, path: str | Path) -> Run:
         """From a run's folder or its ``run.json``."""
         path = Path(path)
-        file = path / FILE if path.is_dir() else path
+        file = path / RUN_FILE if path.is_dir() else path
         try:
             values = json.loads(file.read_text())
             steps = {key: _tuples(value) for key, value in values.pop("recipe").items()}

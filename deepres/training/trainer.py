@@ -20,6 +20,7 @@ from deepres.evaluation import Evaluation, measure
 from deepres.models import read, save
 from deepres.training import checkpoint, memory
 from deepres.training.distribute import DistributedContext, synchronise_norms
+from deepres.training.heap import heap_kept
 from deepres.training.network import training_model
 from deepres.training.optimizer import KEPT, SideOptimizer, optimizer_for
 from deepres.training.progress import Pace, Progress
@@ -47,7 +48,7 @@ class Trainer:
         model: nn.Module | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        assert isinstance(run.recipe, Recipe)
+        assert isinstance(run.recipe, Recipe), "`train` resolves the recipe 'auto'"
         if run.recipe.pixel_mean:
             data = data.centred_by_pixel()
         self.run, self.data, self.context, self.recipe = run, data, context, run.recipe
@@ -69,7 +70,7 @@ class Trainer:
         )
         self.total = self.recipe.steps(self.loader.steps)
         limit = None if run.memory in ("auto", "all") else parse_bytes(run.memory)
-        self.plan = memory.Plan()
+        self.plan = memory.RecomputePlan()
         if run.memory != "all" and not data.is_text:
             rows = -(-self.loader.batch // context.world)
             bf16 = run.speed not in ("exact", "auto") and SPEEDS[run.speed].bf16
@@ -236,4 +237,4 @@ class Trainer:
     def heap(self) -> AbstractContextManager[None]:
         """Freed memory kept for the next step, on a CPU, unless memory is short and blocks are recomputed for it."""
         kept = self.context.device.type == "cpu" and not self.plan.length
-        return memory.heap_kept() if kept else contextlib.nullcontext()
+        return heap_kept() if kept else contextlib.nullcontext()

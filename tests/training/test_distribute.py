@@ -119,6 +119,23 @@ def test_synchronised_norms_are_those_of_the_whole_batch(tmp_path: Path) -> None
     torch.testing.assert_close(parts[0][2], norm.running_var)
 
 
+def test_the_lens_on_one_process_does_not_wait_for_synchronised_norms(two: Path, tmp_path: Path) -> None:
+    out = tmp_path / "seen"
+    done = torchrun("train", *COMMON, "--epochs", "2", "--lens", "every=0.5epochs", "--out", str(out))
+    assert "FutureWarning" not in done.stderr
+    assert len((out / "lens.jsonl").read_text().splitlines()) == 5
+    one, other = (read(folder / "last.safetensors")[0] for folder in (two, out))
+    assert all(torch.equal(one[name], other[name]) for name in one)  # and it leaves the run as it was
+
+
+def test_synchronised_norms_in_bf16_on_a_cpu(tmp_path: Path) -> None:
+    out = tmp_path / "low"
+    options = ["bf16" if option == "exact" else option for option in COMMON]
+    torchrun("train", *options, "--epochs", "2", "--out", str(out))
+    losses = [line["loss"] for line in read_log(out)]
+    assert losses[1] < losses[0]
+
+
 def test_shrinking_on_two_processes(tmp_path: Path) -> None:
     """Both come to the same network, whose removal of blocks they decided together; one of them speaks and writes."""
     out = tmp_path / "small"

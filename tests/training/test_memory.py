@@ -26,8 +26,8 @@ def step(model: nn.Module, x: torch.Tensor) -> tuple[int, list[torch.Tensor]]:
 
 
 @pytest.mark.parametrize("build", [lambda: deepres.create("resnet56-cifar"), lambda: torchvision.models.resnet18()])
-@pytest.mark.parametrize("plan", [memory.Plan(1), memory.Plan(3, 5), memory.Plan(100)], ids=str)
-def test_recomputing_gives_the_same_bits_for_less(build, plan: memory.Plan) -> None:
+@pytest.mark.parametrize("plan", [memory.RecomputePlan(1), memory.RecomputePlan(3, 5), memory.RecomputePlan(100)], ids=str)
+def test_recomputing_gives_the_same_bits_for_less(build, plan: memory.RecomputePlan) -> None:
     torch.manual_seed(0)
     whole = build()
     torch.manual_seed(0)
@@ -38,7 +38,7 @@ def test_recomputing_gives_the_same_bits_for_less(build, plan: memory.Plan) -> N
     (more, expected), (less, got) = step(whole, x), step(bounded, x)
     assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
     assert less < more
-    memory.recompute(bounded, memory.Plan())
+    memory.recompute(bounded, memory.RecomputePlan())
     bounded.zero_grad()
     assert step(bounded, x)[0] == more
 
@@ -47,7 +47,7 @@ def test_the_plan_follows_from_the_limit() -> None:
     model = deepres.create("resnet110-cifar")
     shape = (3, 32, 32)
     needed = memory.footprint(model, shape, CPU).total * 32
-    assert memory.fit(model, shape, 32, CPU, limit=1 << 40) == memory.Plan()
+    assert memory.fit(model, shape, 32, CPU, limit=1 << 40) == memory.RecomputePlan()
     base = memory.psutil.Process().memory_info().rss
     tight, loose = (memory.fit(model, shape, 32, CPU, limit=base + int(needed * share)) for share in (0.4, 0.8))
     assert 1 <= tight.length < 54
@@ -62,7 +62,7 @@ def test_a_plan_needs_what_it_says() -> None:
     measured = memory.footprint(model, (3, 32, 32), CPU)
     assert sum(measured.saved) < measured.total
     assert measured.sequences == (9, 9, 9)
-    plan = memory.Plan(4, 11)
+    plan = memory.RecomputePlan(4, 11)
     memory.recompute(model, plan)
     model.train()
     with saved_bytes(model) as saved:
@@ -105,7 +105,7 @@ import resource
 import psutil
 import torch
 
-from deepres.training.memory import heap_kept
+from deepres.training.heap import heap_kept
 
 
 def faults():

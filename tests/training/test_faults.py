@@ -1,0 +1,164 @@
+"""Networks and situations that once stopped a run: attention by the default recipe, text, growing images, changed data."""
+
+import dataclasses
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import deepres
+from deepres import Callback, DeepresError, Run
+from deepres.data import open_data
+from deepres.lens import Monitor
+from deepres.models import read
+from deepres.training import Interrupted, Recipe, Trainer, memory, recipe
+from deepres.training.recipe import usual_recipe
+
+
+class Stop(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def after_step(self, trainer: Trainer, batch: Any) -> None:
+        if trainer.progress.done == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def same(a: Path, b: Path) -> bool:
+    (one, _), (other, _) = (read(out / "last.safetensors") for out in (a, b))
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_vision_transformer_trains_by_the_default_recipe(small_folder: Path, tmp_path: Path) -> None:
+    config = transformers.ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=16,
+        patch_size=4,
+        num_channels=1,
+        num_labels=3,
+    )
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    result = deepres.train(
+        Run(f"hf:{tmp_path / 'vit'}", str(small_folder), epochs=1, batch=16, out=str(tmp_path / "run"), speed="exact"),
+        show=False,
+    )
+    how = Run.read(tmp_path / "run").recipe
+    assert isinstance(how, Recipe) and (how.name, how.optimizer, how.batch) == ("transformer", "adamw", 16)
+    assert result.history[0].loss < 2
+
+
+def test_the_default_recipe_follows_from_the_network() -> None:
+    assert usual_recipe(deepres.create("resnet20-cifar")) == "fast-cifar"
+    assert usual_recipe(nn.TransformerEncoderLayer(8, 2)) == "transformer"
+    assert Run("resnet20-cifar").recipe == "auto"
+    with pytest.raises(DeepresError, match="lr must be above 0"):
+        Run("resnet20-cifar", lr=-1.0)
+
+
+def test_the_lens_looks_at_a_language_model(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("deep residual learning, again and again. " * 60)
+    monitor = Monitor("every=1epoch", say=lambda _: None)
+    data = open_data(tmp_path / "text.txt", size=16)
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=16, vocab_size=len(data.classes))
+    )
+    run = Run("custom", "text", recipe("transformer", epochs=1), speed="exact")
+    deepres.train(run, show=False, data=data, model=model, callbacks=[monitor])
+    (seen,) = monitor.snapshots
+    assert len(seen.sites) == 4 and all(site.gradient > 0 and 0 < site.by_shortcut <= 1 for site in seen.sites)
+
+
+def test_growing_images_resume_to_the_bit_in_mid_epoch(tmp_path: Path) -> None:
+    """The side changes at a quarter of the run, in the middle of the first epoch: an epoch keeps the side that it began with."""
+    how = Recipe("x", epochs=2, batch=256, lr=0.05, augment="none", sizes=((0.25, 0.5), (1.0, 1.0)))
+    whole, halted = (
+        Run("resnet8-cifar", "digits", how, str(tmp_path / name), speed="exact", width=0.25) for name in ("whole", "halted")
+    )
+    deepres.train(whole, show=False)
+    with pytest.raises(Interrupted):
+        deepres.train(halted, show=False, callbacks=[Stop(4)])
+    sides: list[int] = []
+
+    class See(Callback):
+        def before_step(self, trainer: Trainer, batch: Any) -> None:
+            sides.append(batch.images.shape[-1])
+
+    deepres.train(halted, resume=True, show=False, callbacks=[See()])
+    assert sides[:2] == [4, 4] and sides[2:] == [8] * 6
+    assert same(tmp_path / "whole", tmp_path / "halted")
+
+
+def test_data_that_changed_between_a_run_and_its_resume_are_named(small_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_folder, tmp_path / "data")
+    how = Recipe("x", epochs=1, batch=16, lr=0.01, augment="none")
+    run = Run("resnet8-cifar", str(tmp_path / "data"), how, str(tmp_path / "run"), speed="exact", width=0.25)
+    with pytest.raises(Interrupted):
+        deepres.train(run, show=False, callbacks=[Stop(1)])
+    shutil.copytree(tmp_path / "data" / "digit-2", tmp_path / "data" / "digit-3")
+    with pytest.raises(
+        DeepresError, match=r"data have changed .*digit-2 then, .*digit-3 now, training examples: 54 then, 72 now"
+    ):
+        deepres.train(run, resume=True, show=False)
+    (tmp_path / "data" / "digit-3").rename(tmp_path / "kept")
+    (tmp_path / "data" / "digit-2").rename(tmp_path / "data" / "other")
+    with pytest.raises(DeepresError, match=r"\(classes: digit-0, digit-1, digit-2 then, digit-0, digit-1, other now\)"):
+        deepres.train(run, resume=True, show=False)
+
+
+def test_batch_norm_over_one_value_is_refused_with_a_sentence() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body(x[:1])
+
+    run = Run("custom", "digits", Recipe("x", epochs=1, batch=64, augment="none"), speed="exact", memory="all")
+    with pytest.raises(DeepresError, match=r"cannot normalise one value per channel .*raise --batch"):
+        deepres.train(run, show=False, model=Net())
+
+
+def test_the_file_cache_of_a_container_counts_as_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gib = torch.device("cpu"), 1 << 30
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: type("M", (), {"available": 100 * gib}))
+    for folder, names, prefix in (
+        (tmp_path / "v2", ("memory.max", "memory.current"), ""),
+        (tmp_path / "v1" / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_"),
+    ):
+        folder.mkdir(parents=True)
+        monkeypatch.setattr(memory, "CGROUP", tmp_path / folder.relative_to(tmp_path).parts[0])
+        (folder / names[0]).write_text(str(8 * gib))
+        (folder / names[1]).write_text(str(7 * gib))
+        assert memory.available_bytes(cpu) == 1 * gib
+        stat = f"anon {2 * gib}\n{prefix}inactive_file {3 * gib}\n{prefix}active_file {2 * gib}\n"
+        (folder / "memory.stat").write_text(stat)
+        assert memory.available_bytes(cpu) == 6 * gib
+
+
+def test_the_allowed_error_is_measured_on_the_network_that_is_pressed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Averaged weights are a copy that carries no pressure."""
+    measured: list[nn.Module] = []
+    real = Trainer.measure
+
+    def measure(self: Trainer, split: str, model: nn.Module | None = None) -> Any:
+        if model is not None:
+            assert model is self.model and self.averaged is not None
+            measured.append(model)
+        return real(self, split, model)
+
+    monkeypatch.setattr(Trainer, "measure", measure)
+    how = dataclasses.replace(recipe("digits", epochs=2), ema=0.9, batch=256)
+    kept = deepres.shrink(
+        "resnet14-cifar", "digits", "error=+0.0", recipe=how, speed="exact", width=0.25, show=False, learn=0.1, press=0.5
+    )
+    assert measured and kept.blocks[0] == 6
