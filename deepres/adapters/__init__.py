@@ -11,7 +11,7 @@ from deepres.adapters.outputs import flat, logits_in, logits_of
 from deepres.adapters.patterns import SitePattern
 from deepres.adapters.segments import Segment, segments
 from deepres.adapters.site import Site, sites
-from deepres.adapters.spec import ModelSpec, spec_of
+from deepres.adapters.spec import ModelSpec, device_of, spec_of
 from deepres.adapters.surgery import NOTE, can_delete, delete_blocks, removed_parts, repeat_removals
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "adapters",
     "can_delete",
     "delete_blocks",
+    "device_of",
     "find_blocks",
     "flat",
     "logits_in",

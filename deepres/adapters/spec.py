@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from deepres.adapters.adapter import adapter_of, folds_rows
@@ -88,8 +90,18 @@ def spec_of(model: nn.Module) -> ModelSpec:
         general["size"] = size
     inner = next(((module, adapter) for module in model.modules() if (adapter := adapter_of(module)) is not None), None)
     found = inner[1].spec(inner[0]) if inner is not None else {}  # a user's own network may wrap a library's
-    return ModelSpec(**{**general, **{key: value for key, value in found.items() if value is not None}})
+    known = {**general, **{key: value for key, value in found.items() if value is not None}}
+    last = dict(model.named_modules()).get(known["classifier"] or "")
+    if isinstance(last, nn.Conv2d):  # timm's ResNetV2 classifies by a convolution
+        known["classes"] = last.out_channels
+    return ModelSpec(**known)
 
 
 def _first(model: nn.Module, kind: type[nn.Module]) -> str | None:
     return next((path for path, module in model.named_modules() if isinstance(module, kind)), None)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the network's weights; the CPU for one without any."""
+    tensor = next(chain(model.parameters(), model.buffers()), None)
+    return tensor.device if tensor is not None else torch.device("cpu")

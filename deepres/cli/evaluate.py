@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,12 +17,14 @@ from deepres.errors import DeepresError
 class Evaluate:
     """Test a trained network, or several as an ensemble: errors, by class, confusion, calibration."""
 
-    models: Positional[tuple[Path, ...]]  # runs' folders or weights files
+    models: Positional[tuple[str, ...]]  # runs' folders, weights files, torchvision.models:NAME, timm:NAME, hf:FOLDER
     data: str = "digits"  # digits, cifar10, or a folder of images or tar shards
     split: Literal["test", "val", "train"] = "test"  # which part of the data is measured
     protocol: Literal["one-crop", "ten-crop", "multiscale"] = "one-crop"  # the papers' ways to test
     scales: tuple[int, ...] = (224, 256, 384, 480, 640)  # of multiscale: short sides of the whole images, pixels
     batch: int = 250  # images of a pass
+    weights: Path | None = None  # a checkpoint for a network that is built by name
+    size: int | None = None  # side of the input in pixels [what the network was trained with]
     device: str = "cpu"  # cpu, cuda
     json: bool = False  # print everything as JSON
     out: Path | None = None  # write the JSON into this folder too
@@ -44,8 +47,11 @@ class Evaluate:
                 protocol=self.protocol,
                 scales=self.scales,
                 batch=self.batch,
+                weights=self.weights,
+                size=self.size,
                 device=pick_device(self.device),
                 watch=watch,
+                say=lambda text: print(f"deepres: {text}", file=sys.stderr),
             )
         text = js.dumps(result.to_dict(), indent=1)
         if self.out is not None:
@@ -64,7 +70,7 @@ class Evaluate:
         worst = sorted(names, key=lambda name: -result.per_class[name])[:20]
         rows = []
         for name in worst:
-            row = dict(zip(names, result.confusion[names.index(name)], strict=False))
+            row = dict(zip(result.classes, result.confusion[result.classes.index(name)], strict=False))
             others = sorted(((n, c) for n, c in row.items() if n != name and c), key=lambda pair: -pair[1])[:3]
             shown = name if name.isprintable() and name.strip() else repr(name)
             rows.append([shown, f"{result.per_class[name]:.2f} %", ", ".join(f"{n} {c}" for n, c in others)])

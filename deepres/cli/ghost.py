@@ -42,7 +42,7 @@ class Ghost:
 
         from deepres.ghosting import ghost, save_ghost
         from deepres.ghosting.page import ghost_page, ghost_table
-        from deepres.lens.source import short_name
+        from deepres.models import short_name
         from deepres.training.distribute import pick_device
 
         if self.budget is None and self.error is None:

@@ -30,25 +30,22 @@ class Info:
         from rich.console import Console
 
         from deepres import models, nn
-        from deepres.adapters import sites
+        from deepres.adapters import sites, spec_of
 
         if self.net is None:
             return environment()
         asked = {"num_classes": self.num_classes, "in_channels": self.in_channels, "stride_in": self.stride_in}
         options = {key: value for key, value in asked.items() if value is not None}
         if ":" in self.net or Path(self.net).exists():
-            model, _ = models.open_model(self.net, classes=self.num_classes, channels=self.in_channels)
+            model = models.open_model(self.net, classes=self.num_classes, channels=self.in_channels).model
         else:
             model = nn.create(self.net, width=self.width, **options)
         config = model.config if isinstance(model, nn.ResNet) else None
-        size = (
-            self.size
-            if self.size is not None
-            else models.input_size(model) or (32 if config and config.stem == "cifar" else 224)
-        )
+        spec = spec_of(model)
+        size = self.size if self.size is not None else spec.image_size
         if size < 1:
             raise DeepresError(f"size is the side of the input in pixels and at least 1, not {size}")
-        cost = nn.cost(model, (models.input_channels(model) or 3, size, size))
+        cost = nn.cost(model, (spec.channels or 3, size, size))
         console = Console()
         if config is not None:
             kind = "plain" if config.is_plain else f"residual, shortcut option {config.shortcut}"

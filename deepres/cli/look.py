@@ -38,44 +38,49 @@ class Look:
 
         from deepres.lens import look
         from deepres.lens import summary as summary
+        from deepres.lens.examples import Examples
         from deepres.lens.monitor import read_snapshots
         from deepres.lens.page import look_page
-        from deepres.lens.source import Source
+        from deepres.models import open_with_data
+        from deepres.training.distribute import pick_device
 
         if not self.models:
             raise DeepresError("which network? Name a run, a file, or a reference such as torchvision.models:resnet50")
         if self.examples < 2 or self.batch < 1 or self.pairs < 0:
             raise DeepresError("--examples is at least 2, --batch at least 1, and --pairs at least 0")
         out = self.out or default_out("look")
-        looks, source = [], None
+        looks, examples = [], None
         began = time.perf_counter()
         for reference in self.models:
-            source = Source.open(
-                reference, self.data, weights=self.weights, size=self.size, split=self.split, device=self.device
-            )
-            with shares(source.name) as watch:
+            paired = open_with_data(reference, self.data, weights=self.weights, size=self.size)
+            part = getattr(paired.data, self.split)
+            examples = Examples(paired.data, part, self.examples, pick_device(self.device), labelled=paired.fits)
+            name = paired.opened.name
+            with shares(name) as watch:
                 looks.append(
                     look(
-                        source.model,
-                        source.batches(self.examples, self.batch),
-                        name=source.name,
+                        paired.model,
+                        examples.batches(self.batch),
+                        name=name,
                         ablations=self.lesions,
                         pairs=self.pairs,
-                        device=source.device,
+                        device=examples.device,
                         progress=watch,
                     )
                 )
-            say(f"{source.name}")
+            say(name)
+            for remark in paired.remarks:
+                say(f"  {remark}")
             for line in summary(looks[-1]):
                 say(f"  {line}")
-        assert source is not None
+        assert examples is not None
         command = f"deepres look {' '.join(self.models)} --data {self.data}"
         built = look_page(
             looks,
-            data=f"{source.data.name}, {looks[0].examples:,} examples of the {self.split} split",
+            data=f"{examples.data.name}, {looks[0].examples:,} examples of the {self.split} split",
             footer=f"Made by `{command}` in {time.perf_counter() - began:.0f} s.",
-            classes=source.data.classes,
-            pixels=None if source.data.is_text else source.pixels,
+            classes=examples.data.classes,
+            pixels=None if examples.data.is_text else examples.pixels,
             snapshots=read_snapshots(self.models[0]),
         )
         report = built.write(out / "report.html")

@@ -18,13 +18,12 @@ class Optimize:
     def run(self) -> int:
         import torch
 
-        from deepres import models, nn
+        from deepres import models
         from deepres.engines import optimize, throughput
 
-        model, _ = models.open_model(self.model)
-        small = isinstance(model, nn.ResNet) and model.config.stem == "cifar"
-        size = self.size or models.input_size(model) or (32 if small else 224)
-        images = torch.rand(self.batch, models.input_channels(model) or 3, size, size)
+        opened = models.open_model(self.model)
+        model, size = opened.model, self.size or opened.preparation().size
+        images = torch.rand(self.batch, opened.spec.channels or 3, size, size)
         before = throughput(model, images)
         fast = optimize(model, images)
         after = throughput(fast, images)

@@ -18,17 +18,19 @@ from deepres.cli.common import output
 class Predict:
     """Classify images with a trained network. Exit code 1 if some could not be read."""
 
-    model: Positional[Path]  # a run's folder or a weights file
+    model: Positional[str]  # a run's folder, a weights file, torchvision.models:NAME, timm:NAME, hf:FOLDER
     images: Positional[tuple[Path, ...]]  # image files or folders of them
     top: int = 5  # how many classes to name
     format: Literal["text", "csv", "json"] = "text"  # what is printed
     out: Path | None = None  # write to this file instead of the terminal
     batch: int = 32  # images of a pass
+    weights: Path | None = None  # a checkpoint for a network that is built by name
+    size: int | None = None  # side of the input in pixels [what the network was trained with]
 
     def run(self) -> int:
         from deepres.evaluation import predict
 
-        answers = predict(self.model, self.images, top=self.top, batch=self.batch)
+        answers = predict(self.model, self.images, top=self.top, batch=self.batch, weights=self.weights, size=self.size)
         bad = 0
         with output(self.out) as file:
             if self.format == "csv":

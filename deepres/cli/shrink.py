@@ -59,7 +59,7 @@ class Shrink:
     def _shrink(self, resume: bool) -> int:
         from rich.console import Console
 
-        from deepres.lens.source import short_name
+        from deepres.models import short_name
         from deepres.shrinking import Target, shrink
         from deepres.shrinking.page import shrink_page, shrink_table
 

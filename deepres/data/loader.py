@@ -82,7 +82,7 @@ class _Views:
     def _view(self, encoded: bytes, index: int, epoch: int, size: int) -> Image.Image:
         if self.augment == "none":
             resize = round(self.prepare.resize * size / self.prepare.size) or size
-            return fit(open_image(encoded, self.split.channels, draft=DRAFT * resize), size, resize)
+            return fit(open_image(encoded, self.split.channels, draft=DRAFT * resize), size, resize, self.prepare.resampling)
         image = open_image(encoded, self.split.channels, draft=2 * size)
         return random_view(image, self.augment, size, iter(draws(24, torch.tensor([index]), self.seed, 0, epoch)[0].tolist()))
 

@@ -29,6 +29,7 @@ class Prepare:
     mean: tuple[Any, ...]
     std: tuple[float, ...]
     resize: int = 0  # short side before the centre crop; 0 means `size`
+    interpolation: str = "bilinear"  # of resizing: a name of `Image.Resampling`, in lower case
 
     @cached_property
     def _mean(self) -> Tensor:
@@ -39,20 +40,26 @@ class Prepare:
     def _std(self) -> Tensor:
         return torch.tensor(self.std, dtype=torch.float32).view(-1, 1, 1)
 
+    @property
+    def resampling(self) -> Image.Resampling:
+        """Pillow's filter of that name; bilinear for a name that Pillow does not know, such as timm's "random"."""
+        return Image.Resampling.__members__.get(self.interpolation.upper(), Image.Resampling.BILINEAR)
+
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (N, C, H, W) -> float32, on the images' device."""
         return (images.float() / 255 - self._mean.to(images.device)) / self._std.to(images.device)
 
     def image(self, image: Image.Image) -> Tensor:
         """A Pillow image in the right mode -> uint8 (C, size, size)."""
-        return pixels(fit(image, self.size, self.resize or None))
+        return pixels(fit(image, self.size, self.resize or None, self.resampling))
 
     def example(self, rows: int, generator: torch.Generator) -> Tensor:
         """Inputs that a network takes, of random content."""
         return torch.randn(rows, self.channels, self.size, self.size, generator=generator)
 
     def to_notes(self) -> dict[str, Any]:
-        return {"size": self.size, "channels": self.channels, "mean": self.mean, "std": self.std, "resize": self.resize}
+        names = ("size", "channels", "mean", "std", "resize", "interpolation")
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_notes(cls, notes: dict[str, Any]) -> Prepare:

@@ -29,6 +29,7 @@ class Evaluation:
     confusion: list[list[int]]  # [true][predicted]
     calibration: float  # expected calibration error, %: mean gap between confidence and accuracy over 15 bins
     unreadable: int = 0  # images that could not be decoded; by one crop another stands in for each, else they are left out
+    classes: tuple[str, ...] = ()  # of the rows and columns of `confusion`
 
     def to_dict(self) -> dict[str, Any]:
         return dict(self.__dict__)
@@ -73,6 +74,7 @@ class _Tally:
             confusion=confusion.tolist(),
             calibration=100 * float((confidence - hits).abs().sum()) / float(count.sum()),
             unreadable=unreadable,
+            classes=tuple(names),
         )
 
 

@@ -48,7 +48,7 @@ def ten_crops(image: Image.Image, size: int, short: int) -> Tensor:
 def _views(image: Image.Image, prepare: Prepare, protocol: Protocol, scales: Sequence[int]) -> list[Tensor]:
     """Batches of views, each batch of one size."""
     if protocol == "one-crop":
-        return [pixels(fit(image, prepare.size, prepare.resize or None))[None]]
+        return [pixels(fit(image, prepare.size, prepare.resize or None, prepare.resampling))[None]]
     if protocol == "ten-crop":
         return [ten_crops(image, prepare.size, prepare.resize or round(prepare.size * 256 / 224))]
     whole = [pixels(resized(image, short)) for short in scales]

@@ -10,13 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from deepres.adapters import logits_of
-from deepres.data import Data, Prepare, Split, UnreadableImage, is_image_name, open_data, open_image
+from deepres.adapters import device_of, logits_of
+from deepres.data import Data, Prepare, Split, UnreadableImage, is_image_name, open_image
 from deepres.errors import DeepresError
 from deepres.evaluation.measure import Evaluation, measure
 from deepres.evaluation.protocols import SCALES, Member, Protocol, measure_views
-from deepres.models import input_channels, load, notes, output_classes
-from deepres.nn import ResNet
+from deepres.models import Paired, open_model, open_with_data
 
 
 @dataclass(frozen=True)
@@ -53,21 +52,18 @@ def predict(
     batch: int = 32,
     prepare: Prepare | None = None,
     classes: list[str] | None = None,
+    weights: str | Path | None = None,
+    size: int | None = None,
 ) -> Iterator[Prediction]:
-    """Classify image files, in order. A file that cannot be read gives a ``Prediction`` with its error, not an exception."""
-    net: nn.Module
-    if isinstance(model, (str, Path)):
-        noted = notes(model)
-        prepare = prepare or (Prepare.from_notes(noted["prepare"]) if "prepare" in noted else None)
-        classes, net = classes or noted.get("classes"), load(model)
-    else:
-        net = model
-    if prepare is None:
-        config = net.config if isinstance(net, ResNet) else None
-        small = config is not None and config.stem == "cifar"
-        prepare = Prepare.usual(32 if small else 224, config.in_channels if config else 3)
-    net.eval()
-    return _predict(net, expand(images), prepare, classes, top, batch)
+    """Classify image files, in order. ``model``, ``weights``: as in ``open_model``.
+
+    A file that cannot be read gives a ``Prediction`` with its error, not an exception.
+    """
+    opened = open_model(model, weights=weights)
+    prepare = prepare or opened.preparation(size)
+    names = classes or (list(opened.classes) if opened.classes else None)
+    opened.model.eval()
+    return _predict(opened.model, expand(images), prepare, names, top, batch)
 
 
 def _predict(
@@ -83,7 +79,8 @@ def _predict(
         tensors = [image for image in ready if isinstance(image, Tensor)]
         if tensors:
             with torch.inference_mode():
-                probabilities = logits_of(model, prepare.normalise(torch.stack(tensors))).softmax(1)
+                ready_images = prepare.normalise(torch.stack(tensors).to(device_of(model)))
+                probabilities = logits_of(model, ready_images).float().softmax(1)
             values, indices = (t.tolist() for t in probabilities.topk(min(top, probabilities.shape[1])))
         answers = iter(range(len(tensors)))
         for file, image in zip(files[start : start + batch], ready, strict=True):
@@ -106,53 +103,65 @@ def evaluate(
     protocol: Protocol = "one-crop",
     scales: Sequence[int] = SCALES,
     batch: int = 250,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     workers: int | None = None,
+    weights: str | Path | None = None,
+    size: int | None = None,
     watch: Callable[[int, int], None] = lambda done, total: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Evaluation:
-    """Test a network, or the one in a run's folder or file, on data; in float32. Several are tested as an ensemble.
+    """Test a network, or the one that a reference names, on data; in float32. Several are tested as an ensemble.
 
-    ``protocol``: ``"one-crop"`` of the centre, ``"ten-crop"``, or ``"multiscale"``, whole images at the short sides ``scales``
-    (see ``protocols``). Probabilities are averaged over views and networks.
+    ``model``, ``weights``: as in ``open_model``. Its classes are matched with the data's by name, else by position, and ``say`` is told
+    where that matters. ``protocol``: ``"one-crop"`` of the centre, ``"ten-crop"``, or ``"multiscale"``, whole images at the short sides
+    ``scales`` (see ``protocols``). Probabilities are averaged over views and networks. ``device``: None leaves a network where it is.
 
     Raises ``DeepresError`` where the networks' classes or input do not fit the data's.
     """
     given = list(model) if isinstance(model, Sequence) and not isinstance(model, str) else [model]
     if not given:
         raise DeepresError("no network was given to evaluate")
-    opened = [_open(one) for one in given]
-    first = opened[0]
-    if isinstance(data, (str, Path)):
-        wanted = first[1].channels if first[1] else getattr(getattr(first[0], "config", None), "in_channels", None)
-        data = open_data(data, size=first[1].size if first[1] else None, channels=wanted)
-    members = []
-    for net, prepare, trained in opened:
-        if trained is not None and list(data.classes) != list(trained):
-            only = sorted(set(data.classes) ^ set(trained))[:3]
-            raise DeepresError(
-                f"{data.name}: its {len(data.classes)} classes are not the {len(trained)} that the network was trained on"
-                + (f" (only one of them has {', '.join(map(repr, only))})" if only else " in that order")
-            )
-        outputs = output_classes(net)
-        if outputs is not None and outputs != len(data.classes):
-            raise DeepresError(f"{data.name}: has {len(data.classes)} classes and the network {outputs}")
-        wanted, given_channels = input_channels(net), (prepare or data.prepare).channels
-        if wanted is not None and wanted != given_channels:
-            raise DeepresError(
-                f"{data.name}: its images were opened with {given_channels} channels and the network takes {wanted}; "
-                f"open them with open_data(..., channels={wanted})"
-            )
-        members.append(Member(net.to(device), prepare or data.prepare))
-    part: Split = getattr(data, split)
-    if protocol == "one-crop" and len(members) == 1:
-        one = members[0]
-        return measure(one.model, part, one.prepare, data.classes, batch=batch, device=device, workers=workers)
-    return measure_views(members, part, data.classes, protocol, scales=scales, watch=watch)
+    pairs = [open_with_data(one, data, weights=weights, size=size) for one in given]
+    for pair in pairs:
+        pair.need_fit()
+        for remark in pair.remarks:
+            say(remark)
+        if device is not None:
+            pair.model.to(device)
+    first = pairs[0]
+    part: Split = getattr(first.data, split)
+    if protocol == "one-crop" and len(pairs) == 1:
+        return measure(
+            first.model,
+            part,
+            first.data.prepare,
+            first.data.classes,
+            batch=batch,
+            device=device_of(first.model),
+            workers=workers,
+        )
+    members = [Member(_reordered(pair, first), pair.data.prepare) for pair in pairs]
+    return measure_views(members, part, first.data.classes, protocol, scales=scales, watch=watch)
 
 
-def _open(model: Model) -> tuple[nn.Module, Prepare | None, list[str] | None]:
-    """(network, how it wants its images, its classes), the latter two where they were noted with its weights."""
-    if isinstance(model, nn.Module):
-        return model, None, None
-    noted = notes(model)
-    return load(model), Prepare.from_notes(noted["prepare"]) if "prepare" in noted else None, noted.get("classes")
+class _Reordered(nn.Module):
+    """A network whose outputs are put in another order."""
+
+    def __init__(self, model: nn.Module, order: Sequence[int]) -> None:
+        super().__init__()
+        self.model, self.order = model, list(order)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return logits_of(self.model, x)[:, self.order]
+
+
+def _reordered(pair: Paired, first: Paired) -> nn.Module:
+    """A network of an ensemble, its outputs in the order of the first one's.
+
+    Raises ``DeepresError`` where the networks do not tell the same classes apart.
+    """
+    if pair.data.classes == first.data.classes:
+        return pair.model
+    if sorted(pair.data.classes) != sorted(first.data.classes):
+        raise DeepresError(f"{pair.opened.name}: its classes are not those of {first.opened.name}")
+    return _Reordered(pair.model, [pair.data.classes.index(name) for name in first.data.classes])

@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from deepres.data import Data, open_data
+from deepres.adapters import device_of
+from deepres.data import Data
 from deepres.errors import DeepresError
 from deepres.exits import ExitHead
 from deepres.ghosting.candidates import Kinds, frontier
@@ -28,8 +29,7 @@ from deepres.ghosting.recorded import Passes
 from deepres.ghosting.recording import batches
 from deepres.ghosting.selection import fastest, keeps_deadline, time_against_whole, within_budget
 from deepres.ghosting.settings import Settings
-from deepres.lens.source import Source
-from deepres.models import load, notes, save
+from deepres.models import load, notes, open_with_data, save
 
 NET, HEADS, STATIC, FILE = "net.safetensors", "ghost.safetensors", "static.safetensors", "ghost.json"
 BATCH_SIZE = 250  # examples of a pass, where nothing is timed
@@ -150,8 +150,8 @@ def ghost(
     budget that cannot be kept.
     """
     _check(budget, error, deadline, batch, gates, exits, examples, confirm)
-    net, opened = _open(model, data, weights, size)
-    place = torch.device(device) if device is not None else next(net.parameters()).device
+    net, opened = _open(model, data, weights, size, log)
+    place = torch.device(device) if device is not None else device_of(net)
     made = Ghost(net)
     made.net.to(place)
     fit(made, opened, gates=gates != "none", exits=exits, examples=examples, progress=progress)
@@ -218,16 +218,19 @@ def _check(
 
 
 def _open(
-    model: nn.Module | str | Path, data: Data | str | Path, weights: str | Path | None, size: int | None
+    model: nn.Module | str | Path,
+    data: Data | str | Path,
+    weights: str | Path | None,
+    size: int | None,
+    say: Callable[[str], None],
 ) -> tuple[nn.Module, Data]:
-    if isinstance(model, nn.Module):
-        return model, data if isinstance(data, Data) else open_data(data, size=size)
-    if not (":" in str(model) or Path(model).exists()):
+    if not isinstance(model, nn.Module) and not (":" in str(model) or Path(model).exists()):
         raise DeepresError(f"{model}: no such run or file; a ghost is made of a trained network")
-    source = Source.open(str(model), data, weights=weights, size=size, device="cpu")
-    if not source.fits:
-        raise DeepresError(f"{model}: its classes are not those of {source.data.name}; give the data that it was trained on")
-    return source.model, dataclasses.replace(source.data, prepare=source.prepare)
+    paired = open_with_data(model, data, weights=weights, size=size)
+    paired.need_fit()
+    for remark in paired.remarks:
+        say(remark)
+    return paired.model, paired.data
 
 
 def save_ghost(made: GhostResult, out: str | Path, **noted: Any) -> Path:

@@ -1,11 +1,16 @@
-"""Networks of other libraries, built by reference, and built again from what was noted with their weights."""
+"""Networks of other libraries, built by reference, and built again from the header of a weights file.
+
+A header is data from a stranger: it can name a builder, and what it names is called. So only builders on the allow-list are built
+from a header: torchvision's and timm's own models by name, model classes of transformers, and builders that the caller has named.
+"""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +20,22 @@ from torch import nn
 from deepres.adapters.surgery import NOTE, removed_parts, repeat_removals
 from deepres.errors import DeepresError
 
+_NAMED: set[str] = set()  # "MODULE:FUNCTION" references that the caller of this process has named
+# keys of a Hugging Face configuration by which it fetches or runs code, or downloads weights
+_HOSTILE = {
+    "auto_map",
+    "trust_remote_code",
+    "quantization_config",
+    "custom_pipelines",
+    "use_pretrained_backbone",
+    "use_kernels",
+}
+_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flex_attention")
+
 
 @dataclass
 class Origin:
-    """How a network that is not ours came about, so that its weights can be read back without its user's code."""
+    """How a network of another library was built, so that its weights can be loaded again without its user's code."""
 
     reference: str  # "MODULE:FUNCTION", "timm:NAME", or "transformers:CLASS" with its configuration
     classes: int | None = None
@@ -27,23 +44,50 @@ class Origin:
     removed: list[list[str]] = field(default_factory=list)  # call by call; see adapters.repeat_removals
 
     def build(self) -> nn.Module:
-        """The network, freshly initialised."""
+        """The network, freshly initialised.
+
+        Raises ``DeepresError`` for a builder that is not on the allow-list, and for one that does not exist.
+        """
         kind, _, rest = self.reference.partition(":")
         if kind == "transformers":
-            transformers = _need("transformers", "transformers")
-            settings = json.loads(json.dumps(self.config))
-            model: nn.Module = getattr(transformers, rest)._from_config(transformers.AutoConfig.for_model(**settings))
+            model = _from_config(rest, self.config)
         elif kind == "timm":
             model = _timm(rest, self.classes, self.channels)
+        elif kind == "torchvision.models":
+            model = _call(_torchvision(rest), self.reference, self.classes)
+        elif self.reference in _NAMED:
+            model = _call(_imported(kind, rest), self.reference, self.classes)
         else:
-            model = _called(kind, rest, self.classes)
+            raise DeepresError(
+                f"it says that {self.reference!r} builds its network, which is neither torchvision's, timm's nor transformers'; code "
+                f"named in a weights file is not run: if the builder is yours, give it by name with the file as its weights"
+            )
         setattr(model, NOTE, Origin(self.reference, self.classes, self.channels, self.config))
         repeat_removals(model, self.removed)
         return model
 
+    @classmethod
+    def from_header(cls, values: object) -> Origin:
+        """Raises ``DeepresError`` for what ``to_json`` did not write."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("reference"), str):
+            raise DeepresError("its header is not one that deepres wrote")
+        try:
+            found = cls(**values)
+        except TypeError as error:
+            raise DeepresError(f"its header is not one that deepres wrote ({error})") from error
+        counts = (found.classes, found.channels)
+        if not all(n is None or (isinstance(n, int) and 0 < n < 2**24) for n in counts) or not isinstance(found.removed, list):
+            raise DeepresError("its header is not one that deepres wrote")
+        return found
+
+
+def allow_builder(reference: str) -> None:
+    """Let files whose header names ``reference``, a ``MODULE:FUNCTION`` of yours, be loaded in this process."""
+    _NAMED.add(reference)
+
 
 def origin(model: nn.Module) -> Origin | None:
-    """How ``model`` came about, where that is known: a Hugging Face model tells by itself."""
+    """How ``model`` was built, where that is known: the configuration of a Hugging Face model is enough."""
     noted = getattr(model, NOTE, None)
     config = getattr(model, "config", None)
     if type(model).__module__.startswith("transformers.") and config is not None:
@@ -55,13 +99,15 @@ def origin(model: nn.Module) -> Origin | None:
 
 
 def build(reference: str, classes: int | None = None, channels: int | None = None) -> nn.Module:
-    """``timm:NAME``, ``hf:FOLDER`` (with its weights) or ``MODULE:FUNCTION``.
+    """``timm:NAME``, ``hf:FOLDER`` (with its weights) or ``MODULE:FUNCTION``, as the caller names it.
 
     Raises ``DeepresError`` for what does not exist.
     """
     kind, _, rest = reference.partition(":")
     if kind == "hf":
         return _hugging_face(rest)
+    if kind not in ("timm", "transformers", "torchvision.models"):
+        allow_builder(reference)
     return Origin(reference, classes, channels).build()
 
 
@@ -78,6 +124,8 @@ def _need(name: str, extra: str) -> Any:
 
 def _timm(name: str, classes: int | None, channels: int | None) -> nn.Module:
     timm = _need("timm", "timm")
+    if not re.fullmatch(r"[\w.]+", name):  # "hf-hub:..." and "local-dir:..." fetch files
+        raise DeepresError(f"timm:{name}: not the name of a model of timm")
     options = {key: value for key, value in (("num_classes", classes), ("in_chans", channels)) if value}
     try:
         return timm.create_model(name, **options)
@@ -85,31 +133,99 @@ def _timm(name: str, classes: int | None, channels: int | None) -> nn.Module:
         raise DeepresError(f"timm:{name}: {str(error).splitlines()[0]}") from error
 
 
+def _torchvision(name: str) -> Callable[..., Any]:
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise DeepresError(f"torchvision.models:{name}: torchvision.models has no attribute {name!r} that builds a network")
+    found: Callable[..., Any] = models.get_model_builder(name)
+    return found
+
+
+def model_class(name: object) -> Any:
+    """A class of transformers that is a network.
+
+    Raises ``DeepresError`` for any other attribute of the library.
+    """
+    transformers = _need("transformers", "transformers")
+    found: Any = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
+    inside = inspect.isclass(found) and found.__module__.startswith("transformers.models.")
+    if not inside or not issubclass(found, transformers.PreTrainedModel):
+        raise DeepresError(f"transformers:{name}: not a model class of transformers")
+    return found
+
+
+def check_config(settings: object) -> dict[str, Any]:
+    """A Hugging Face configuration that names no code.
+
+    Raises ``DeepresError`` for one that names code of its own, or weights to download.
+    """
+    if not isinstance(settings, Mapping):
+        raise DeepresError("its header holds no configuration of a Hugging Face model")
+    for key, value in _entries(settings):
+        attention = key in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+        if (key in _HOSTILE and value) or (attention and isinstance(value, str) and value not in _ATTENTION):
+            raise DeepresError(
+                f"its configuration sets {key!r}, which fetches or runs code or weights that it names, so it is refused"
+            )
+    return json.loads(json.dumps(settings))
+
+
+def _entries(value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield str(key), inner
+            yield from _entries(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _entries(inner)
+
+
+def _from_config(name: str, settings: object) -> nn.Module:
+    kind, checked = model_class(name), check_config(settings)
+    transformers = _need("transformers", "transformers")
+    try:
+        model: nn.Module = kind._from_config(transformers.AutoConfig.for_model(**checked))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DeepresError(f"transformers:{name}: {str(error).splitlines()[0]}") from error
+    return model
+
+
 def _hugging_face(path: str) -> nn.Module:
     transformers = _need("transformers", "transformers")
     if not (Path(path) / "config.json").is_file():
         raise DeepresError(f"hf:{path}: no config.json there; give a folder that save_pretrained wrote")
     try:
-        config = transformers.AutoConfig.from_pretrained(path)
-        kind = getattr(transformers, (config.architectures or ["AutoModelForImageClassification"])[0])
-        return kind.from_pretrained(path)
+        settings = check_config(json.loads((Path(path) / "config.json").read_text()))
+        named = settings.get("architectures")
+        kind = model_class(named[0]) if named else transformers.AutoModelForImageClassification
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
+        model: nn.Module = kind.from_pretrained(path, config=config)
+    except DeepresError as error:
+        raise DeepresError(f"hf:{path}: {error}") from error
     except (OSError, ValueError, AttributeError, RuntimeError) as error:
         raise DeepresError(f"hf:{path}: {str(error).splitlines()[0]}") from error
+    return model
 
 
-def _called(module: str, function: str, classes: int | None) -> nn.Module:
+def _imported(module: str, function: str) -> Callable[..., Any]:
     try:
-        build: Callable[..., Any] = getattr(importlib.import_module(module), function)
+        found: Callable[..., Any] = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise DeepresError(
             f"{module}:{function}: {error}; a reference is MODULE:FUNCTION, such as torchvision.models:resnet50"
         ) from error
+    return found
+
+
+def _call(builder: Callable[..., Any], reference: str, classes: int | None) -> nn.Module:
     try:
-        known = inspect.signature(build).parameters
+        known = inspect.signature(builder).parameters
         takes = "num_classes" in known or any(p.kind is p.VAR_KEYWORD for p in known.values())
-        model = build(num_classes=classes) if classes and takes else build()
+        model = builder(num_classes=classes) if classes and takes else builder()
     except TypeError as error:
-        raise DeepresError(f"{module}:{function}: cannot be called without more arguments ({error})") from error
+        raise DeepresError(f"{reference}: cannot be called without more arguments ({error})") from error
     if not isinstance(model, nn.Module):
-        raise DeepresError(f"{module}:{function}: gives a {type(model).__name__}, not a torch.nn.Module")
+        raise DeepresError(f"{reference}: gives a {type(model).__name__}, not a torch.nn.Module")
     return model

@@ -1,81 +1,215 @@
-"""Networks by reference: a run, a file, a name of ours, ``torchvision.models:resnet50``, ``timm:resnet26``, ``hf:FOLDER``."""
+"""``open_model``: the one way to a network, whatever names it."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from deepres.adapters import ModelSpec, spec_of
+from deepres.data import Prepare
 from deepres.errors import DeepresError
-from deepres.models.build import build
-from deepres.models.store import load, notes, read
+from deepres.models.build import Origin, build
+from deepres.models.checkpoint import read
+from deepres.models.head import replace_head
+from deepres.models.store import locate, restore
+from deepres.models.weights import load_weights, shape_in
 from deepres.nn import zoo
+from deepres.nn.transformers import TRANSFORMERS, transformer
+
+_NOTES = "deepres_notes"  # attribute of a module: classes and preparation that it was trained with
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedModel:
+    """A network, and everything that is known of how to use it."""
+
+    model: nn.Module  # in eval mode, unless it was given as a module
+    name: str
+    spec: ModelSpec
+    classes: tuple[str, ...] | None = None  # names of the outputs, where the network or its file says
+    prepare: Prepare | None = None  # how its images were prepared, where its file says
+    trained: bool = False  # whether the weights come from somewhere
+    given: bool = False  # whether the caller gave the module itself
+    notes: Mapping[str, Any] = field(default_factory=dict)  # everything that was noted with the weights
+    remarks: tuple[str, ...] = ()  # sentences that the user should see: averaged weights, a head left out, ...
+
+    def preparation(self, size: int | None = None) -> Prepare:
+        """How to prepare images of ``size`` pixels for the network, without any data to ask.
+
+        As its file says, else as its library does, else by ImageNet's mean and deviation.
+        """
+        if self.prepare is not None and size in (None, self.prepare.size):
+            return self.prepare
+        return library_prepare(self.spec, size or self.spec.image_size)
 
 
 def open_model(
-    reference: str | Path,
+    reference: nn.Module | str | Path,
     *,
     weights: str | Path | None = None,
     classes: int | None = None,
     channels: int | None = None,
-) -> tuple[nn.Module, dict[str, Any]]:
-    """The network that ``reference`` names, in eval mode, and what was noted with it (class names, how to prepare images).
+    new_head: bool = False,
+    **options: Any,
+) -> OpenedModel:
+    """Open the network that ``reference`` names.
 
+    - a ``torch.nn.Module``: itself;
     - a run's folder or a weights file: as ``load`` reads it;
     - ``hf:FOLDER``: a Hugging Face model saved there, as the class that its configuration names;
     - ``timm:NAME``: from timm, freshly initialised unless ``weights`` are given;
     - ``MODULE:FUNCTION``: what the function returns, such as ``torchvision.models:resnet50``;
-    - a name from ``names()``: a fresh network of ours.
+    - a name from ``names()`` or of a Transformer: a fresh network of ours, with ``options`` as in ``create``.
 
-    ``weights``: a state_dict to load into it, strictly. ``classes`` and ``channels`` shape a network that is built here and
-    has no weights; where there are weights, these say.
+    ``weights``: a checkpoint or a run's folder to load into it. ``classes`` and ``channels`` shape a network that is built here;
+    where there are weights, these say. ``new_head``: the network gets a fresh classifier where its weights have another number of
+    classes than ``classes``, for fine-tuning.
 
     Raises ``DeepresError`` for what does not exist or does not fit.
     """
+    if isinstance(reference, nn.Module):
+        if weights is not None:
+            raise DeepresError("a module has weights of its own, so weights make no sense with it")
+        return _opened(reference, type(reference).__name__, getattr(reference, _NOTES, {}), given=True, trained=True)
     text = str(reference)
+    shape: dict[str, int] = {"classes": classes or 0, "channels": channels or 0}
     if Path(text).exists():
         if weights is not None:
             raise DeepresError(f"{text}: has weights of its own, so --weights makes no sense with it")
-        return load(text), notes(text)
-    colon = ":" in text
-    state = read(weights)[0] if weights is not None else None
-    if state is not None:
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
-        matrices = [tensor for tensor in state.values() if tensor.ndim == 2]
-        classes = len(matrices[-1]) if matrices else classes
-        channels = next((tensor.shape[1] for tensor in state.values() if tensor.ndim == 4), channels)
-    if not colon:
-        options = {key: value for key, value in (("num_classes", classes), ("in_channels", channels)) if value}
-        model: nn.Module = zoo.create(text, **options)
+        model, noted, report = restore(locate(text), **options)
+        found = _opened(model, short_name(text), noted, trained=True, remarks=report.remarks)
+    elif weights is not None:
+        found = _with_weights(text, locate(weights), shape, new_head, options)
     else:
-        model = build(text, classes, channels)
-    if state is not None:
+        found = _opened(_fresh(text, shape, options).eval(), text, {}, trained=text.startswith("hf:"), folder=_folder(text))
+    if new_head and classes is not None and found.spec.classes not in (None, classes) and found.spec.inputs == "images":
+        replace_head(found.model, classes)
+        remark = f"{text}: has {found.spec.classes} classes; its head was left out and starts afresh with {classes}"
+        return _opened(
+            found.model, found.name, {**found.notes, "classes": None}, trained=True, remarks=(*found.remarks, remark)
+        )
+    return found
+
+
+def load(path: str | Path, net: str | None = None, **options: Any) -> Any:
+    """Load a network from a run's folder, from a file of ours, or from another's checkpoint; in eval mode.
+
+    Returns a ``ResNet``, or the ``torch.nn.Module`` of another library that ``save`` was given. Our files carry their configuration. For
+    others' it is read off the tensors, or comes from ``net`` and ``options`` as in ``create``; ``net`` may be any reference of
+    ``open_model``.
+
+    Raises ``DeepresError`` for a file that is missing, truncated, unsafe or of another network.
+    """
+    if net is not None and ":" in net:
+        return open_model(net, weights=path, **options).model
+    model, noted, _ = restore(locate(path), net, **options)
+    annotate(model, **noted)
+    return model
+
+
+def short_name(reference: str | Path) -> str:
+    """Name of a network on a page: its folder's or file's name, or the reference as it is."""
+    return Path(reference).name if Path(reference).exists() else str(reference)
+
+
+def annotate(model: nn.Module, **notes: Any) -> None:
+    """Note in a module how it was trained (``classes``, ``prepare``), for whoever is given the module alone."""
+    setattr(model, _NOTES, {**getattr(model, _NOTES, {}), **notes})
+
+
+def library_prepare(spec: ModelSpec, size: int) -> Prepare:
+    """Images of ``size`` pixels prepared as the network's library does, else by ImageNet's mean and deviation."""
+    channels = spec.channels or 3
+    usual = Prepare.usual(size, channels)
+    if spec.mean is None or spec.std is None:
+        return usual
+    mean, std = ((tuple(v) if len(v) == channels else (sum(v) / len(v),) * channels) for v in (spec.mean, spec.std))
+    resize = int(size / spec.crop) if spec.crop and size > 96 else 0
+    return Prepare(size, channels, mean, std, 0 if resize == size else resize, spec.interpolation or "bilinear")
+
+
+def _folder(text: str) -> Path | None:
+    return Path(text.removeprefix("hf:")) if text.startswith("hf:") else None
+
+
+def _fresh(text: str, shape: Mapping[str, int], options: dict[str, Any]) -> nn.Module:
+    classes, channels = shape["classes"] or None, shape["channels"] or None
+    if ":" in text:
+        return build(text, classes, channels)
+    if text in TRANSFORMERS:
+        asked = {"num_classes": classes, "in_channels": channels} if not TRANSFORMERS[text].vocabulary else {}
+        return transformer(text, **{**{key: value for key, value in asked.items() if value}, **options})
+    asked = {"num_classes": classes, "in_channels": channels}
+    return zoo.create(text, **{**{key: value for key, value in asked.items() if value}, **options})
+
+
+def _with_weights(text: str, path: Path, shape: dict[str, int], new_head: bool, options: dict[str, Any]) -> OpenedModel:
+    """A network by name, with the weights of a file."""
+    state, header = read(path)
+    noted = header.get("notes", {})
+    removed = header.get("origin", {}).get("removed") if header.get("origin", {}).get("reference") == text else None
+
+    def made() -> nn.Module:
+        model = _fresh(text, shape, options)
+        if removed:
+            del model
+            build(text, **{key: value or None for key, value in shape.items()})  # the caller names the builder
+            return Origin.from_header({**header["origin"], **{k: v or None for k, v in shape.items()}}).build()
+        return model
+
+    model = made()
+    classes, channels = shape_in(model, state)
+    spec = spec_of(model)
+    differs = {"classes": classes, "channels": channels}
+    if new_head:
+        del differs["classes"]
+    wanted = {key: value for key, value in differs.items() if value and value != getattr(spec, key)}
+    if wanted:
+        shape.update(wanted)
+        model = made()
+    try:
+        report = load_weights(model, state, new_head=new_head)
+    except DeepresError as error:
+        raise DeepresError(f"{path}: not the weights of {text} ({error})") from error
+    if report.head:
+        noted = {**noted, "classes": None}
+    remarks = tuple(f"{path}: {remark}" for remark in report.remarks)
+    return _opened(model.eval(), text, noted, trained=True, remarks=remarks, folder=_folder(text))
+
+
+def _opened(
+    model: nn.Module,
+    name: str,
+    noted: Mapping[str, Any],
+    *,
+    trained: bool,
+    given: bool = False,
+    remarks: tuple[str, ...] = (),
+    folder: Path | None = None,
+) -> OpenedModel:
+    spec = spec_of(model)
+    processor = folder / "preprocessor_config.json" if folder is not None else None
+    if processor is not None and processor.is_file():
         try:
-            model.load_state_dict(state)
-        except RuntimeError as error:
-            raise DeepresError(f"{weights}: not the weights of {text} ({str(error).splitlines()[-1].strip()})") from error
-    return model.eval(), {}
-
-
-def input_size(model: nn.Module) -> int | None:
-    """The side of the images that the network insists on, in pixels; None where any will do."""
-    for holder in (model, getattr(model, "config", None)):
-        size = getattr(holder, "image_size", None)
-        if isinstance(size, int):
-            return size
-    embed = getattr(model, "patch_embed", None)  # timm's ViT
-    size = getattr(embed, "img_size", None)
-    return size[0] if isinstance(size, tuple) else None
-
-
-def input_channels(model: nn.Module) -> int | None:
-    """Channels of the images that the network takes: those of its first convolution."""
-    return next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-
-
-def output_classes(model: nn.Module) -> int | None:
-    """Classes that the network tells apart: the outputs of its last linear layer."""
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    return linear[-1].out_features if linear else None
+            spec = spec.with_processor(json.loads(processor.read_text()))
+        except (ValueError, TypeError, ZeroDivisionError) as error:
+            raise DeepresError(f"{processor}: not the preprocessing of a Hugging Face model ({error})") from error
+    prepare, names = noted.get("prepare"), noted.get("classes") or spec.labels
+    if not given:
+        annotate(model, **noted)
+    return OpenedModel(
+        model=model,
+        name=name,
+        spec=spec,
+        classes=tuple(names) if names and len(names) == spec.classes else None,
+        prepare=Prepare.from_notes(prepare) if prepare else None,
+        trained=trained,
+        given=given,
+        notes=noted,
+        remarks=remarks,
+    )

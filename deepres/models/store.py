@@ -1,4 +1,4 @@
-"""Networks on disk: safetensors with the configuration inside, so ``load(path)`` needs nothing else."""
+"""Networks on disk: safetensors with the configuration inside, so that the file alone is enough to load one."""
 
 from __future__ import annotations
 
@@ -10,30 +10,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deepres.errors import DeepresError
-from deepres.models.build import Origin, origin, to_json
-from deepres.models.weights import infer_config, load_weights
+from deepres.models.build import Origin, allow_builder, build, origin, to_json
+from deepres.models.checkpoint import KEY, read
+from deepres.models.names import infer_config
+from deepres.models.weights import Matched, load_weights
 from deepres.nn import zoo
 from deepres.nn.resnet import ResNet, ResNetConfig
-
-_KEY = "deepres"  # of the metadata entry
+from deepres.nn.transformer import Transformer, TransformerConfig
 
 
 def save(model: nn.Module, path: str | Path, **notes: Any) -> Path:
     """Write weights, configuration and ``notes`` (plain values, such as the class names) as one safetensors file.
 
     Of another library's network the file says how it was built, where that is known (see ``open_model``); else it holds the
-    tensors alone, under their own names. It appears whole or not at all: it is written beside its place and moved there.
+    tensors alone, under their own names. The file appears whole or not at all: it is written beside its place and moved there. Another
+    library's network of which blocks were deleted is loaded again before it is moved.
+
+    Raises ``DeepresError`` where the file cannot be written, and where the network cannot be built again from it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     built: dict[str, Any] = {}
+    noted = None
     if isinstance(model, ResNet):
         built = {"config": dataclasses.asdict(model.config)}
+    elif isinstance(model, Transformer):
+        built = {"transformer": dataclasses.asdict(model.config)}
     elif (noted := origin(model)) is not None:
         built = {"origin": to_json(noted)}
     header = json.dumps({**built, "notes": notes})
@@ -43,10 +50,12 @@ def save(model: nn.Module, path: str | Path, **notes: Any) -> Path:
             continue
         seen.add(tensor.data_ptr())
         tensors[name] = tensor.detach().cpu().contiguous()
+    if noted is not None:
+        _check_rebuilt(json.loads(header)["origin"], model, path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     try:
-        save_file(tensors, name, metadata={_KEY: header})
+        save_file(tensors, name, metadata={KEY: header})
         os.chmod(name, 0o644)
         with open(name, "rb") as file:
             os.fsync(file.fileno())
@@ -58,43 +67,26 @@ def save(model: nn.Module, path: str | Path, **notes: Any) -> Path:
     return path
 
 
-def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a checkpoint file, and our header if it has one (else an empty dictionary).
-
-    safetensors files, and anything that ``torch.load(weights_only=True)`` takes. A pickle that would run code is refused.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise DeepresError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-                return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118 (no mapping)
-        except (SafetensorError, ValueError, OSError) as error:
-            raise DeepresError(
-                f"{path}: not a whole safetensors file ({error}); it may be truncated, so copy or download it again"
-            ) from error
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and more
-        reason = str(error)
-        if "weights_only" in reason or "Unsupported" in reason or "GLOBAL" in reason:
-            raise DeepresError(
-                f"{path}: this pickle holds more than tensors and loading it could run code, so it is refused; "
-                "save its state_dict() alone, best as safetensors"
-            ) from error
-        raise DeepresError(f"{path}: not a checkpoint that can be read, or truncated ({type(error).__name__})") from error
-    if not isinstance(state, dict):
-        raise DeepresError(f"{path}: holds a {type(state).__name__}, not a state_dict")
-    return state, {}
+def _check_rebuilt(header: dict[str, Any], model: nn.Module, path: Path) -> None:
+    """Raises ``DeepresError`` where what the header says builds a network of other tensors than ``model``'s."""
+    if not header["removed"] and not header["reference"].startswith("transformers:"):
+        return  # nothing was changed since it was built
+    allow_builder(header["reference"])  # the caller holds a network that it built
+    with torch.device("meta"):  # names and shapes are enough
+        again = Origin.from_header(header).build().state_dict()
+    ours = model.state_dict()
+    wrong = sorted({*again} ^ {*ours}) or [name for name, tensor in again.items() if tensor.shape != ours[name].shape]
+    if wrong:
+        raise DeepresError(
+            f"{path}: not written, as the network could not be loaded from it again: {', '.join(wrong[:4])} differ"
+        )
 
 
 def locate(path: str | Path) -> Path:
     """The weights file that ``path`` names: itself, or the best (else the last) of a run's folder."""
     path = Path(path)
     if path.is_dir():
-        for name in ("best.safetensors", "last.safetensors"):
+        for name in ("best.safetensors", "last.safetensors", "net.safetensors"):
             if (path / name).is_file():
                 return path / name
         raise DeepresError(f"{path}: the folder holds no best.safetensors or last.safetensors, so no finished run")
@@ -102,37 +94,41 @@ def locate(path: str | Path) -> Path:
 
 
 def notes(path: str | Path) -> dict[str, Any]:
-    """What was noted with the weights when they were saved: class names, how to prepare images, ..."""
-    return read(locate(path))[1].get("notes", {})
+    """The notes that were saved with the weights: class names, how to prepare images, ..."""
+    found = read(locate(path))[1].get("notes", {})
+    return found if isinstance(found, dict) else {}
 
 
-def load(path: str | Path, net: str | None = None, **options: Any) -> Any:
-    """A network from a run's folder, from a file of ours, or from another's checkpoint; in eval mode.
+def restore(path: Path, reference: str | None = None, **options: Any) -> tuple[nn.Module, dict[str, Any], Matched]:
+    """(network, notes, report) of a file of ours, or of another's checkpoint of a network that deepres has too.
 
-    A ``ResNet``, or the ``torch.nn.Module`` of another library that ``save`` was given. Ours carry their configuration. For
-    others' it is read off the tensors, or comes from ``net`` and ``options`` as in ``create``.
+    ``reference`` and ``options`` say which network where the file does not.
 
     Raises ``DeepresError`` for a file that is missing, truncated, unsafe or of another network.
     """
-    path = locate(path)
-    tensors, header = read(path)
+    state, header = read(path)
     try:
-        if "origin" in header:
-            other = Origin(**header["origin"]).build()
-            missing, unexpected = other.load_state_dict(tensors, strict=False)
-            tied = set(getattr(other, "_tied_weights_keys", None) or ())
-            if unexpected or set(missing) - tied:
-                raise DeepresError(f"the weights are of another network: {[*unexpected, *missing][:4]} do not fit")
-            return other.eval()
-        if net is not None:
-            model = zoo.create(net, **options)
-        elif "config" in header:
-            values = {k: tuple(v) if isinstance(v, list) else v for k, v in header["config"].items()}
-            model = ResNet(ResNetConfig(**{**values, **options}))
-        else:
-            model = ResNet(dataclasses.replace(infer_config(tensors), **options))
-        load_weights(model, tensors)
+        model = _built(state, header, reference, options)
+        report = load_weights(model, state)
     except (DeepresError, KeyError, TypeError) as error:
         reason = error if isinstance(error, DeepresError) else f"its header is not one that deepres wrote ({error})"
         raise DeepresError(f"{path}: {reason}") from error
-    return model.eval()
+    noted = header.get("notes", {})
+    return model.eval(), noted if isinstance(noted, dict) else {}, report
+
+
+def _built(state: dict[str, Tensor], header: dict[str, Any], reference: str | None, options: dict[str, Any]) -> nn.Module:
+    if "origin" in header:
+        found = Origin.from_header(header["origin"])
+        if reference is not None and ":" in reference:
+            build(reference, found.classes, found.channels)  # the caller names the builder, so it may be called
+        return found.build()
+    if reference is not None:
+        return build(reference, **options) if ":" in reference else zoo.create(reference, **options)
+    if "transformer" in header:
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in header["transformer"].items()}
+        return Transformer(TransformerConfig(**{**values, **options}))
+    if "config" in header:
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in header["config"].items()}
+        return ResNet(ResNetConfig(**{**values, **options}))
+    return ResNet(dataclasses.replace(infer_config(state), **options))

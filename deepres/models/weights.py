@@ -1,57 +1,42 @@
-"""Others' checkpoints: torchvision, timm and common CIFAR re-implementations, read and written by name.
-
-Their names differ from ours by rule, so one table of rules serves both directions.
-"""
+"""Load any checkpoint into any network, by name, with a report of what was and was not taken."""
 
 from __future__ import annotations
 
-import copy
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from deepres.adapters import ModelSpec, spec_of
 from deepres.errors import DeepresError
-from deepres.nn.resnet import ResNet, ResNetConfig
-
-Format = Literal["deepres", "torchvision", "timm", "cifar"]
-
-# (theirs, ours): torchvision's and timm's names; the CIFAR ones differ in the last layer and the shortcut.
-_RULES: tuple[tuple[str, str], ...] = (
-    (r"^conv1\.", "stem.conv."),
-    (r"^bn1\.", "stem.norm."),
-    (r"^layer(\d+)\.(\d+)\.(?:downsample|shortcut)\.0\.", r"stages.<\1>.blocks.\2.shortcut.conv."),
-    (r"^layer(\d+)\.(\d+)\.(?:downsample|shortcut)\.1\.", r"stages.<\1>.blocks.\2.shortcut.norm."),
-    (r"^layer(\d+)\.(\d+)\.conv(\d)\.", r"stages.<\1>.blocks.\2.branch.conv\3."),
-    (r"^layer(\d+)\.(\d+)\.bn(\d)\.", r"stages.<\1>.blocks.\2.branch.norm\3."),
-    (r"^(?:fc|linear|classifier)\.", "head.fc."),
-)
-_BACK: tuple[tuple[str, str], ...] = (
-    (r"^stem\.conv\.", "conv1."),
-    (r"^stem\.norm\.", "bn1."),
-    (r"^stages\.(\d+)\.blocks\.(\d+)\.shortcut\.conv\.", r"layer<\1>.\2.@0."),
-    (r"^stages\.(\d+)\.blocks\.(\d+)\.shortcut\.norm\.", r"layer<\1>.\2.@1."),
-    (r"^stages\.(\d+)\.blocks\.(\d+)\.branch\.conv(\d)\.", r"layer<\1>.\2.conv\3."),
-    (r"^stages\.(\d+)\.blocks\.(\d+)\.branch\.norm(\d)\.", r"layer<\1>.\2.bn\3."),
-    (r"^head\.fc\.", "!fc."),
-)
-_WRAPPERS = ("module.", "model.", "_orig_mod.")  # DataParallel and DDP, Lightning, torch.compile
+from deepres.models.checkpoint import Unwrapped, unwrap
+from deepres.models.names import our_name
+from deepres.nn.resnet import ResNet
 
 
 @dataclass(frozen=True)
 class Matched:
-    """What became of the tensors of a checkpoint."""
+    """Report of loading a checkpoint: how its tensors matched the network's."""
 
     loaded: int
-    missing: tuple[str, ...] = field(default=())  # ours that the checkpoint does not have
-    unexpected: tuple[str, ...] = field(default=())  # the checkpoint's that we have no place for
+    missing: tuple[str, ...] = field(default=())  # the network's that the checkpoint does not have
+    unexpected: tuple[str, ...] = field(default=())  # the checkpoint's that the network has no place for
     shapes: tuple[str, ...] = field(default=())  # "name: theirs (..) ours (..)"
+    head: tuple[str, ...] = field(default=())  # of the classifier, left out because it tells other classes apart
+    found: Unwrapped | None = None
 
     @property
     def complete(self) -> bool:
         return not (self.missing or self.unexpected or self.shapes)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences that the user should see although loading succeeded."""
+        said = [str(self.found)] if self.found is not None and str(self.found) else []
+        if self.head:
+            said.append(f"the head was left out and starts afresh ({', '.join(self.head)})")
+        return tuple(said)
 
     def __str__(self) -> str:
         parts = [f"{self.loaded} tensors loaded"]
@@ -63,77 +48,49 @@ class Matched:
             if items:
                 more = f" and {len(items) - 4} more" if len(items) > 4 else ""
                 parts.append(f"{len(items)} {what} ({', '.join(items[:4])}{more})")
-        return "; ".join(parts)
+        return "; ".join((*parts, *self.remarks))
 
 
-def _rename(name: str, rules: tuple[tuple[str, str], ...], step: int) -> str | None:
-    for pattern, target in rules:
-        if re.match(pattern, name):
-            name = re.sub(pattern, target, name, count=1)
-            return re.sub(r"<(\d+)>", lambda number: str(int(number[1]) + step), name)
-    return None
+def load_weights(model: nn.Module, state: Mapping[str, Any], *, strict: bool = True, new_head: bool = False) -> Matched:
+    """Load a checkpoint into ``model``, by name, whatever dictionaries and name prefixes it is wrapped in.
 
-
-def unwrap(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint without the dictionaries and name prefixes that training scripts put around them."""
-    inner: object = state
-    for key in ("state_dict", "model_state_dict", "model", "net"):
-        if isinstance(inner, Mapping) and isinstance(inner.get(key), Mapping):
-            inner = inner[key]
-    tensors = {k: v for k, v in inner.items() if isinstance(v, Tensor)} if isinstance(inner, Mapping) else {}
-    if not tensors:
-        raise DeepresError("the checkpoint holds no tensors under names, so it is not a state_dict")
-    changed = True
-    while changed:
-        changed = False
-        for prefix in _WRAPPERS:
-            if all(name.startswith(prefix) for name in tensors):
-                tensors, changed = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, True
-    return tensors
-
-
-def from_others(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint's tensors under our names. Names of ours stay; names that fit no rule stay, to be reported."""
-    return {_rename(name, _RULES, -1) or name: tensor for name, tensor in unwrap(state).items()}
-
-
-def to_others(model: ResNet, style: Format = "torchvision") -> dict[str, Tensor]:
-    """``model``'s tensors under the names of torchvision and timm (which agree), or of CIFAR re-implementations."""
-    if style == "deepres":
-        return dict(model.state_dict())
-    if style not in ("torchvision", "timm", "cifar"):
-        raise DeepresError(f"unknown weight format {style!r}; there are 'deepres', 'torchvision', 'timm' and 'cifar'")
-    if model.config.preact:
-        raise DeepresError("pre-activation networks have no counterpart in torchvision; save them in our own format")
-    if model.config.survival < 1:  # no other format has a place for the branches' scale
-        model = copy.deepcopy(model)
-        model.fold_survival()
-    words = {"@": "shortcut." if style == "cifar" else "downsample.", "!fc": "linear" if style == "cifar" else "fc"}
-    out: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        theirs = _rename(name, _BACK, +1) or name
-        for mark, word in words.items():
-            theirs = theirs.replace(mark, word)
-        out[theirs] = tensor
-    return out
-
-
-def load_weights(model: ResNet, state: Mapping[str, Tensor], *, strict: bool = True) -> Matched:
-    """Load a checkpoint of ours or of others into ``model``, by name.
+    A network of ours also takes the names that torchvision, timm and common CIFAR implementations use.
 
     Strict: anything missing, left over or of another shape raises ``DeepresError`` with the report, and the model is left
-    as it was. Otherwise what fits is loaded (to fine-tune with another number of classes) and the report returned.
+    as it was. Not strict: what fits is loaded and the report returned. ``new_head``: a classifier of another number of classes, or
+    none, is left out of the checkpoint, and everything else has to fit; for fine-tuning.
     """
-    theirs = from_others(state)
+    spec = spec_of(model)
+    found, theirs = tensors_for(model, state, spec)
     ours = model.state_dict()
-    counters = {name for name in ours if name.endswith("num_batches_tracked")}  # absent from old checkpoints
     shapes = {n: t for n, t in theirs.items() if n in ours and t.shape != ours[n].shape}
     fits = {n: t for n, t in theirs.items() if n in ours and n not in shapes}
+    loaded = {ours[name].data_ptr() for name in fits if ours[name].numel()}
+    missing = [
+        name
+        for name, tensor in ours.items()
+        if name not in theirs
+        and not name.endswith("num_batches_tracked")  # absent from old checkpoints
+        and not (tensor.numel() and tensor.data_ptr() in loaded)  # tied weights are kept once
+    ]
+    unexpected = [name for name in theirs if name not in ours]
+    head: list[str] = []
+    if new_head and spec.classifier is not None:
+        inside = f"{spec.classifier}."
+        root = f"{_root(spec.classifier)}."
+        head = [n for n in shapes if n.startswith(inside)] + [n for n in missing if n.startswith(inside)]
+        if head:  # its bias fits where its weight does, or is left out with it
+            head += [n for n in unexpected if n.startswith(root)]
+            fits = {n: t for n, t in fits.items() if not n.startswith(inside)}
+        shapes = {n: t for n, t in shapes.items() if n not in head}
+        missing, unexpected = [n for n in missing if n not in head], [n for n in unexpected if n not in head]
     matched = Matched(
         loaded=len(fits),
-        missing=tuple(n for n in ours if n not in theirs and n not in counters),
-        unexpected=tuple(n for n in theirs if n not in ours),
+        missing=tuple(missing),
+        unexpected=tuple(unexpected),
         shapes=tuple(f"{n}: {tuple(t.shape)} for {tuple(ours[n].shape)}" for n, t in shapes.items()),
+        head=tuple(head),
+        found=found,
     )
     if strict and not matched.complete:
         raise DeepresError(f"the weights are of another network: {matched}")
@@ -141,31 +98,51 @@ def load_weights(model: ResNet, state: Mapping[str, Tensor], *, strict: bool = T
     return matched
 
 
-def infer_config(state: Mapping[str, Tensor]) -> ResNetConfig:
-    """Read the network's shape off the tensors of a post-activation checkpoint.
+def tensors_for(model: nn.Module, state: Mapping[str, Any], spec: ModelSpec) -> tuple[Unwrapped, dict[str, Tensor]]:
+    """(what was found in a checkpoint, its tensors under the names of ``model``)."""
+    names = set(model.state_dict())
+    translate: Callable[[str], str] = our_name if isinstance(model, ResNet) else lambda name: name
+    roots = {name.split(".")[0] for name in names}
+    root = _root(spec.classifier) if spec.classifier is not None else None
 
-    What no tensor tells takes the usual value: stride in the 3x3, option A padding on both sides; a CIFAR network
-    without projections is a residual one with option A.
+    def known(name: str) -> bool:
+        name = translate(name)
+        return name in names or (root is not None and name.startswith(f"{root}."))
+
+    found = unwrap(state, known, lambda name: translate(name).split(".")[0] in roots)
+    tensors = {translate(name): tensor for name, tensor in found.tensors.items()}
+    return found, _one_head(tensors, spec.classifier, names)
+
+
+def _root(classifier: str) -> str:
+    """The module that holds the head: ``classifier`` of ``classifier.2``, ``fc`` of ``fc``."""
+    parent, _, last = classifier.rpartition(".")
+    return parent if last.isdigit() and parent else classifier
+
+
+def _one_head(tensors: dict[str, Tensor], classifier: str | None, names: set[str]) -> dict[str, Tensor]:
+    """A head with layers without weights around its one linear layer, such as ``Sequential(Dropout, Linear)``, as that layer.
+
+    A head of several linear layers stays as it is, and does not fit.
     """
-    ours = from_others(state)
-    found: dict[int, int] = {}
-    for name in ours:
-        if match := re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", name):
-            found[int(match[1])] = max(found.get(int(match[1]), 0), int(match[2]) + 1)
-    if not found or "stem.conv.weight" not in ours or "head.fc.weight" not in ours:
-        raise DeepresError("these weights are not those of a residual network that deepres knows; name the network")
-    branch = "bottleneck" if "stages.0.blocks.0.branch.conv3.weight" in ours else "basic"
-    last = len(found) - 1
-    projected = f"stages.{last}.blocks.0.shortcut.conv.weight" in ours
-    everywhere = found[last] > 1 and f"stages.{last}.blocks.1.shortcut.conv.weight" in ours
-    widths = tuple(ours[f"stages.{i}.blocks.0.branch.conv1.weight"].shape[0] for i in range(len(found)))
-    stem = ours["stem.conv.weight"]
-    return ResNetConfig(
-        branch=branch,  # type: ignore[arg-type]
-        blocks=tuple(found[i] for i in range(len(found))),
-        widths=widths,
-        shortcut="C" if everywhere else "B" if projected else "A",
-        stem="imagenet" if stem.shape[-1] == 7 else "cifar",
-        in_channels=stem.shape[1],
-        num_classes=ours["head.fc.weight"].shape[0],
-    )
+    if classifier is None or f"{classifier}.weight" in tensors:
+        return tensors
+    root = f"{_root(classifier)}."
+    matrices = [name for name, tensor in tensors.items() if name.startswith(root) and tensor.ndim > 1]
+    strangers = [name for name in tensors if name.startswith(root) and name not in names]
+    if len(matrices) != 1 or matrices[0] not in strangers or not matrices[0].endswith("weight"):
+        return tensors
+    linear = matrices[0].removesuffix("weight")
+    return {
+        f"{classifier}.{n.removeprefix(linear)}" if n in (f"{linear}weight", f"{linear}bias") else n: t
+        for n, t in tensors.items()
+    }
+
+
+def shape_in(model: nn.Module, state: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """(classes, channels) of the network that a checkpoint is of: the shapes of its classifier and of its first layer, by name."""
+    spec = spec_of(model)
+    _, tensors = tensors_for(model, state, spec)
+    last = tensors.get(f"{spec.classifier}.weight")
+    first = tensors.get(f"{spec.first}.weight") if spec.inputs == "images" else None
+    return (None if last is None else len(last)), (first.shape[1] if first is not None and first.ndim == 4 else None)

@@ -192,7 +192,7 @@ def _load(spec: Spec) -> tuple[Any, Facts, list[Any]]:
     from deepres.ghosting import Ghost, Settings, load_ghost
     from deepres.ghosting.make import FILE, HEADS
     from deepres.ghosting.points import Point, pareto_front
-    from deepres.models import input_channels, input_size, open_model, output_classes
+    from deepres.models import open_model
     from deepres.training.distribute import pick_device
 
     steps: list[Any] = []
@@ -200,21 +200,18 @@ def _load(spec: Spec) -> tuple[Any, Facts, list[Any]]:
     model: Any
     if (folder / HEADS).exists():
         model, noted = load_ghost(folder)
+        opened = open_model(model.net)
         told = json.loads((folder / FILE).read_text())
         points = [Point(**{**point, "settings": Settings.from_dict(point["settings"])}) for point in told["points"]]
         chosen = Point(**{**told["point"], "settings": model.settings})
         faster = [p.settings for p in sorted(pareto_front(points), key=lambda p: -p.time) if p.time < chosen.time]
         steps = [model.settings, *faster[:: max(1, len(faster) // 4)][:4]]
     else:
-        model, noted = open_model(spec.reference, weights=spec.weights)
+        opened = open_model(spec.reference, weights=spec.weights)
+        model, noted = opened.model, dict(opened.notes)
     model = model.eval().to(pick_device(spec.device))
-    net = model.net if isinstance(model, Ghost) else model
-    channels = input_channels(net) or 3
-    if "prepare" in noted:
-        prepare = Prepare.from_notes(noted["prepare"])
-    else:
-        prepare = Prepare.usual(input_size(net) or (32 if spec.reference.endswith("-cifar") else 224), channels)
-    classes = noted.get("classes") or [str(i) for i in range(output_classes(net) or 0)]
+    prepare = Prepare.from_notes(noted["prepare"]) if noted.get("prepare") else opened.preparation()
+    classes = noted.get("classes") or opened.classes or [str(i) for i in range(opened.spec.classes or 0)]
     blocks = len(model.units) if isinstance(model, Ghost) else 0
     facts = Facts(folder.name, tuple(classes), prepare.to_notes(), blocks, max(0, len(steps) - 1))
     return model, facts, steps

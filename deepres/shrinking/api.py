@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from deepres.adapters import logits_of
-from deepres.data import Data, open_data
+from deepres.data import Data
 from deepres.errors import DeepresError
 from deepres.evaluation import measure, time_against
 from deepres.evaluation.timing import from_first_process
-from deepres.lens.source import Source
+from deepres.models import open_with_data
 from deepres.nn import config, parameters
 from deepres.shrinking.curriculum import InverseCurriculum
 from deepres.shrinking.schedule import EpochSizes, Schedule
@@ -27,7 +27,6 @@ from deepres.shrinking.target import Target
 from deepres.training import Recipe, Run, train
 from deepres.training import recipe as recipe_named
 from deepres.training.loop import Result
-from deepres.training.network import training_model
 from deepres.training.run import RUN_FILE
 
 SHRINK_FILE = "shrink.json"
@@ -130,7 +129,7 @@ def shrink(
     Raises ``DeepresError`` for a target that cannot be met, a network without blocks that could go, and all that ``train`` raises.
     """
     goal = Target.parse(target)
-    whole, opened, name, known = _open(model, data, weights, run.get("size"), run.get("seed", 0))
+    whole, opened, name, known = _open(model, data, weights, run.get("size"), run.get("seed", 0), say)
     trained = known if trained is None else trained
     chosen = recipe if recipe is not None else (shrink_recipe(whole, _recipe_of(model)) if trained else "fast-cifar")
     asked: dict[str, Any] = {"learn": learn, "press": press, "distil": distil}
@@ -166,26 +165,25 @@ def shrink(
 
 
 def _open(
-    model: nn.Module | str | Path, data: Data | str | Path, weights: str | Path | None, size: int | None, seed: int
+    model: nn.Module | str | Path,
+    data: Data | str | Path,
+    weights: str | Path | None,
+    size: int | None,
+    seed: int,
+    say: Callable[[str], None],
 ) -> tuple[nn.Module, Data, str, bool]:
     """(network, data prepared as it wants it, its name, whether it was trained before)."""
-    if isinstance(model, nn.Module):
-        return copy.deepcopy(model), data if isinstance(data, Data) else open_data(data, size=size), type(model).__name__, True
-    reference = str(model)
-    if ":" in reference or Path(reference).exists():
-        torch.manual_seed(seed)
-        source = Source.open(reference, data, weights=weights, size=size, device="cpu")
-        if not source.fits:
-            raise DeepresError(
-                f"{reference}: its classes are not those of {source.data.name}; train it on them first, or give other --data"
-            )
-        known = Path(reference).exists() or reference.startswith("hf:") or weights is not None
-        return source.model, dataclasses.replace(source.data, prepare=source.prepare), reference, known
-    if weights is not None:
-        raise DeepresError("--weights goes with another library's network; a file of ours is itself the model")
-    config(reference)  # a wrong name is told before any data is read
-    opened = data if isinstance(data, Data) else open_data(data, size=size)
-    return training_model(Run(reference, opened.name, seed=seed), opened, torch.device("cpu")), opened, reference, False
+    if not isinstance(model, nn.Module) and not (":" in str(model) or Path(model).exists()):
+        if weights is not None:
+            raise DeepresError("--weights goes with another library's network; a file of ours is itself the model")
+        config(str(model))  # a wrong name is told before any data is read
+    torch.manual_seed(seed)
+    paired = open_with_data(model, data, weights=weights, size=size)
+    paired.need_fit()
+    for remark in paired.remarks:
+        say(remark)
+    network = copy.deepcopy(paired.model) if isinstance(model, nn.Module) else paired.model
+    return network, paired.data, type(model).__name__ if isinstance(model, nn.Module) else str(model), paired.opened.trained
 
 
 def _recipe_of(model: nn.Module | str | Path) -> Recipe | None:

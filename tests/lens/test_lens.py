@@ -368,17 +368,17 @@ def test_the_monitor_says_when_a_block_dies() -> None:
 
 
 def test_references(tmp_path: Path) -> None:
-    model, _ = open_model("torchvision.models:resnet18", classes=7)
+    model = open_model("torchvision.models:resnet18", classes=7).model
     assert model.fc.out_features == 7
     torch.save(model.state_dict(), tmp_path / "r18.pt")
-    again, _ = open_model("torchvision.models:resnet18", weights=tmp_path / "r18.pt")
+    again = open_model("torchvision.models:resnet18", weights=tmp_path / "r18.pt").model
     assert torch.equal(again.fc.weight, model.fc.weight)
-    assert len(deepres.sites(open_model("timm:resnet18", classes=3, channels=1)[0])) == 8
+    assert len(deepres.sites(open_model("timm:resnet18", classes=3, channels=1).model)) == 8
     config = transformers.ViTConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8
     )
     transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
-    assert len(deepres.sites(open_model(f"hf:{tmp_path / 'vit'}")[0])) == 4
+    assert len(deepres.sites(open_model(f"hf:{tmp_path / 'vit'}").model)) == 4
     for wrong, hint in {
         "torchvision.models:resnet1": "no attribute 'resnet1'",
         "nowhere:resnet": "No module named 'nowhere'",

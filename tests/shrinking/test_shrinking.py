@@ -296,8 +296,8 @@ def test_an_error_that_may_not_rise_keeps_the_blocks(small) -> None:
 @pytest.mark.parametrize("name", ["torchvision", "ViT", "timm"])
 def test_other_libraries_networks_keep_their_class(name: str, tmp_path: Path) -> None:
     build = {
-        "torchvision": lambda: open_model("torchvision.models:resnet18", classes=10)[0],
-        "timm": lambda: open_model("timm:resnet26", classes=10, channels=1)[0],
+        "torchvision": lambda: open_model("torchvision.models:resnet18", classes=10).model,
+        "timm": lambda: open_model("timm:resnet26", classes=10, channels=1).model,
         "ViT": vit,
     }[name]
     given = build()

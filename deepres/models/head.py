@@ -1,0 +1,47 @@
+"""A fresh classifier for a network that is trained on other classes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import nn
+
+from deepres.adapters import spec_of
+from deepres.adapters.surgery import NOTE
+from deepres.errors import DeepresError
+from deepres.models.build import Origin
+
+
+def replace_head(model: nn.Module, classes: int) -> None:
+    """Put a fresh last layer of ``classes`` outputs into ``model``, and note it where its configuration is kept.
+
+    Raises ``DeepresError`` for a network whose last layer is neither linear nor a convolution.
+    """
+    path = spec_of(model).classifier
+    old = model.get_submodule(path) if path is not None else None
+    fresh: nn.Module
+    if isinstance(old, nn.Linear):
+        fresh = nn.Linear(old.in_features, classes, bias=old.bias is not None)
+    elif isinstance(old, nn.Conv2d):
+        fresh = nn.Conv2d(old.in_channels, classes, old.kernel_size, bias=old.bias is not None)  # type: ignore[arg-type]
+    else:
+        raise DeepresError(f"{type(model).__name__}: has no last layer that could be replaced for {classes} classes")
+    assert path is not None
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, fresh.to(next(old.parameters()).device))
+    _note(model, classes)
+
+
+def _note(model: nn.Module, classes: int) -> None:
+    config: Any = getattr(model, "config", None)
+    if dataclasses.is_dataclass(config) and hasattr(config, "num_classes"):
+        model.config = dataclasses.replace(config, num_classes=classes)  # type: ignore[assignment, type-var]
+    elif hasattr(config, "num_labels"):
+        config.num_labels = classes  # Hugging Face; its place-holder labels follow
+    for attribute in ("num_classes", "num_labels"):
+        if isinstance(getattr(model, attribute, None), int):
+            setattr(model, attribute, classes)
+    noted = getattr(model, NOTE, None)
+    if isinstance(noted, Origin):
+        noted.classes = classes

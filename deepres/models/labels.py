@@ -1,0 +1,99 @@
+"""Match the classes of a network with those of a data set: by name, else by position."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from deepres.data import Data, Resident, Split
+
+
+@dataclass(frozen=True)
+class LabelMatch:
+    """How the classes of a data set stand among a network's outputs."""
+
+    by: Literal["name", "position", "none"]
+    order: tuple[int, ...] = ()  # output of the network for each class of the data; empty where they do not fit
+    remark: str = ""  # a sentence for the user; empty where both agree in number, names and order
+
+    @property
+    def fits(self) -> bool:
+        return self.by != "none"
+
+
+def match_labels(
+    labels: Sequence[str] | None, outputs: int | None, classes: Sequence[str], *, positional: bool = True
+) -> LabelMatch:
+    """Find the output of a network for each class of a data set.
+
+    ``labels``: the network's own, in the order of its ``outputs``, or None where it has none. Names are compared without regard to
+    case, ``_``, ``-`` and spaces; of a label with synonyms, such as ``"tench, Tinca tinca"``, any one is enough. The data may hold
+    fewer classes than the network tells apart. By position where no name agrees and the numbers do, if
+    ``positional``; labels that were taken from a folder of images shall agree by name.
+    """
+    here = tuple(range(len(classes)))
+    if labels is None:
+        if outputs is None or outputs == len(classes):
+            return LabelMatch("position", here)
+        return LabelMatch("none", remark=f"the data have {len(classes)} classes and the network {outputs}")
+    if list(labels) == list(classes):
+        return LabelMatch("name", here)
+    places = _places(labels)
+    found = [places.get(_plain(name)) for name in classes]
+    order = tuple(i for i in found if i is not None)
+    if len(order) == len(classes) == len(set(order)):
+        if len(labels) > len(classes):
+            return LabelMatch(
+                "name", order, f"{len(classes)} of the network's {len(labels)} labels are the data's, matched by name"
+            )
+        return LabelMatch("name", order, "labels are matched by name" if order != here else "")
+    if positional and not order and len(labels) == len(classes):
+        why = f"no label of the network is a class of the data ({labels[0]!r}, {classes[0]!r}), so they are matched by position"
+        return LabelMatch("position", here, why)
+    if not positional and not order:
+        why = f"its {len(classes)} classes are not the {len(labels)} that the network was trained on"
+        return LabelMatch("none", remark=why)
+    missing = [name for name, place in zip(classes, found, strict=True) if place is None]
+    why = f"the network has no label {', '.join(map(repr, missing[:3]))}" if missing else "labels are not unique"
+    return LabelMatch(
+        "none", remark=f"{why}: {len(order)} of the data's {len(classes)} classes are among the network's {len(labels)}"
+    )
+
+
+def _places(labels: Sequence[str]) -> dict[str, int | None]:
+    """Output by plain name. A name of two outputs belongs to none; a whole label counts before a synonym."""
+    places: dict[str, int | None] = {}
+    for i, label in enumerate(labels):
+        key = _plain(label)
+        places[key] = None if key in places else i
+    synonyms: dict[str, int | None] = {}
+    for i, label in enumerate(labels):
+        for word in label.split(",") if "," in label else ():
+            key = _plain(word)
+            synonyms[key] = None if key in synonyms and synonyms[key] != i else i
+    return {**synonyms, **places}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_\-]+", " ", name).strip().casefold()
+
+
+def relabel(data: Data, order: Sequence[int], labels: Sequence[str]) -> Data:
+    """``data`` with the label ``order[i]`` for its class i. A class keeps its name in the data; other outputs get the network's."""
+    names = list(labels)
+    for i, place in enumerate(order):
+        names[place] = data.classes[i]
+    if tuple(order) == tuple(range(len(names))):
+        return replace(data, classes=tuple(names))
+
+    def relabelled(split: Split) -> Split:
+        if isinstance(split, Resident):
+            return replace(split, labels=torch.tensor(order, device=split.labels.device)[split.labels])
+        return replace(split, items=tuple(replace(item, label=order[item.label]) for item in split.items))
+
+    train, val, test = relabelled(data.train), relabelled(data.val), relabelled(data.test)
+    return replace(data, classes=tuple(names), train=train, val=val, test=test)
