@@ -15,7 +15,7 @@ from deepres.data import Data, Prepare, Split, UnreadableImage, is_image_name, o
 from deepres.errors import DeepresError
 from deepres.evaluation.measure import Evaluation, measure
 from deepres.evaluation.protocols import SCALES, Member, Protocol, measure_views
-from deepres.models import Paired, open_model, open_with_data
+from deepres.models import Paired, open_trained, open_with_data
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def predict(
 
     A file that cannot be read gives a ``Prediction`` with its error, not an exception.
     """
-    opened = open_model(model, weights=weights)
+    opened = open_trained(model, weights=weights)
     prepare = prepare or opened.preparation(size)
     names = classes or (list(opened.classes) if opened.classes else None)
     opened.model.eval()
@@ -123,6 +123,7 @@ def evaluate(
         raise DeepresError("no network was given to evaluate")
     pairs = [open_with_data(one, data, weights=weights, size=size) for one in given]
     for pair in pairs:
+        pair.opened.need_weights()
         pair.need_fit()
         for remark in pair.remarks:
             say(remark)

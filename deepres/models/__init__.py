@@ -5,7 +5,7 @@ from deepres.models.checkpoint import Unwrapped, read, unwrap
 from deepres.models.head import replace_head
 from deepres.models.labels import LabelMatch, match_labels, relabel
 from deepres.models.names import from_others, infer_config, to_others
-from deepres.models.opening import OpenedModel, annotate, library_prepare, load, open_model, short_name
+from deepres.models.opening import OpenedModel, annotate, library_prepare, load, open_model, open_trained, short_name
 from deepres.models.pairing import Paired, data_for, open_with_data
 from deepres.models.store import locate, notes, save
 from deepres.models.weights import Matched, load_weights
@@ -30,6 +30,7 @@ __all__ = [
     "match_labels",
     "notes",
     "open_model",
+    "open_trained",
     "open_with_data",
     "origin",
     "read",

@@ -47,6 +47,11 @@ class OpenedModel:
             return self.prepare
         return library_prepare(self.spec, size or self.spec.image_size)
 
+    def need_weights(self) -> None:
+        """Raises ``DeepresError`` for a network that is freshly initialised."""
+        if not self.trained:
+            raise DeepresError(f"{self.name}: would be freshly initialised; give a run, a file, or its --weights")
+
 
 def open_model(
     reference: nn.Module | str | Path,
@@ -117,6 +122,16 @@ def short_name(reference: str | Path) -> str:
     return Path(reference).name if Path(reference).exists() else str(reference)
 
 
+def open_trained(reference: nn.Module | str | Path, **options: Any) -> OpenedModel:
+    """``open_model``, for a network that is to be used as it is.
+
+    Raises ``DeepresError`` for one that would be freshly initialised.
+    """
+    opened = open_model(reference, **options)
+    opened.need_weights()
+    return opened
+
+
 def annotate(model: nn.Module, **notes: Any) -> None:
     """Note in a module how it was trained (``classes``, ``prepare``), for whoever is given the module alone."""
     setattr(model, _NOTES, {**getattr(model, _NOTES, {}), **notes})
@@ -145,7 +160,12 @@ def _fresh(text: str, shape: Mapping[str, int], options: dict[str, Any]) -> nn.M
         asked = {"num_classes": classes, "in_channels": channels} if not TRANSFORMERS[text].vocabulary else {}
         return transformer(text, **{**{key: value for key, value in asked.items() if value}, **options})
     asked = {"num_classes": classes, "in_channels": channels}
-    return zoo.create(text, **{**{key: value for key, value in asked.items() if value}, **options})
+    try:
+        return zoo.create(text, **{**{key: value for key, value in asked.items() if value}, **options})
+    except DeepresError as error:
+        if str(error).startswith("unknown network"):
+            raise DeepresError(f"{text}: no such file or folder, and {error}") from error
+        raise
 
 
 def _with_weights(text: str, path: Path, shape: dict[str, int], new_head: bool, options: dict[str, Any]) -> OpenedModel:

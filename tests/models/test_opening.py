@@ -327,3 +327,12 @@ def test_a_transformer_of_ours_is_saved_whole(tmp_path: Path) -> None:
     again = deepres.load(deepres.save(model, tmp_path / "t.safetensors"))
     assert again.config == model.config
     assert load_file(tmp_path / "t.safetensors").keys() <= again.state_dict().keys()
+
+
+def test_an_untrained_network_is_not_used(small_folder: Path) -> None:
+    with pytest.raises(DeepresError, match="resnet8-cifar: would be freshly initialised"):
+        deepres.evaluate("resnet8-cifar", "digits")
+    with pytest.raises(DeepresError, match="timm:test_resnet: would be freshly initialised"):
+        deepres.predict("timm:test_resnet", [small_folder])
+    with pytest.raises(DeepresError, match="nothing: no such file or folder, and unknown network 'nothing'"):
+        open_model("nothing")
