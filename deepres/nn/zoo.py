@@ -9,6 +9,7 @@ from typing import Any
 
 from deepres.errors import DeepresError, nearest
 from deepres.nn.resnet import ResNet, ResNetConfig
+from deepres.nn.transformers import TRANSFORMERS, transformer
 
 # He et al. 2015, table 1: depth -> branch, blocks of each stage.
 IMAGENET: dict[int, tuple[str, tuple[int, ...]]] = {
@@ -33,7 +34,7 @@ def names(pattern: str = "*") -> list[str]:
     known += [f"resnet34-{option}" for option in "abc"] + [f"resnet{depth}-v1" for depth in (50, 101, 152)]
     known += [f"{kind}{depth}-cifar" for kind in ("resnet", "plain") for depth in CIFAR]
     known += [f"resnet{depth}-preact" for depth in IMAGENET] + [f"resnet{depth}-cifar-preact" for depth in CIFAR]
-    return fnmatch.filter(known, pattern)
+    return fnmatch.filter([*known, *TRANSFORMERS], pattern)
 
 
 def _cifar(name: str, depth: int, branch: str | None) -> tuple[str, tuple[int, ...]]:
@@ -92,8 +93,8 @@ def config(name: str, *, width: float = 1.0, **options: Any) -> ResNetConfig:
     return ResNetConfig(**{**base, **options})
 
 
-def create(name: str, *, width: float = 1.0, **options: Any) -> ResNet:
-    """Build a network by name.
+def create(name: str, *, width: float = 1.0, **options: Any) -> Any:
+    """Build a network by name: a ``ResNet``, or a ``Transformer``.
 
     Names: ``resnet18`` ... ``resnet152``, ``plain18`` ... for ImageNet; ``resnet20-cifar``, ``plain56-cifar``, any 6n+2 or
     9n+2 layers, for CIFAR. Words behind: ``-preact`` (He et al. 2016), ``-basic`` or ``-bottleneck``, ``-a``, ``-b``,
@@ -102,6 +103,13 @@ def create(name: str, *, width: float = 1.0, **options: Any) -> ResNet:
     ``width`` multiplies all channels. ``options`` are fields of ``ResNetConfig``, above all ``num_classes`` and
     ``in_channels``.
 
+    Transformers: ``gpt2``, ``gpt-tiny``, ``llama-tiny``, ``vit-s16``, ``vit-tiny-cifar``, ...; their ``options`` are ``depth`` and the
+    fields of ``TransformerConfig``, such as ``vocabulary`` and ``context`` of a decoder.
+
     Raises ``DeepresError`` with the nearest right name, depth or option.
     """
+    if name in TRANSFORMERS:
+        if width != 1:
+            raise DeepresError(f"{name!r}: a Transformer's width is a number of channels; `width` multiplies those of a ResNet")
+        return transformer(name, **options)
     return ResNet(config(name, width=width, **options))

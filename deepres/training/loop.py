@@ -24,6 +24,7 @@ from deepres.exits.supervision import Exits
 from deepres.models import from_others, read
 from deepres.models.store import locate
 from deepres.nn import config
+from deepres.nn.transformers import TRANSFORMERS
 from deepres.training import checkpoint, memory
 from deepres.training.deprecated import callbacks_from
 from deepres.training.distribute import ONE_VALUE, DistributedContext, join_processes
@@ -101,7 +102,7 @@ def train(
         if context.world > 1 and context.device.type == "cpu":
             torch.set_num_threads(max(1, torch.get_num_threads() // context.world))
         run = dataclasses.replace(run, out=context.broadcast(run.out))  # a default name may hold a time of day
-        if model is None and not (":" in run.net or Path(run.net).exists()):
+        if model is None and not (":" in run.net or Path(run.net).exists() or run.net in TRANSFORMERS):
             config(run.net, width=run.width, **run.options)  # a wrong name is told before any data is read
         if data is None:
             if not context.is_main:

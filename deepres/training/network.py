@@ -26,7 +26,11 @@ def training_model(run: Run, data: Data, device: torch.device, say: Callable[[st
     ours = not (":" in run.net or Path(run.net).exists())
     if ours and data.is_text and run.net not in TRANSFORMERS:
         raise DeepresError(f"{run.net}: takes images and {data.name} is a text; give a language model, such as hf:FOLDER")
-    options = {"width": run.width, **run.options} if ours and run.net not in TRANSFORMERS else run.options
+    options = dict(run.options)
+    if ours and run.net in TRANSFORMERS:
+        options = {**_shape_for(data, run.net), **options}
+    elif ours:
+        options["width"] = run.width
     classes, channels = len(data.classes), data.prepare.channels or None
     opened = open_model(run.net, weights=run.init, classes=classes, channels=channels, new_head=not data.is_text, **options)
     if opened.spec.classes not in (None, classes):
@@ -37,3 +41,16 @@ def training_model(run: Run, data: Data, device: torch.device, say: Callable[[st
     for remark in opened.remarks:
         say(remark)
     return opened.model.to(device)
+
+
+def _shape_for(data: Data, net: str) -> dict[str, int]:
+    """Options of a Transformer that follow from the data: tokens and context of a decoder, the image of an encoder.
+
+    Raises ``DeepresError`` for a text and a network of images, and the other way round.
+    """
+    decoder = TRANSFORMERS[net].vocabulary > 0
+    if decoder != data.is_text:
+        raise DeepresError(
+            f"{net}: takes {'text' if decoder else 'images'}, and {data.name} holds {'text' if data.is_text else 'images'}"
+        )
+    return {"vocabulary": len(data.classes), "context": data.prepare.size} if decoder else {"image": data.prepare.size}
