@@ -14,7 +14,7 @@ import deepres
 from deepres import DeepresError
 from deepres.cli.main import main
 from deepres.data import Prepare, open_data, pack
-from deepres.evaluation.protocols import Member, measure_views, probabilities
+from deepres.evaluation.protocols import Member, measure_views, probabilities, ten_crops
 
 PREPARE = Prepare(32, 3, (0.5, 0.4, 0.3), (0.2, 0.3, 0.25), resize=40)
 
@@ -48,12 +48,15 @@ def test_ten_crop_is_ten_crops(nets: list[nn.Module], size: tuple[int, int]) -> 
     image = photograph(*size)
     scale = 40 / min(size)
     small = image.resize((max(40, round(size[0] * scale)), max(40, round(size[1] * scale))), Image.Resampling.BILINEAR)
-    total = torch.zeros(5)
     right, bottom = small.width - 32, small.height - 32
-    for x, y in ((0, 0), (right, 0), (0, bottom), (right, bottom), (right // 2, bottom // 2)):
-        crop = small.crop((x, y, x + 32, y + 32))
-        for view in (crop, ImageOps.mirror(crop)):
-            total += nets[0](tensor(view))[0].softmax(0)
+    corners = ((0, 0), (right, 0), (0, bottom), (right, bottom), (right // 2, bottom // 2))
+    crops = [small.crop((x, y, x + 32, y + 32)) for x, y in corners]
+    expected = torch.cat([tensor(view) for view in (*crops, *map(ImageOps.mirror, crops))])
+    views = ten_crops(image, 32, 40)
+    normal = (views.float() / 255 - torch.tensor(PREPARE.mean).view(3, 1, 1)) / torch.tensor(PREPARE.std).view(3, 1, 1)
+    # A window is cut out of the image and resized at once, so its pixels differ by rounding: at most 2 of 255.
+    torch.testing.assert_close(normal, expected, rtol=0, atol=2.01 / 255 / min(PREPARE.std))
+    total = nets[0](normal).softmax(1).sum(0)
     got = probabilities([Member(nets[0], PREPARE)], image, "ten-crop")
     torch.testing.assert_close(got, total / 10, rtol=0, atol=1e-5)
 
