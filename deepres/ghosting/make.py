@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from deepres.adapters import device_of
 from deepres.data import Data
+from deepres.deprecation import renamed
 from deepres.errors import DeepresError
 from deepres.exits import ExitHead
 from deepres.ghosting.candidates import Kinds, frontier
@@ -113,6 +114,7 @@ class GhostResult:
         }
 
 
+@renamed(watch="progress", say="log")
 def ghost(
     model: nn.Module | str | Path,
     data: Data | str | Path,

@@ -65,7 +65,8 @@ def _branch(convs: list[nn.Conv2d], preact: bool, opening: bool, norm: bool) -> 
             if not (opening and i == 1):
                 if norm:
                     layers[f"norm{i}"] = nn.BatchNorm2d(conv.in_channels)
-                layers[f"act{i}"] = nn.ReLU(inplace=True)
+                # without a norm in front, the first activation would write into the block's input, which the shortcut reads
+                layers[f"act{i}"] = nn.ReLU(inplace=norm or i > 1)
             layers[f"conv{i}"] = conv
         else:
             layers[f"conv{i}"] = conv

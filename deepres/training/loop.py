@@ -234,6 +234,7 @@ def _conclude(trainer: Trainer, history: list[Record], out: Path | None) -> Resu
             "speed": trainer.speed.name,
             "torch": torch.__version__,
             "test": test.to_dict(),
+            "data": data.report(),
         }
         (out / "result.json").write_text(json.dumps(summary, indent=1))
     trainer.context.barrier()  # what the first process wrote is there for all, when they return

@@ -283,3 +283,14 @@ def test_dropout_leaves_out_features_only_in_training() -> None:
             deepres.create("resnet8-cifar", **wrong)
     with pytest.raises(DeepresError, match="plain network has no shortcut"):
         deepres.create("plain8-cifar", survival=0.5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["resnet14-cifar-preact", "resnet20-cifar-preact-bottleneck"])
+def test_a_preactivation_block_without_norm_leaves_its_input_alone(name: str) -> None:
+    block = deepres.create(name, norm=False).stages[0].blocks[1]
+    x = torch.randn(2, block.branch.conv1.in_channels, 8, 8)
+    before = x.clone()
+    out = block(x)
+    assert torch.equal(x, before)
+    torch.testing.assert_close(out, before + block.branch(before.clone()))

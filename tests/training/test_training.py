@@ -57,6 +57,7 @@ def test_a_run_leaves_what_it_should(finished: Path) -> None:
     log = read_log(finished)
     assert [line["epoch"] for line in log] == [1, 2]
     result = json.loads((finished / "result.json").read_text())
+    assert result["data"]["test"] == result["test"]["n"] and result["data"]["notes"] == []
     assert result["val_error"] == min(line["val_error"] for line in log)
     assert deepres.evaluate(finished, "digits").top1 == pytest.approx(result["test"]["top1"])
 
