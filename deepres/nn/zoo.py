@@ -52,7 +52,9 @@ def _cifar(name: str, depth: int, branch: str | None) -> tuple[str, tuple[int, .
 
 
 def config(name: str, *, width: float = 1.0, **options: Any) -> ResNetConfig:
-    """The configuration behind a name. See ``create``."""
+    """The configuration behind the name of a ResNet or plain network. See ``create``."""
+    if name in TRANSFORMERS:
+        raise DeepresError(f"{name!r} is a Transformer, and a ResNet was asked for; `create` builds either")
     match = _NAME.fullmatch(name.lower())
     if match is None:
         raise DeepresError(f"unknown network {name!r}{nearest(name, names()) or '; see `deepres nets`'}")

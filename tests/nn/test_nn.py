@@ -9,6 +9,7 @@ import torchvision
 
 import deepres
 from deepres import DeepresError, models, nn
+from deepres.nn.transformers import TRANSFORMERS
 
 MACS = {"18": 1.8, "34": 3.6, "50": 3.8, "101": 7.6, "152": 11.3}  # He et al. 2015, table 1, in 1e9
 
@@ -64,6 +65,16 @@ def test_stride_in_the_3x3_costs_more() -> None:
 def test_every_listed_network_builds_and_runs() -> None:
     for name in nn.names():
         if "1202" in name or "1001" in name:
+            continue
+        if name in TRANSFORMERS:
+            small = {"depth": 1, "width": 8 * TRANSFORMERS[name].heads}
+            text = TRANSFORMERS[name].vocabulary > 0
+            side = TRANSFORMERS[name].image
+            net = deepres.create(name, **small, **({"vocabulary": 9, "context": 4} if text else {"num_classes": 7})).eval()
+            shape = net(torch.zeros(1, 4).long() if text else torch.zeros(1, 3, side, side)).shape
+            assert shape == ((1, 4, 9) if text else (1, 7)), name
+            with pytest.raises(DeepresError, match="is a Transformer"):
+                nn.config(name)
             continue
         config = nn.config(name, num_classes=7, in_channels=1, width=0.25)
         model = nn.ResNet(config).eval()
