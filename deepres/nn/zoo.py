@@ -105,13 +105,14 @@ def create(name: str, *, width: float = 1.0, **options: Any) -> Any:
     ``width`` multiplies all channels. ``options`` are fields of ``ResNetConfig``, above all ``num_classes`` and
     ``in_channels``.
 
-    Transformers: ``gpt2``, ``gpt-tiny``, ``llama-tiny``, ``vit-s16``, ``vit-tiny-cifar``, ...; their ``options`` are ``depth`` and the
-    fields of ``TransformerConfig``, such as ``vocabulary`` and ``context`` of a decoder.
+    Transformers: ``gpt2``, ``gpt-tiny``, ``llama-tiny``, ``vit-s16``, ``vit-tiny-cifar``, ...; their ``width`` is the number of
+    channels, and their ``options`` are ``depth`` and the fields of ``TransformerConfig``,
+    such as ``vocabulary`` and ``context`` of a decoder.
 
     Raises ``DeepresError`` with the nearest right name, depth or option.
     """
     if name in TRANSFORMERS:
         if width != 1:
-            raise DeepresError(f"{name!r}: a Transformer's width is a number of channels; `width` multiplies those of a ResNet")
+            options["width"] = int(width)
         return transformer(name, **options)
     return ResNet(config(name, width=width, **options))
