@@ -24,7 +24,7 @@ def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 if old in kwargs:
                     if new in kwargs:
                         raise TypeError(f"{function.__name__}() got {new!r} and its old name {old!r}")
-                    message = f"{function.__name__}({old}=) is now {new}=; the old name goes in the next version"
+                    message = f"{function.__name__}({old}=) is now called {new}=; the old name goes in the next version"
                     warnings.warn(message, DeprecationWarning, stacklevel=2)
                     kwargs[new] = kwargs.pop(old)
             return function(*args, **kwargs)

@@ -14,7 +14,7 @@ def test_an_old_name_reaches_the_new_one_with_a_warning() -> None:
     def double(value: int, *, new: int = 0) -> int:
         return 2 * value + new
 
-    with pytest.warns(DeprecationWarning, match=r"double\(old=\) is now new="):
+    with pytest.warns(DeprecationWarning, match=r"double\(old=\) is now called new="):
         assert double(1, old=3) == 5  # type: ignore[call-arg]
     assert double(1, new=3) == 5
     with pytest.raises(TypeError, match="'new' and its old name 'old'"):

@@ -120,9 +120,9 @@ def from_hugging_face(model: nn.Module) -> Transformer:
     Raises ``DeepresError`` as ``transformer_config`` does.
     """
     ours = Transformer(transformer_config(model))
-    theirs = model.state_dict()
+    theirs, own = model.state_dict(), ours.state_dict()
     state = {name: _read(theirs, names, transposed) for name, names, transposed in _table(ours, type(model).__name__)}
-    missing, unexpected = ours.load_state_dict({name: t.reshape(_shape(ours, name)) for name, t in state.items()}, strict=False)
+    missing, unexpected = ours.load_state_dict({name: t.reshape(own[name].shape) for name, t in state.items()}, strict=False)
     assert not unexpected and set(missing) <= {"head.weight"}, (missing, unexpected)  # a tied classifier
     return ours.eval()
 
@@ -170,7 +170,3 @@ def _table(ours: Transformer, kind: str) -> list[tuple[str, list[str], bool]]:
 def _read(theirs: dict[str, Tensor], names: list[str], transposed: bool) -> Tensor:
     tensor = torch.cat([theirs[name] for name in names]) if len(names) > 1 else theirs[names[0]]
     return tensor.T if transposed else tensor
-
-
-def _shape(ours: Transformer, name: str) -> torch.Size:
-    return ours.state_dict()[name].shape

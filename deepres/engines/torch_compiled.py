@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from deepres.deprecation import renamed
 from deepres.evaluation.timing import call_times
 
 
@@ -120,6 +121,7 @@ class Optimized(nn.Module):
         return super().train(False)
 
 
+@renamed(settle="recompute")
 def optimize(
     model: nn.Module,
     example: Tensor | None = None,
@@ -127,7 +129,6 @@ def optimize(
     dtype: torch.dtype | None = None,
     compile: bool = True,
     recompute: bool | None = None,
-    settle: bool | None = None,
 ) -> Optimized:
     """Make the same network for inference only: norms folded in float32, low-precision weights, channels-last, compiled.
 
@@ -141,9 +142,6 @@ def optimize(
 
     ``model`` is left as it was.
     """
-    if settle is not None:
-        warnings.warn("optimize(settle=...) is now optimize(recompute=...)", DeprecationWarning, stacklevel=2)
-        recompute = settle if recompute is None else recompute
     device = next(model.parameters()).device
     if dtype is None:
         fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deepres.adapters import Site, sites
+from deepres.deprecation import renamed
 from deepres.errors import DeepresError
 from deepres.evaluation import branch_times
 from deepres.lens.ablations import Ablation, Deletion, bypassed, deletions, pairs_to_try
@@ -103,6 +103,7 @@ def _at_rest(model: nn.Module) -> Any:
             parameter.requires_grad_(want)
 
 
+@renamed(lesions="ablations", watch="progress")
 def look(
     model: nn.Module,
     batches: Iterable[Any],
@@ -113,7 +114,6 @@ def look(
     backward: int = 64,
     device: torch.device | str | None = None,
     progress: Callable[[str, float], None] = lambda what, share: None,
-    **old: Any,
 ) -> LookResult:
     """Measure the effect of each part of the depth of ``model``.
 
@@ -133,12 +133,6 @@ def look(
 
     Raises ``DeepresError`` without examples, for labels that do not fit, and for outputs that are not logits.
     """
-    for was, now in (("lesions", "ablations"), ("watch", "progress")):
-        if was in old:
-            warnings.warn(f"look({was}=) is now called {now}=", DeprecationWarning, stacklevel=2)
-    ablations, progress = old.pop("lesions", ablations), old.pop("watch", progress)
-    if old:
-        raise TypeError(f"look() got an unexpected keyword argument {next(iter(old))!r}")
     began = time.perf_counter()
     model = getattr(model, "_orig_mod", model)  # torch.compile wraps
     if device is not None:
