@@ -1,43 +1,98 @@
-"""Optimizers: SGD with momentum, as the papers train, and AdamW, as Transformers do."""
+"""Optimizers: SGD with momentum, as the papers train; AdamW, as Transformers do; Muon for the matrices of residual branches."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from deepres.adapters import sites
+from deepres.errors import DeepresError
 from deepres.training.recipe import Optimizer, Recipe
 
 if TYPE_CHECKING:
     from deepres.training.trainer import Trainer
 
-KEPT: dict[Optimizer, int] = {"sgd": 1, "adamw": 2}  # values of each weight, from step to step
+KEPT: dict[Optimizer, int] = {"sgd": 1, "adamw": 2, "muon": 2}  # values of each weight, from step to step
+MUON_MOMENTUM = 0.95  # Jordan et al. 2024
 
 
 def optimizer_for(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """``"sgd"``: v = mu v + g; w -= lr v, as PyTorch writes it. ``"adamw"``: Loshchilov & Hutter 2019.
+    """``"sgd"``: v = mu v + g; w -= lr v, as PyTorch writes it. ``"adamw"``: Loshchilov & Hutter 2019. ``"muon"``: see ``MuonAndAdamW``.
 
     Weight decay acts on norms and biases only where the recipe says so.
+
+    Raises ``DeepresError`` for Muon and a network whose residual branches hold no matrices.
     """
-    norms = [p for p in model.parameters() if p.ndim < 2 and not recipe.decay_norms]
-    others = [p for p in model.parameters() if p.ndim >= 2 or recipe.decay_norms]
+    matrices = _matrices(model) if recipe.optimizer == "muon" else []
+    own = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in own]
+    norms = [p for p in rest if p.ndim < 2 and not recipe.decay_norms]
+    others = [p for p in rest if p.ndim >= 2 or recipe.decay_norms]
     groups: list[dict[str, Any]] = [{"params": others, "weight_decay": recipe.weight_decay}]
     if norms:
         groups.append({"params": norms, "weight_decay": 0.0})
+    if recipe.optimizer == "muon":
+        return MuonAndAdamW(matrices, groups, recipe)
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, recipe.lr, (recipe.momentum, recipe.beta2), fused=True)
     return torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=recipe.nesterov, fused=True)
 
 
+def _matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The matrices of the residual branches, each once. Embeddings, positions and the classifier are none of them."""
+    modules = [module for site in sites(model) for module in site.branch_modules]
+    found = {id(p): p for module in modules for p in module.parameters() if p.ndim == 2}
+    if not found:
+        raise DeepresError(
+            f"{type(model).__name__}: Muon updates the matrices of residual branches, and this network has none; "
+            "train it with the optimizer 'adamw' or 'sgd'"
+        )
+    return list(found.values())
+
+
+class MuonAndAdamW(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) for ``matrices``, AdamW for the parameters in ``groups``, as one optimizer.
+
+    A matrix's step is its momentum, orthogonalised. It is scaled to the size that AdamW's steps usually have (Liu et al. 2025,
+    section 2.2), so one learning rate and one weight decay serve both.
+    """
+
+    def __init__(self, matrices: list[nn.Parameter], groups: list[dict[str, Any]], recipe: Recipe) -> None:
+        self.muon = torch.optim.Muon(
+            matrices, recipe.lr, recipe.weight_decay, momentum=MUON_MOMENTUM, adjust_lr_fn="match_rms_adamw"
+        )
+        self.adamw = torch.optim.AdamW(groups, recipe.lr, (recipe.momentum, recipe.beta2), fused=True)
+        super().__init__([*self.muon.param_groups, *self.adamw.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        """Let both parts work on this optimizer's groups and state, so that whoever reads or loads these sees everything."""
+        self.muon.param_groups, self.adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
+        self.muon.state = self.adamw.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Take one step. A ``closure`` is not supported."""
+        assert closure is None
+        self.muon.step()
+        self.adamw.step()
+
+
 def set_rate(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> None:
-    """For the next step; ``momentum`` is AdamW's first beta."""
+    """For the next step; ``momentum`` is AdamW's first beta. Muon keeps its own."""
     for group in optimizer.param_groups:
         group["lr"] = lr
         if "betas" in group:
             group["betas"] = (momentum, group["betas"][1])
-        else:
+        elif "ns_steps" not in group:
             group["momentum"] = momentum
 
 
@@ -50,11 +105,12 @@ class SideOptimizer:
 
     def __init__(self, trainer: Trainer, module: nn.Module) -> None:
         self._trainer, self._module = trainer, module
-        self._optimizer = optimizer_for(module, trainer.recipe)
+        recipe = trainer.recipe  # a head beside the network has no residual branches for Muon
+        self._optimizer = optimizer_for(module, replace(recipe, optimizer="adamw") if recipe.optimizer == "muon" else recipe)
 
     def step(self) -> None:
         """Update by the gradients that the run's backward pass left, averaged over the processes; then drop them."""
-        trainer, group = self._trainer, self._trainer.optimizer.param_groups[0]
+        trainer, group = self._trainer, self._trainer.optimizer.param_groups[-1]  # in front of AdamW's may stand Muon's
         parameters = [p for p in self._module.parameters() if p.grad is not None]
         for parameter in parameters:
             assert parameter.grad is not None
@@ -73,12 +129,12 @@ class SideOptimizer:
 
 
 def last_step(optimizer: torch.optim.Optimizer, parameter: Tensor, group: dict[str, Any]) -> Tensor | None:
-    """What the last step took from ``parameter``, weight decay apart; None before the first."""
+    """What the last step took from ``parameter``, weight decay apart; None before the first, and of Muon, which does not keep it."""
     state = optimizer.state.get(parameter, {})
     if "exp_avg" in state:
         steps, (beta1, beta2) = float(state["step"]), group["betas"]
         second = state["exp_avg_sq"].sqrt() / math.sqrt(1 - beta2**steps) + group["eps"]
         step: Tensor = group["lr"] / (1 - beta1**steps) * state["exp_avg"] / second
         return step
-    momentum = state.get("momentum_buffer")
+    momentum = None if "ns_steps" in group else state.get("momentum_buffer")
     return group["lr"] * momentum if momentum is not None else None

@@ -13,7 +13,7 @@ from deepres.data import Augment
 from deepres.errors import DeepresError, nearest
 
 Schedule = Literal["steps", "one-cycle", "cosine", "plateau"]
-Optimizer = Literal["sgd", "adamw"]
+Optimizer = Literal["sgd", "adamw", "muon"]
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Recipe:
     warmup: float = 0.0  # share of the run over which the rate rises from 0 ("one-cycle": its rise)
     patience: int = 5  # "plateau": epochs without a better validation error before the rate is divided by 10
     gentle_depth: int = 0  # networks this deep start at a tenth of the rate until training error is under 80 %; 0: none
-    optimizer: Optimizer = "sgd"
-    momentum: float = 0.9  # "adamw": the first beta
-    beta2: float = 0.999  # "adamw": the second
+    optimizer: Optimizer = "sgd"  # "muon": for the matrices of residual branches, and AdamW for the rest
+    momentum: float = 0.9  # "adamw" and "muon": AdamW's first beta
+    beta2: float = 0.999  # "adamw" and "muon": AdamW's second
     momentum_swing: float = 0.0  # "one-cycle": momentum falls from this much above to this much below while the rate rises
     nesterov: bool = False  # "sgd"
     clip: float = 0.0  # the norm that all gradients together are clipped to; 0 for off
@@ -174,6 +174,16 @@ def transformer() -> Recipe:
     )
 
 
+def language() -> Recipe:
+    """For language models: AdamW with a short second beta, warm-up, cosine, decay of 0.1 (Brown et al. 2020, appendix B)."""
+    return replace(transformer(), name="language", warmup=0.05, beta2=0.99, weight_decay=0.1)
+
+
+def language_muon() -> Recipe:
+    """``language`` with Muon for the matrices of the residual branches."""
+    return replace(language(), name="language-muon", optimizer="muon", lr=4e-3)
+
+
 def digits() -> Recipe:
     """The demonstration's: 10 epochs of one cycle to 0.05, nothing else, so that what is seen comes from the network."""
     return Recipe("digits", epochs=10, lr=0.05, schedule="one-cycle", warmup=0.3, momentum_swing=0.05, augment="none")
@@ -186,6 +196,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "modern-imagenet": modern_imagenet,
     "finetune": finetune,
     "transformer": transformer,
+    "language": language,
+    "language-muon": language_muon,
     "digits": digits,
 }
 
