@@ -39,7 +39,7 @@ from benchmarks.shrink import WATCHED, errors_and_times, subset, thinned, watche
 from deepres.data import Data, Resident, open_data
 from deepres.ghosting import ghost
 from deepres.ghosting.recording import batches
-from deepres.shrinking import InverseCurriculum, Schedule, Target, time_ratio
+from deepres.shrinking import InverseCurriculum, ShrinkSchedule, Target, time_ratio
 from deepres.shrinking.api import shrink_recipe
 from deepres.training import Recipe, Run, recipe, train
 
@@ -109,7 +109,7 @@ def shrinkings(name: str, data: Data, epochs: float, seed: int, out: Path) -> di
     """Each way to a network of fewer blocks, and the whole one, to be trained when called. What ``out`` has is not trained again."""
     case = CASES[name]
     goal, classes = Target("blocks", case.blocks[1]), len(data.classes)
-    pressed = Schedule.usual(goal, trained=False)
+    pressed = ShrinkSchedule.usual(goal, trained=False)
     half, once = (dataclasses.replace(case.first, epochs=share * epochs) for share in (0.5, 1.0))
     fine = shrink_recipe(case.build(classes))
     then = dataclasses.replace(fine, epochs=epochs / 2, batch=case.first.batch, lr=case.fine_lr or fine.lr)
@@ -139,12 +139,12 @@ def shrinkings(name: str, data: Data, epochs: float, seed: int, out: Path) -> di
         for way, make, *more in (
             ("whole", scratch),
             ("whole, in two schedules", mended),
-            ("inverse, from trained", mended, InverseCurriculum(Schedule.usual(goal, trained=True))),
+            ("inverse, from trained", mended, InverseCurriculum(ShrinkSchedule.usual(goal, trained=True))),
             ("lesion scores, fine-tuned", mended, rivals.Lesions(rivals.at_once(goal))),
             ("smallest responses, fine-tuned", mended, rivals.Responses(rivals.at_once(goal))),
             ("inverse, from scratch", scratch, InverseCurriculum(pressed)),
             ("threshold", scratch, rivals.Threshold(pressed)),
-            ("norm scale", scratch, rivals.NormScale(Schedule(goal, 0.35, 0.5))),
+            ("norm scale", scratch, rivals.NormScale(ShrinkSchedule(goal, 0.35, 0.5))),
             ("shallow from scratch", scratch, None, case.blocks[1]),
             ("shallow from scratch, half of the epochs", scratch, None, case.blocks[1], half),
         )

@@ -1,11 +1,11 @@
-"""Other ways to take blocks out, for the benchmark: each shares our loop, deletion and norm estimation, and differs in what goes when.
+"""Other methods of removing blocks, for comparison. They share our training loop, deletion and estimation of norm statistics.
 
-- ``Responses``: train, then delete the blocks with the smallest responses at once, then fine-tune.
-- ``Lesions``: the same by the rise of the loss without each block.
-- ``Threshold``: while training, a residual whose response stays under a threshold counts as zero from then on; the threshold rises
-  until enough are gone (after Learning Strict Identity Mappings, Yu et al. 2018).
-- ``NormScale``: while training, an L1 penalty on the scale of each branch's last norm; the smallest go (after Network Slimming, Liu et
-  al. 2017).
+- ``Responses``: train, delete the blocks with the smallest residual ratios at once, fine-tune.
+- ``Lesions``: the same, by the rise of the loss without each block.
+- ``Threshold``: a residual whose ratio stays below a threshold for some steps becomes zero; the threshold rises until enough blocks
+  are the identity (after Learning Strict Identity Mappings, Yu et al. 2018).
+- ``NormScale``: an L1 penalty on the scale of each branch's last norm during training; the blocks with the smallest scales are deleted
+  (after Network Slimming, Liu et al. 2017).
 """
 
 from __future__ import annotations
@@ -16,49 +16,48 @@ import torch
 from torch import Tensor, nn
 
 from deepres.data import Batch
-from deepres.shrinking import InverseCurriculum, Schedule, Target
+from deepres.shrinking import InverseCurriculum, ShrinkSchedule, Target
 from deepres.training import Trainer
 
 
-def at_once(target: Target) -> Schedule:
-    """Deletes first and learns from the whole network's answers then, for those that start from a trained one."""
-    return Schedule(target, 0.0, 0.01, distil=0.5)
+def at_once(target: Target) -> ShrinkSchedule:
+    """Schedule that deletes blocks in the first steps and then fine-tunes with distillation from the whole network."""
+    return ShrinkSchedule(target, 0.0, 0.01, distil=0.5)
 
 
 class _Cut(InverseCurriculum, ABC):
-    """Deletes by a score, lowest first, when the share ``plan.press`` of the run is behind."""
+    """Deletes the blocks with the lowest scores at once, at the share ``schedule.constrain`` of the run."""
 
     @abstractmethod
     def scores(self) -> dict[int, float]:
-        """By block, of those that may go."""
+        """Score of each removable block, by its index."""
 
     def after_step(self, trainer: Trainer, batch: Batch) -> None:
-        done = trainer.progress.done
-        if not self.stopped and done >= max(1, round(self.plan.press * self.trainer.total)):
+        if not self.finished and trainer.progress.done >= max(1, round(self.schedule.constrain * trainer.total)):
             self.cut()
-            self._remove()
+            self._delete_identities()
 
     def cut(self) -> None:
         scores = self.scores()
         for i in sorted(scores, key=lambda i: scores[i]):
-            if sum(self.costs[j] for j in self._going()) >= self.amount - 1e-9:
+            if sum(self.costs[j] for j in self._selected()) >= self.to_remove - 1e-9:
                 break
-            if self._fits(i):
-                self.pressing.openness[i] = 0.0
+            if self._leaves_a_block(i):
+                self.constraint.scales[i] = 0.0
 
     def removable(self) -> list[int]:
-        return [i for i, unit in enumerate(self.units) if unit.removable and self.pressing.openness[i] > 0]
+        return [i for i, block in enumerate(self.blocks) if block.removable and self.constraint.scales[i] > 0]
 
 
 class Responses(_Cut):
     def scores(self) -> dict[int, float]:
-        self._earnings()
-        return dict(self._sizes_now)
+        self._importance_per_cost()
+        return dict(self._ratios_now)
 
 
 class Lesions(_Cut):
     def scores(self) -> dict[int, float]:
-        return {i: earned * self.prices[i] for i, earned in self._earnings().items()}
+        return {i: value * self.ranking_costs[i] for i, value in self._importance_per_cost().items()}
 
 
 class NormScale(_Cut):
@@ -66,13 +65,13 @@ class NormScale(_Cut):
 
     def loss(self, trainer: Trainer, loss: Tensor, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         total = super().loss(trainer, loss, logits, images, labels)
-        if not self.stopped:
+        if not self.finished:
             total = total + self.strength * sum(self._scale(i).abs().sum() for i in self.removable())
         return total
 
     def _scale(self, i: int) -> Tensor:
-        """Of the norm that ends the branch; in a Transformer, whose norms stand in front of the branches, of these."""
-        sites = self.units[i].sites
+        """Scale of the norm that ends the branch; in a Transformer, scales of the norms in front of the branches."""
+        sites = self.blocks[i].sites
         behind = [m.weight for m in sites[-1].end.modules() if isinstance(m, nn.BatchNorm2d)]
         return behind[-1] if behind else torch.cat([m.weight for m in sites[0].block.modules() if isinstance(m, nn.LayerNorm)])
 
@@ -81,36 +80,37 @@ class NormScale(_Cut):
 
 
 class Threshold(InverseCurriculum):
-    patience = 20  # steps under the threshold after which a residual counts as zero
+    patience = 20  # steps below the threshold after which a residual becomes zero
 
     def run_begins(self, trainer: Trainer) -> None:
         super().run_begins(trainer)
-        self.under: dict[int, int] = {}
+        self.below: dict[int, int] = {}
 
     def loss(self, trainer: Trainer, loss: Tensor, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        self._now = {i: float(size.detach()) for i in self.pressing.wanted if (size := self.pressing.size(i)) is not None}
+        found = {i: self.constraint.ratio(i) for i in self.constraint.measured}
+        self._measured = {i: float(ratio.detach()) for i, ratio in found.items() if ratio is not None}
         return super().loss(trainer, loss, logits, images, labels)
 
     def after_step(self, trainer: Trainer, batch: Batch) -> None:
         done = trainer.progress.done
-        first, last = (round(share * self.trainer.total) for share in (self.plan.learn, self.plan.press))
-        if self.stopped or done < first:
+        first, last = (round(share * trainer.total) for share in (self.schedule.learn, self.schedule.constrain))
+        if self.finished or done < first:
             return
-        gone = sum(self.costs[j] for j in self._going())
+        removed = sum(self.costs[j] for j in self._selected())
         if done >= last:
-            self._remove()
+            self._delete_identities()
             return
-        alive = [i for i, unit in enumerate(self.units) if unit.removable and self.pressing.openness[i] > 0]
-        self.pressing.wanted = set(alive)
-        due = self.amount * min(1.0, (done - first + 1) / max((last - first) * 0.9, 1))
-        for i in sorted((i for i in alive if i in self._now), key=lambda i: self._now[i]):
-            # the threshold lies so that as many are under it as are due by now
-            low = gone + self.costs[i] <= due + 1e-9 and self._fits(i)
-            self.under[i] = self.under.get(i, 0) + 1 if low else 0
-            gone += self.costs[i] if low else 0.0
-            if self.under[i] >= self.patience or (low and done > last - 3):
-                self.pressing.openness[i] = 0.0
-                self.closed_at[self.units[i].path] = done
+        open_blocks = [i for i, block in enumerate(self.blocks) if block.removable and self.constraint.scales[i] > 0]
+        self.constraint.measured = set(open_blocks)
+        due = self.to_remove * min(1.0, (done - first + 1) / max((last - first) * 0.9, 1))
+        for i in sorted((i for i in open_blocks if i in self._measured), key=lambda i: self._measured[i]):
+            # the threshold is set so that as many blocks are below it as are due by now
+            low = removed + self.costs[i] <= due + 1e-9 and self._leaves_a_block(i)
+            self.below[i] = self.below.get(i, 0) + 1 if low else 0
+            removed += self.costs[i] if low else 0.0
+            if self.below[i] >= self.patience or (low and done > last - 3):
+                self.constraint.scales[i] = 0.0
+                self.identity_at[self.blocks[i].path] = done
 
 
 __all__ = ["Lesions", "NormScale", "Responses", "Threshold", "at_once"]

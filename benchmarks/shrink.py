@@ -29,7 +29,7 @@ from benchmarks.common import DEVICE, SPEED, record, result_name
 from deepres.data import Data, Resident, Split, open_data, seeded
 from deepres.evaluation import measure
 from deepres.nn import ResNet, config, parameters
-from deepres.shrinking import InverseCurriculum, Schedule, Target, time_ratio
+from deepres.shrinking import InverseCurriculum, ShrinkSchedule, Target, time_ratio
 from deepres.shrinking.api import shrink_recipe
 from deepres.training import Run, recipe, train
 
@@ -108,7 +108,7 @@ class Bench:
             self.recipe(self.epochs),
             dataclasses.replace(shrink_recipe(self.fresh(0)), epochs=self.epochs / 2, batch=self.batch, lr=self.fine_lr),
         )
-        pressed, mending = (Schedule.usual(goal, trained=trained) for trained in (False, True))
+        pressed, mending = (ShrinkSchedule.usual(goal, trained=trained) for trained in (False, True))
 
         def shape(seed: int) -> ResNet:
             """The control of Liu et al. 2019: is it the shape that was found, or the way to it?"""
@@ -129,7 +129,7 @@ class Bench:
             ),
             "lesion scores, fine-tuned": go("lesions", fine, self.trained, lambda: rivals.Lesions(rivals.at_once(goal))),
             "threshold": go("threshold", scratch, self.fresh, lambda: rivals.Threshold(pressed)),
-            "norm scale": go("norm-scale", scratch, self.fresh, lambda: rivals.NormScale(Schedule(goal, 0.35, 0.5))),
+            "norm scale": go("norm-scale", scratch, self.fresh, lambda: rivals.NormScale(ShrinkSchedule(goal, 0.35, 0.5))),
         }
 
     def whole(self, seed: int) -> dict[str, object]:

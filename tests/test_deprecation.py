@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import pytest
 
 import deepres
 from deepres import DeepresError
-from deepres.deprecation import renamed
+from deepres.deprecation import renamed, renamed_fields
 
 
 def test_an_old_name_reaches_the_new_one_with_a_warning() -> None:
@@ -21,6 +23,30 @@ def test_an_old_name_reaches_the_new_one_with_a_warning() -> None:
         double(1, new=1, old=1)  # type: ignore[call-arg]
 
 
+def test_fields_of_a_dataclass_have_their_old_names_too() -> None:
+    @renamed_fields(old="new")
+    @dataclass
+    class Pair:
+        new: int
+        other: int = 0
+
+    with pytest.warns(DeprecationWarning, match=r"Pair\(old=\) is now called new="):
+        pair = Pair(old=3)  # type: ignore[call-arg]
+    assert replace(pair, other=1) == Pair(3, 1)
+    with pytest.warns(DeprecationWarning, match=r"Pair\.old is now called new"):
+        assert pair.old == 3  # type: ignore[attr-defined]
+    with pytest.warns(DeprecationWarning, match=r"Pair\.old is now called new"):
+        pair.old = 4  # type: ignore[attr-defined]
+    assert pair == Pair(4)
+
+
 def test_ghost_takes_watch_and_say() -> None:
     with pytest.warns(DeprecationWarning, match="progress="), pytest.raises(DeepresError, match="no such"):
         deepres.ghost("runs/none", "digits", error=1.0, watch=lambda what, share: None)  # type: ignore[call-arg]
+
+
+def test_shrink_takes_press_and_say() -> None:
+    with pytest.warns(DeprecationWarning, match="constrain="), pytest.raises(DeepresError, match="did you mean"):
+        deepres.shrink("resnet20-cifer", "digits", press=0.5)
+    with pytest.warns(DeprecationWarning, match="log="), pytest.raises(DeepresError, match="did you mean"):
+        deepres.shrink("resnet20-cifer", "digits", say=print)

@@ -1,12 +1,12 @@
-"""Inverse Curriculum Training.
+"""Inverse Curriculum Training: removes blocks from a network while it trains.
 
-Read: cost -> target -> schedule -> press -> teacher -> importance -> removal -> curriculum -> api -> page.
+Read: cost -> target -> schedule -> constraint -> teacher -> importance -> removal -> curriculum -> api -> page.
 """
 
 from deepres.shrinking.api import ShrinkResult, shrink, time_ratio
+from deepres.shrinking.constraint import ResidualConstraint
 from deepres.shrinking.curriculum import InverseCurriculum
-from deepres.shrinking.press import Press
-from deepres.shrinking.schedule import Schedule
+from deepres.shrinking.schedule import ShrinkSchedule
 from deepres.shrinking.target import Target
 
-__all__ = ["InverseCurriculum", "Press", "Schedule", "ShrinkResult", "Target", "shrink", "time_ratio"]
+__all__ = ["InverseCurriculum", "ResidualConstraint", "ShrinkResult", "ShrinkSchedule", "Target", "shrink", "time_ratio"]

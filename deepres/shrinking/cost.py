@@ -1,4 +1,4 @@
-"""What blocks cost: their time, measured, and their multiply-adds, counted."""
+"""Costs of blocks: measured time and counted multiply-adds."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from deepres.evaluation import block_times
 from deepres.evaluation.timing import from_first_process
 
 
-def measured_units(model: nn.Module, inputs: Tensor) -> list[Block]:
-    """All blocks of ``model`` that hold sites, in order, measured on ``inputs``. The model is left as it was.
+def measured_blocks(model: nn.Module, inputs: Tensor) -> list[Block]:
+    """All blocks of ``model`` that contain sites, in order, with their time and multiply-adds on ``inputs``.
 
-    Under several processes, all of which have to call this, the first one's times hold for all.
+    The model is left unchanged. Under several processes, all of them must call this; the times of the first process are used in all.
     """
     plain = find_blocks(model)
     if not plain:
@@ -25,28 +25,28 @@ def measured_units(model: nn.Module, inputs: Tensor) -> list[Block]:
     was = model.training
     model.eval()
     try:
-        found = [site for unit in plain for site in unit.sites]
-        times = from_first_process(block_times(model, plain, inputs))  # all choose by the same figures
-        macs = _macs(model, found, inputs[:1])
+        sites = [site for block in plain for site in block.sites]
+        times = from_first_process(block_times(model, plain, inputs))  # all processes must choose the same blocks
+        macs = _macs(model, sites, inputs[:1])
     finally:
         model.train(was)
-    return [dataclasses.replace(unit, time=share, macs=macs[unit.path]) for unit, share in zip(plain, times, strict=True)]
+    return [dataclasses.replace(block, time=share, macs=macs[block.path]) for block, share in zip(plain, times, strict=True)]
 
 
 @torch.no_grad()
-def _macs(model: nn.Module, found: Sequence[Site], inputs: Tensor) -> dict[str, int]:
-    """Of each block: what a pass costs in all, less what it costs without it."""
+def _macs(model: nn.Module, sites: Sequence[Site], inputs: Tensor) -> dict[str, int]:
+    """Multiply-adds of each block, by path, as the difference of the total after and before it."""
     counted: dict[str, int] = {}
     handles = []
-    open_at: dict[str, int] = {}
+    before: dict[str, int] = {}
     with FlopCounterMode(display=False) as flops:
-        for path, block in {site.path: site.block for site in found}.items():
+        for path, block in {site.path: site.block for site in sites}.items():
 
             def enter(*_: object, path: str = path) -> None:
-                open_at[path] = flops.get_total_flops()
+                before[path] = flops.get_total_flops()
 
             def leave(*_: object, path: str = path) -> None:
-                counted[path] = (flops.get_total_flops() - open_at[path]) // 2
+                counted[path] = (flops.get_total_flops() - before[path]) // 2
 
             handles += [block.register_forward_pre_hook(enter), block.register_forward_hook(leave)]
         try:

@@ -1,13 +1,14 @@
-"""Inverse Curriculum Training: learn with the whole depth, press until needless blocks are identities, take them out, recover.
+"""Inverse Curriculum Training: train with the whole depth, turn unimportant blocks into identities, delete them, train on.
 
-An ordinary curriculum goes from easy to hard. This one starts with more depth than is needed, which residual connections make
-easy to train, and gives it back:
+An ordinary curriculum goes from easy to hard. This one starts with more depth than is needed, which residual connections make easy to
+train, and removes depth in three phases:
 
 1. *learn*: the network trains as its recipe says;
-2. *press*: unit by unit, those that earn least for what they cost have their residual bounded by a line that falls to zero. A
-   penalty, whose weight rises while the residual is above its line, makes the weights give way; what is left above the line is
-   scaled away. Where the training error rises too far, the lines wait. A unit that turns out to be needed is let go again;
-3. *recover*: the blocks whose residual is exactly zero are deleted, norms are estimated anew, and training goes on.
+2. *constrain*: the blocks that are least important for their cost get a bound on their residual ratio, which falls to zero. A penalty,
+   whose weight grows while the ratio exceeds the bound, shrinks the block's weights; a residual that still exceeds the bound is scaled
+   down to it. While the training loss is too high, the bounds do not fall. A block that proves more important than another one is
+   released;
+3. *recover*: the blocks whose residual is exactly zero are deleted, norm statistics are estimated again, and training goes on.
 """
 
 from __future__ import annotations
@@ -23,263 +24,278 @@ from torch import Tensor
 from deepres.adapters import delete_blocks
 from deepres.callback import Callback
 from deepres.data import Batch
+from deepres.deprecation import renamed_fields
 from deepres.errors import DeepresError
-from deepres.shrinking.cost import measured_units
-from deepres.shrinking.importance import block_importance, residual_sizes
-from deepres.shrinking.press import Press
+from deepres.shrinking.constraint import ResidualConstraint
+from deepres.shrinking.cost import measured_blocks
+from deepres.shrinking.importance import block_importance, residual_ratios
 from deepres.shrinking.removal import delete_identities
-from deepres.shrinking.schedule import Closing, EpochSizes, Schedule
+from deepres.shrinking.schedule import Bound, EpochRatios, ShrinkSchedule
 from deepres.shrinking.target import Target
-from deepres.shrinking.teacher import Teacher, running
+from deepres.shrinking.teacher import Teacher, running_mean
 from deepres.training import Record, Trainer
 from deepres.training.norms import estimate_norm_statistics
 
-WINDOW = 0.4  # of the press phase: how long one unit takes from open to closed
-GROUPS = 6  # times at which units are chosen
-RATE = 0.02  # per step: how fast a penalty's weight follows the residual's excess over its line
-EASED = 0.5  # power of a unit's rise of the loss: most of what it costs to lose one at once is won back by training on
+WINDOW = 0.4  # share of the constrain phase in which the bound of one block falls to zero
+ROUNDS = 6  # number of times at which blocks are selected
+PENALTY_RATE = 0.02  # per step: growth of a penalty's weight for a ratio twice its first value above the bound
+RECOVERY_EXPONENT = 0.5  # of a block's rise of the loss: training recovers most of what its removal at once would cost
+
+_KEPT = (
+    *("elapsed", "rounds", "finished", "loss_mean", "loss_least", "error_before", "costs", "ranking_costs", "to_remove"),
+    *("difference", "removed", "identity_at"),
+)  # attributes in checkpoints
+_OLD_KEYS = {  # in checkpoints that were written before
+    "clock": "elapsed",
+    "asked": "rounds",
+    "stopped": "finished",
+    "recent": "loss_mean",
+    "best": "loss_least",
+    "whole_error": "error_before",
+    "prices": "ranking_costs",
+    "amount": "to_remove",
+    "closed_at": "identity_at",
+    "openness": "scales",
+    "closing": "bounds",
+    "letting_go": "released",
+}
 
 
+@renamed_fields(plan="schedule", say="log", closed_at="identity_at")
 @dataclass(eq=False)
 class InverseCurriculum(Callback):
-    """The curriculum of one run; ``shrink`` is the way in."""
+    """Callback that shrinks the network of a run to the target of ``schedule``. ``deepres.shrink`` sets it up."""
 
-    plan: Schedule
-    exact: bool = False  # weigh units by multiply-adds, since a clock would make each run another
-    say: Callable[[str], None] = lambda text: None
-    removed: list[str] = field(default_factory=list)  # paths of blocks that are gone, as they were called at first
-    difference: float = 0.0  # of the outputs before and after the deletion, against the largest
-    history: list[EpochSizes] = field(default_factory=list)
-    closed_at: dict[str, int] = field(default_factory=dict)  # path -> step
+    schedule: ShrinkSchedule
+    exact: bool = False  # rank blocks by multiply-adds: measured times would make each run a different one
+    log: Callable[[str], None] = lambda text: None
+    removed: list[str] = field(default_factory=list)  # paths of the deleted blocks in the original network
+    difference: float = 0.0  # largest difference of the outputs before and after the deletion, relative to the largest output
+    history: list[EpochRatios] = field(default_factory=list)
+    identity_at: dict[str, int] = field(default_factory=dict)  # path -> step after which the block was the identity
 
     changes_network = True
 
-    # ---- the run's side
+    # ---- events of the run
 
     def run_begins(self, trainer: Trainer) -> None:
         self.trainer = trainer
-        model = trainer.model
         batch = next(trainer.loader.epoch(0))
         self.probe = trainer.to_layout(batch.images[:64])
-        self.units = measured_units(model, self.probe[:32])
-        if not any(unit.removable for unit in self.units):
+        self.blocks = measured_blocks(trainer.model, self.probe[:32])
+        if not any(block.removable for block in self.blocks):
             raise DeepresError(
                 "the network has no residual block that could be the identity, so there is nothing to shrink"
-                + ("" if self.units else "; if it has blocks of its own class, tell of them by register_site")
+                + ("" if self.blocks else "; if its blocks are of your own class, name their sites by register_site")
             )
-        costs = Target("macs", 0.5) if self.exact and self.plan.target.what in ("time", "error") else self.plan.target
-        self.costs = costs.costs(self.units)
-        timed = costs.what == "blocks" and not self.exact  # a number of blocks shall go, and dear ones rather than cheap ones
-        self.prices = Target("time", 0.5).costs(self.units) if timed else self.costs
-        self.amount = self.plan.target.amount(self.units)
-        if costs is not self.plan.target:
-            self.amount = min(self.amount, sum(c for u, c in zip(self.units, self.costs, strict=True) if u.removable))
-        self.teacher = Teacher(trainer, self.plan.distil) if self.plan.distil else None
-        self.pressing = Press(self.units)
-        self._off = self.pressing.on()
-        trainer.run_eagerly()  # hooks that change from step to step are not compiled
-        self.closing: dict[int, Closing] = {}
-        self.letting_go: set[int] = set()
-        self.clock, self.asked, self.stopped = 0.0, 0, False
-        self.recent = self.best = math.inf
-        self.whole_error: float | None = None
+        self._set_costs()
+        self.teacher = Teacher(trainer, self.schedule.distil) if self.schedule.distil else None
+        self.constraint = ResidualConstraint(self.blocks)
+        self._detach = self.constraint.attach()
+        trainer.run_eagerly()  # scales change from step to step, which a compiled step would ignore
+        self.bounds: dict[int, Bound] = {}
+        self.released: set[int] = set()
+        self.elapsed, self.rounds, self.finished = 0.0, 0, False
+        self.loss_mean = self.loss_least = math.inf
+        self.error_before: float | None = None
+
+    def _set_costs(self) -> None:
+        target = self.schedule.target
+        counted = Target("macs", 0.5) if self.exact and target.quantity in ("time", "error") else target
+        self.costs = counted.costs(self.blocks)
+        # all blocks count the same for a target of blocks; of equally important ones, the slower are removed
+        timed = counted.quantity == "blocks" and not self.exact
+        self.ranking_costs = Target("time", 0.5).costs(self.blocks) if timed else self.costs
+        self.to_remove = target.to_remove(self.blocks)
+        if counted is not target:
+            removable = sum(cost for block, cost in zip(self.blocks, self.costs, strict=True) if block.removable)
+            self.to_remove = min(self.to_remove, removable)
 
     def loss(self, trainer: Trainer, loss: Tensor, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        self._task = float(loss.detach())
-        total = loss
-        if self.teacher is not None:
-            total = self.teacher.loss(total, logits, images, labels)
-        self._sizes = {i: self.pressing.size(i) for i in self.closing}
-        for i, closing in self.closing.items():
-            size = self._sizes[i]
-            if size is not None and closing.weight:
-                total = total + closing.weight * size
-        self.pressing.clear()
+        self._task_loss = float(loss.detach())
+        total = loss if self.teacher is None else self.teacher.loss(loss, logits, images, labels)
+        self._ratios = {i: self.constraint.ratio(i) for i in self.bounds}
+        for i, bound in self.bounds.items():
+            ratio = self._ratios[i]
+            if ratio is not None and bound.weight:
+                total = total + bound.weight * ratio
+        self.constraint.clear()
         return total
 
     def after_step(self, trainer: Trainer, batch: Batch) -> None:
         done = trainer.progress.done
-        first, last = (round(share * trainer.total) for share in (self.plan.learn, self.plan.press))
-        if self.stopped or done < first:
+        first, last = (round(share * trainer.total) for share in (self.schedule.learn, self.schedule.constrain))
+        if self.finished or done < first:
             return
-        self._watch_loss()
+        self.loss_mean = running_mean(self.loss_mean, trainer.context.mean(self._task_loss))
+        self.loss_least = min(self.loss_least, self.loss_mean)
         if done >= last:
-            self._remove()
+            self._delete_identities()
             return
         left = last - done
-        if not (self.recent > self.best + self.plan.rise and left > 0.3 * (last - first)):
-            self.clock += (1 - self.clock) / left  # what waited is caught up with by the end
-        while self.asked < GROUPS and self.clock >= (1 - WINDOW) * self.asked / max(GROUPS - 1, 1):
-            self.asked += 1
-            self._choose(self.amount * self.asked / GROUPS, last=self.asked == GROUPS)
-        self._follow_lines(done)
+        if not (self.loss_mean > self.loss_least + self.schedule.rise and left > 0.3 * (last - first)):
+            self.elapsed += (1 - self.elapsed) / left  # after a pause the rest of the phase goes faster
+        while self.rounds < ROUNDS and self.elapsed >= (1 - WINDOW) * self.rounds / max(ROUNDS - 1, 1):
+            self.rounds += 1
+            self._select(self.to_remove * self.rounds / ROUNDS, last=self.rounds == ROUNDS)
+        self._tighten(done)
 
     def after_epoch(self, trainer: Trainer, record: Record) -> None:
-        staying = [i for i, unit in enumerate(self.units) if unit.path not in self.removed]
-        found = residual_sizes(trainer.model, self.probe, None if self.stopped else self.pressing)
-        sizes = [0.0] * len(self.units)
-        for place, value in zip(staying, found, strict=True):
-            sizes[place] = value
-        self.history.append(EpochSizes(record.epoch, sizes, sum(openness == 0 for openness in self.pressing.openness)))
+        remaining = [i for i, block in enumerate(self.blocks) if block.path not in self.removed]
+        found = residual_ratios(trainer.model, self.probe, None if self.finished else self.constraint)
+        ratios = [0.0] * len(self.blocks)
+        for place, value in zip(remaining, found, strict=True):
+            ratios[place] = value
+        self.history.append(EpochRatios(record.epoch, ratios, sum(scale == 0 for scale in self.constraint.scales)))
 
-    # ---- the controller
+    # ---- bounds
 
-    def _watch_loss(self) -> None:
-        self.recent = running(self.recent, self.trainer.context.mean(self._task))
-        self.best = min(self.best, self.recent)
+    def _tighten(self, done: int) -> None:
+        """Lower the bounds, scale residuals down to them, and adapt the weights of the penalties to the excess."""
+        scales = self.constraint.scales
+        for i, bound in list(self.bounds.items()):
+            ratio = self._mean_ratio(i)
+            left = max(0.0, 1 - (self.elapsed - bound.started) / WINDOW)
+            left = 0.0 if left < 1e-6 else left  # elapsed is a sum of many small parts
+            if ratio is not None and scales[i] > 0:
+                allowed = left * bound.ratio
+                excess = (ratio - allowed) / max(bound.ratio, 1e-12)
+                bound.weight = max(0.0, bound.weight + self.schedule.penalty * PENALTY_RATE * excess)
+                scales[i] = min(1.0, allowed / max(ratio / scales[i], 1e-12))
+            if left == 0:
+                scales[i] = 0.0
+                self._drop_bound(i)
+                self.identity_at[self.blocks[i].path] = done
+        steps = WINDOW * self.trainer.total * (self.schedule.constrain - self.schedule.learn)
+        for i in list(self.released):
+            scale = scales[i] + 1 / max(steps, 1)
+            scales[i] = min(1.0, scale)
+            if scale >= 1:
+                self.released.discard(i)
 
-    def _follow_lines(self, done: int) -> None:
-        """Bound each closing unit's residual by its line, and let the penalty's weight follow the excess."""
-        for i, closing in list(self.closing.items()):
-            size = self._size(i)
-            line = max(0.0, 1 - (self.clock - closing.began) / WINDOW)
-            line = 0.0 if line < 1e-6 else line  # the clock is a sum of many small parts
-            openness = self.pressing.openness[i]
-            if size is not None and openness > 0:
-                allowed = line * closing.size
-                excess = (size - allowed) / max(closing.size, 1e-12)
-                closing.weight = max(0.0, closing.weight + self.plan.penalty * RATE * excess)
-                self.pressing.openness[i] = min(1.0, allowed / max(size / openness, 1e-12))
-            if line == 0:
-                self.pressing.openness[i] = 0.0
-                self.closing.pop(i)
-                self.pressing.wanted.discard(i)
-                self.closed_at[self.units[i].path] = done
-        for i in list(self.letting_go):
-            opened = self.pressing.openness[i] + 1 / max(WINDOW * self.trainer.total * (self.plan.press - self.plan.learn), 1)
-            self.pressing.openness[i] = min(1.0, opened)
-            if opened >= 1:
-                self.letting_go.discard(i)
+    def _mean_ratio(self, i: int) -> float | None:
+        """Residual ratio of block i in this step, the mean over all processes."""
+        ratio = self._ratios.get(i)
+        return None if ratio is None else self.trainer.context.mean(ratio.detach())
 
-    def _size(self, i: int) -> float | None:
-        """The same in all processes."""
-        size = self._sizes.get(i)
-        return None if size is None else self.trainer.context.mean(size.detach())
+    def _set_bound(self, i: int) -> None:
+        self.released.discard(i)
+        self.bounds[i] = Bound(self.elapsed, self._ratios_now[i])
+        self.constraint.measured.add(i)
 
-    def _choose(self, wanted: float, last: bool) -> None:
-        """Close further units until ``wanted`` of the costs is closing or closed: those that earn least for what they cost."""
-        if self.plan.target.what == "error" and not self._may_go_on():
+    def _drop_bound(self, i: int) -> None:
+        self.bounds.pop(i)
+        self.constraint.measured.discard(i)
+
+    # ---- selection of blocks
+
+    def _select(self, cost: float, last: bool) -> None:
+        """Constrain further blocks, the least important for their cost first, until blocks of ``cost`` in all are selected."""
+        if self.schedule.target.quantity == "error" and not self._error_allows_more():
             return
-        earns = self._earnings()
-        open_units = [i for i in earns if i not in self.closing]
-        under = [i for i in self.closing if self.pressing.openness[i] > 0.25 and not last]
-        # a unit that has become dearer than twice what another would be gets its chance to come back
-        for i in sorted(under, key=lambda i: -earns[i]):
-            cheaper = min(open_units, key=lambda j: earns[j], default=None)
+        importance = self._importance_per_cost()
+        free = [i for i in importance if i not in self.bounds]
+        reversible = [i for i in self.bounds if self.constraint.scales[i] > 0.25 and not last]
+        # release a block that has become more than twice as important as one that is still free
+        for i in sorted(reversible, key=lambda i: -importance[i]):
+            other = min(free, key=lambda j: importance[j], default=None)
             if (
-                cheaper is not None
-                and earns[i] > 2 * max(earns[cheaper], 0.0)
-                and earns[i] > 0
-                and self._fits(cheaper, without=i)
+                other is not None
+                and importance[i] > 2 * max(importance[other], 0.0)
+                and importance[i] > 0
+                and self._leaves_a_block(other, released=i)
             ):
-                self.closing.pop(i)
-                self.pressing.wanted.discard(i)
-                self.letting_go.add(i)
-                open_units.remove(cheaper)
-                self._close(cheaper)
-                self.say(f"{self.units[i].path} is needed after all, {self.units[cheaper].path} goes instead")
-        for i in sorted(open_units, key=lambda i: earns[i]):
-            going = sum(self.costs[j] for j in self._going())
-            rest = wanted - going
-            if rest <= (1e-9 if last else self.costs[i] / 2):
+                self._drop_bound(i)
+                self.released.add(i)
+                free.remove(other)
+                self._set_bound(other)
+                self.log(
+                    f"{self.blocks[i].path} is released, because {self.blocks[other].path} is now less important for its cost"
+                )
+        for i in sorted(free, key=lambda i: importance[i]):
+            missing = cost - sum(self.costs[j] for j in self._selected())
+            if missing <= (1e-9 if last else self.costs[i] / 2):
                 break
-            if self._fits(i):
-                self._close(i)
+            if self._leaves_a_block(i):
+                self._set_bound(i)
 
-    def _close(self, i: int) -> None:
-        self.letting_go.discard(i)
-        self.closing[i] = Closing(self.clock, self._sizes_now[i])
-        self.pressing.wanted.add(i)
+    def _selected(self) -> list[int]:
+        """Blocks that are the identity or have a bound."""
+        return [i for i, scale in enumerate(self.constraint.scales) if scale == 0 or i in self.bounds]
 
-    def _going(self) -> list[int]:
-        return [i for i, openness in enumerate(self.pressing.openness) if openness == 0 or i in self.closing]
+    def _leaves_a_block(self, i: int, released: int | None = None) -> bool:
+        """Whether another block remains in the list that contains block i if that one is removed too."""
+        siblings = [j for j, block in enumerate(self.blocks) if block.container == self.blocks[i].container]
+        selected = self._selected()
+        return sum(j not in selected or j == released for j in siblings) > 1
 
-    def _fits(self, i: int, without: int | None = None) -> bool:
-        """Whether the unit's list keeps what it needs when this one goes too."""
-        here = [j for j, unit in enumerate(self.units) if unit.container == self.units[i].container]
-        staying = [j for j in here if j not in self._going() or j == without]
-        return len(staying) > 1
+    def _importance_per_cost(self) -> dict[int, float]:
+        """Importance of each block that is not the identity yet, divided by its cost. Also updates the residual ratios."""
+        candidates = [i for i, block in enumerate(self.blocks) if block.removable and self.constraint.scales[i] > 0]
+        rises, self._ratios_now = block_importance(self.trainer, self.constraint, candidates)
+        importance = {i: math.copysign(abs(rise) ** RECOVERY_EXPONENT, rise) for i, rise in rises.items()}
+        return {i: value / max(self.ranking_costs[i], 1e-12) for i, value in importance.items()}
 
-    def _earnings(self) -> dict[int, float]:
-        """Importance of each block that is not closed yet, divided by its cost. Also notes the sizes of their residuals."""
-        candidates = [i for i, unit in enumerate(self.units) if unit.removable and self.pressing.openness[i] > 0]
-        rises, self._sizes_now = block_importance(self.trainer, self.pressing, candidates)
-        eased = {i: math.copysign(abs(rise) ** EASED, rise) for i, rise in rises.items()}
-        return {i: rise / max(self.prices[i], 1e-12) for i, rise in eased.items()}
-
-    def _may_go_on(self) -> bool:
-        """Whether the validation error, with all that is closing closed, is within what the target allows."""
-        kept = list(self.pressing.openness)
-        if self.whole_error is None:
-            self.whole_error = self.trainer.measure("val", self.trainer.model).top1
-        for i in self.closing:
-            self.pressing.openness[i] = 0.0
-        error = self.trainer.measure("val", self.trainer.model).top1 if self._going() else self.whole_error
-        self.pressing.openness = kept
-        if error <= self.whole_error + self.plan.target.value:
+    def _error_allows_more(self) -> bool:
+        """Whether the validation error without the selected blocks is within the target. If not, release those with a bound."""
+        kept = list(self.constraint.scales)
+        if self.error_before is None:
+            self.error_before = self.trainer.measure("val", self.trainer.model).top1
+        for i in self.bounds:
+            self.constraint.scales[i] = 0.0
+        error = self.trainer.measure("val", self.trainer.model).top1 if self._selected() else self.error_before
+        self.constraint.scales = kept
+        if error <= self.error_before + self.schedule.target.value:
             return True
-        self.say(f"the validation error would rise from {self.whole_error:.2f} to {error:.2f} %: no further block goes")
-        self.letting_go |= set(self.closing)
-        self.pressing.wanted -= set(self.closing)
-        self.closing.clear()
-        self.asked = GROUPS
+        self.log(f"no further block is removed: the validation error would rise from {self.error_before:.2f} to {error:.2f} %")
+        self.released |= set(self.bounds)
+        for i in list(self.bounds):
+            self._drop_bound(i)
+        self.rounds = ROUNDS
         return False
 
-    # ---- the end of pressing
+    # ---- the end of the constrain phase
 
     @torch.no_grad()
-    def _remove(self) -> None:
-        trainer, model = self.trainer, self.trainer.model
-        for i in self.letting_go:
-            self.pressing.openness[i] = 1.0
-        for i in self.closing:
-            self.pressing.openness[i] = 0.0
-            self.closed_at[self.units[i].path] = trainer.progress.done
-        gone = [unit.path for i, unit in enumerate(self.units) if self.pressing.openness[i] == 0]
-        self.difference = delete_identities(model, gone, self.probe, self._off)
-        self.removed, self.stopped = gone, True
+    def _delete_identities(self) -> None:
+        trainer = self.trainer
+        for i in self.released:
+            self.constraint.scales[i] = 1.0
+        for i in self.bounds:
+            self.constraint.scales[i] = 0.0
+            self.identity_at[self.blocks[i].path] = trainer.progress.done
+        paths = [block.path for i, block in enumerate(self.blocks) if self.constraint.scales[i] == 0]
+        self.difference = delete_identities(trainer.model, paths, self.probe, self._detach)
+        self.removed, self.finished = paths, True
         estimate_norm_statistics(trainer)
         trainer.replace_model()
-        self.say(f"{len(gone)} of {len(self.units)} blocks are identities and have been taken out")
+        self.log(f"{len(paths)} of {len(self.blocks)} blocks are the identity and have been deleted")
 
     # ---- checkpoints
 
     def state(self) -> dict[str, Any]:
-        keep = (
-            "clock",
-            "asked",
-            "stopped",
-            "recent",
-            "best",
-            "whole_error",
-            "costs",
-            "prices",
-            "amount",
-            "difference",
-            "removed",
-            "closed_at",
-        )
         return {
-            **{key: getattr(self, key) for key in keep},
+            **{key: getattr(self, key) for key in _KEPT},
             "lead": self.teacher.lead if self.teacher is not None else None,
-            "openness": list(self.pressing.openness),
-            "closing": {i: [c.began, c.size, c.weight] for i, c in self.closing.items()},
-            "letting_go": sorted(self.letting_go),
-            "history": [[g.epoch, g.sizes, g.gone] for g in self.history],
+            "scales": list(self.constraint.scales),
+            "bounds": {i: [bound.started, bound.ratio, bound.weight] for i, bound in self.bounds.items()},
+            "released": sorted(self.released),
+            "history": [[after.epoch, after.ratios, after.identities] for after in self.history],
         }
 
     def restore(self, trainer: Trainer, state: dict[str, Any]) -> None:
-        for key, value in state.items():
-            if key not in ("openness", "closing", "letting_go", "history", "lead"):
-                setattr(self, key, value)
+        state = {_OLD_KEYS.get(key, key): value for key, value in state.items()}
+        for key in _KEPT:
+            if key in state:
+                setattr(self, key, state[key])
         if self.teacher is not None:
-            self.teacher.lead = state.get("lead", math.nan)  # runs of before have none
-        self.pressing.openness = list(state["openness"])
-        self.closing = {i: Closing(*values) for i, values in state["closing"].items()}
-        self.pressing.wanted = set(self.closing)
-        self.letting_go = set(state["letting_go"])
-        self.history = [EpochSizes(*values) for values in state["history"]]
-        if self.stopped:
-            self._off()
-            delete_blocks(self.trainer.model, self.removed)
-            self.trainer.replace_model()
+            self.teacher.lead = state.get("lead", math.nan)  # the first release did not write it
+        self.constraint.scales = list(state["scales"])
+        self.bounds = {i: Bound(*values) for i, values in state["bounds"].items()}
+        self.constraint.measured = set(self.bounds)
+        self.released = set(state["released"])
+        self.history = [EpochRatios(*values) for values in state["history"]]
+        if self.finished:
+            self._detach()
+            delete_blocks(trainer.model, self.removed)
+            trainer.replace_model()

@@ -1,4 +1,4 @@
-"""Importance of blocks: the rise of the training loss without each, and the sizes of their residuals."""
+"""Importance of blocks: the rise of the training loss without each block, and the ratios of their residuals."""
 
 from __future__ import annotations
 
@@ -9,43 +9,45 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepres.adapters import find_blocks, logits_of
-from deepres.shrinking.press import Press
+from deepres.shrinking.constraint import ResidualConstraint
 from deepres.training import Trainer
 from deepres.training.norms import frozen_norm_statistics
 
-SCORE_EXAMPLES = 256  # training examples on which importance is measured
+IMPORTANCE_EXAMPLES = 256  # training examples on which importance is measured
 
 
 @torch.no_grad()
-def block_importance(trainer: Trainer, pressing: Press, candidates: Sequence[int]) -> tuple[dict[int, float], dict[int, float]]:
-    """(rise of the training loss without the block in nats, size of its residual), each by the block's index.
+def block_importance(
+    trainer: Trainer, constraint: ResidualConstraint, candidates: Sequence[int]
+) -> tuple[dict[int, float], dict[int, float]]:
+    """(rise of the training loss without the block in nats, residual ratio), each by the block's index.
 
     Both are means over a few training batches in training mode, the same in all processes. The network is left unchanged.
     """
     model = trainer.model
-    before, was = pressing.wanted, model.training
-    batches = list(trainer.loader.some(SCORE_EXAMPLES, trainer.progress.epoch))
-    found = torch.zeros(2, len(candidates), dtype=torch.float64)  # rises and sizes
+    before, was = constraint.measured, model.training
+    batches = list(trainer.loader.some(IMPORTANCE_EXAMPLES, trainer.progress.epoch))
+    found = torch.zeros(2, len(candidates), dtype=torch.float64)  # rises and ratios
     model.train()
     try:
         for batch in batches:
             images = trainer.to_layout(batch.images)
             with frozen_norm_statistics(model), torch.random.fork_rng(), trainer.speed.autocast(images.device):
-                pressing.wanted = set(candidates)
+                constraint.measured = set(candidates)
                 whole = _loss(model, images, batch.labels)
-                found[1] += torch.tensor([float(pressing.size(i) or 0) for i in candidates])
-                pressing.clear()
-                pressing.wanted = set()
+                found[1] += torch.tensor([float(constraint.ratio(i) or 0) for i in candidates])
+                constraint.clear()
+                constraint.measured = set()
                 for place, i in enumerate(candidates):
-                    with pressing.without(i):
+                    with constraint.bypassed(i):
                         found[0, place] += _loss(model, images, batch.labels) - whole
     finally:
         model.train(was)
-        pressing.wanted = before
-        pressing.clear()
+        constraint.measured = before
+        constraint.clear()
     context = trainer.context
-    rises, sizes = (context.sum(found.to(context.device)) / (context.world * len(batches))).tolist()
-    return dict(zip(candidates, rises, strict=True)), dict(zip(candidates, sizes, strict=True))
+    rises, ratios = (context.sum(found.to(context.device)) / (context.world * len(batches))).tolist()
+    return dict(zip(candidates, rises, strict=True)), dict(zip(candidates, ratios, strict=True))
 
 
 def _loss(model: nn.Module, images: Tensor, labels: Tensor) -> float:
@@ -54,18 +56,18 @@ def _loss(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 @torch.no_grad()
-def residual_sizes(model: nn.Module, inputs: Tensor, pressing: Press | None = None) -> list[float]:
-    """Size of each block's residual relative to its shortcut in eval mode. ``pressing``: the hooks in place, if there are any."""
-    own = Press(find_blocks(model)) if pressing is None else pressing
-    off = own.on() if pressing is None else None
-    was, before = model.training, own.wanted
-    own.wanted = set(range(len(own.units)))
+def residual_ratios(model: nn.Module, inputs: Tensor, constraint: ResidualConstraint | None = None) -> list[float]:
+    """Residual ratio of each block of ``model`` in eval mode. ``constraint``: the one that is attached to it, if any."""
+    own = ResidualConstraint(find_blocks(model)) if constraint is None else constraint
+    detach = own.attach() if constraint is None else None
+    was, before = model.training, own.measured
+    own.measured = set(range(len(own.blocks)))
     model.eval()
     logits_of(model, inputs)
     model.train(was)
-    sizes = [float(size) if (size := own.size(i)) is not None else 0.0 for i in range(len(own.units))]
-    own.wanted = before
+    ratios = [float(ratio) if (ratio := own.ratio(i)) is not None else 0.0 for i in range(len(own.blocks))]
+    own.measured = before
     own.clear()
-    if off is not None:
-        off()
-    return sizes
+    if detach is not None:
+        detach()
+    return ratios

@@ -1,4 +1,4 @@
-"""The page that ``deepres shrink`` writes: cost against error, and each block's residual over the epochs."""
+"""The page that ``deepres shrink`` writes: error against time, and residual ratios over the epochs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SMALLEST = 0.01  # ratio |f(x)| / |x| at and below which a block has the map's l
 
 
 def shrink_table(results: Sequence[ShrinkResult]) -> Table:
-    """One row a target."""
+    """Time, size and errors of each result, one row for each target."""
     rows = [
         [
             one.target,
@@ -33,9 +33,9 @@ def shrink_table(results: Sequence[ShrinkResult]) -> Table:
 
 
 def shrink_page(results: Sequence[ShrinkResult], *, name: str, data: str, footer: str) -> Page:
-    """The page for one network that was shrunk to one target, or to several."""
+    """Page about one network that was shrunk to one target, or to several."""
     built = Page(f"{name} with less depth", f"Inverse Curriculum Training on {data}.", footer)
-    if len(results) > 1 or results[0].before is not None:
+    if len(results) > 1 or results[0].error_before is not None:
         built.heading("Error against time")
         built.table(shrink_table(results))
         built.figure(
@@ -48,15 +48,15 @@ def shrink_page(results: Sequence[ShrinkResult], *, name: str, data: str, footer
             built.heading(f"Target {one.target}")
         built.summary(one.summary())
         built.figure(
-            _sizes(one),
-            "The map shows the size of each block's residual relative to its shortcut, |f(x)| / |x|, after each epoch, from the "
-            "input (bottom) to the output (top). An empty cell is a block that is the identity; it is removed when pressing ends.",
+            _ratios(one),
+            "The map shows the residual ratio |f(x)| / |x| of each block after each epoch, from the input (bottom) to the output "
+            "(top). An empty cell is a block that is the identity or was removed.",
         )
         built.figure(
             _course(one),
-            "Training and validation error after each epoch, and the number of blocks that were the identity by then.",
+            "Training and validation error of each epoch, and the number of blocks that were the identity at its end.",
         )
-        when = sorted(one.closed_at.items(), key=lambda pair: pair[1])
+        when = sorted(one.identity_at.items(), key=lambda pair: pair[1])
         rows = [[path, f"{step:,}"] for path, step in when]
         built.table(Table("Removed blocks, and the training step at which each became the identity", ["block", "step"], rows))
     return built
@@ -75,17 +75,19 @@ def _frontier(results: Sequence[ShrinkResult]) -> go.Figure:
             x_bars=([100 * one.time_spread[0] for one in shown], [100 * one.time_spread[1] for one in shown]),
         )
     ]
-    if results[0].before is not None:
-        series.append(charts.Series("as given", [100], [results[0].before], mode="markers", colour=charts.RED, size=10))
+    if results[0].error_before is not None:
+        series.append(
+            charts.Series("the whole network", [100], [results[0].error_before], mode="markers", colour=charts.RED, size=10)
+        )
     time = charts.Axis("time of a forward pass, % of the whole network's")
     return charts.lines(charts.Panel(time, charts.Axis("validation error, %"), series))
 
 
-def _sizes(one: ShrinkResult) -> go.Figure:
-    values = [[after.sizes[i] for after in one.history] for i in range(len(one.units))]
-    largest = max((size for row in values for size in row), default=1.0)
+def _ratios(one: ShrinkResult) -> go.Figure:
+    values = [[after.ratios[i] for after in one.history] for i in range(len(one.block_paths))]
+    largest = max((ratio for row in values for ratio in row), default=1.0)
     grid = charts.Grid(
-        [after.epoch for after in one.history], one.units, values, log=True, limits=(SMALLEST, max(largest, 2 * SMALLEST))
+        [after.epoch for after in one.history], one.block_paths, values, log=True, limits=(SMALLEST, max(largest, 2 * SMALLEST))
     )
     return charts.heatmap(grid, x=charts.Axis("epoch"), y=charts.Axis("block"))
 
@@ -98,13 +100,15 @@ def _course(one: ShrinkResult) -> go.Figure:
         charts.Series(
             "identities",
             [after.epoch for after in one.history],
-            [after.gone for after in one.history],
+            [after.identities for after in one.history],
             colour=charts.GREY,
             steps=True,
             second=True,
         ),
     ]
-    blocks = charts.Axis("blocks that are the identity", limits=(0, len(one.units)), tick=max(1, len(one.units) // 8))
+    blocks = charts.Axis(
+        "blocks that are the identity", limits=(0, len(one.block_paths)), tick=max(1, len(one.block_paths) // 8)
+    )
     return charts.lines(
         charts.Panel(charts.Axis("epoch"), charts.Axis("error, %", from_zero=True), series, right=blocks), unified=True
     )

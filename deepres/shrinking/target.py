@@ -1,4 +1,4 @@
-"""What to shrink to: ``time=0.6``, ``blocks=0.5``, ``macs=``, ``params=``, ``error=+0.3``."""
+"""Targets of shrinking: ``time=0.6``, ``blocks=0.5``, ``macs=``, ``params=``, ``error=+0.3``."""
 
 from __future__ import annotations
 
@@ -8,70 +8,71 @@ from dataclasses import dataclass
 from typing import Literal
 
 from deepres.adapters import Block
+from deepres.deprecation import renamed_fields
 from deepres.errors import DeepresError
 
-What = Literal["time", "blocks", "macs", "params", "error"]
+Quantity = Literal["time", "blocks", "macs", "params", "error"]
 
 
+@renamed_fields(what="quantity")
 @dataclass(frozen=True)
 class Target:
-    """``value`` is what shall be left, as a share of the whole network's; of ``error``, the points that it may rise.
+    """A quantity and the share of it that remains after shrinking.
 
-    ``blocks`` above 1 is a count.
+    ``value`` is a share of the whole network's time, blocks, multiply-adds or weights. For ``blocks``, a value of 1 or more is a
+    count. For ``error``, it is the allowed rise of the validation error in points.
     """
 
-    what: What
+    quantity: Quantity
     value: float
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """Raises ``DeepresError`` for what is no target."""
+        """Read ``QUANTITY=VALUE``. Raises ``DeepresError`` for an unknown quantity or a value out of range."""
         match = re.fullmatch(r"(time|blocks|macs|params|error)=\+?(\d+(?:\.\d+)?|\.\d+)", text.strip())
         if match is None:
             raise DeepresError(
-                f"--target {text!r} is none: give what shall be left, such as time=0.6, blocks=14, macs=0.5 or params=0.5, or how "
-                "far the error may rise, such as error=+0.3"
+                f"--target {text!r} is not a target: give what remains, such as time=0.6, blocks=14, macs=0.5 or params=0.5, or the "
+                "allowed rise of the error in points, such as error=+0.3"
             )
-        what, value = match[1], float(match[2])
-        if what in ("time", "macs", "params") and not 0 < value < 1:
-            raise DeepresError(f"--target {text!r}: the share that shall be left is between 0 and 1")
-        if what == "blocks" and not (0 < value < 1 or (value >= 1 and value == int(value))):
-            raise DeepresError(
-                f"--target {text!r}: give a share between 0 and 1, or a whole number of blocks that shall be left"
-            )
-        return cls(what, value)  # type: ignore[arg-type]
+        quantity, value = match[1], float(match[2])
+        if quantity in ("time", "macs", "params") and not 0 < value < 1:
+            raise DeepresError(f"--target {text!r}: the share that remains must lie between 0 and 1")
+        if quantity == "blocks" and not (0 < value < 1 or (value >= 1 and value == int(value))):
+            raise DeepresError(f"--target {text!r}: give a share between 0 and 1, or a whole number of blocks that remain")
+        return cls(quantity, value)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        return f"{self.what}={'+' if self.what == 'error' else ''}{self.value:g}"
+        return f"{self.quantity}={'+' if self.quantity == 'error' else ''}{self.value:g}"
 
-    def costs(self, units: Sequence[Block]) -> list[float]:
-        """What each unit counts, in the target's own terms, as a share of the whole network; ``error`` counts time."""
-        if self.what == "blocks":
-            return [1 / len(units)] * len(units)
-        if self.what in ("macs", "params"):
-            total = sum(getattr(unit, self.what) for unit in units)
-            return [getattr(unit, self.what) / max(total, 1) for unit in units]
-        return [unit.time for unit in units]
+    def costs(self, blocks: Sequence[Block]) -> list[float]:
+        """Cost of each block in the target's quantity, as a share of the whole network; for ``error``, its time."""
+        if self.quantity == "blocks":
+            return [1 / len(blocks)] * len(blocks)
+        if self.quantity in ("macs", "params"):
+            total = sum(getattr(block, self.quantity) for block in blocks)
+            return [getattr(block, self.quantity) / max(total, 1) for block in blocks]
+        return [block.time for block in blocks]
 
-    def amount(self, units: Sequence[Block]) -> float:
-        """How much has to go, in the terms of ``costs``. For ``error``, as much as there is.
+    def to_remove(self, blocks: Sequence[Block]) -> float:
+        """Total cost to remove, in the unit of ``costs``; for ``error``, the cost of all removable blocks.
 
-        Raises ``DeepresError`` where what can go is not enough.
+        Raises ``DeepresError`` if the removable blocks cost less than that, or if the target removes nothing.
         """
-        costs = self.costs(units)
-        most = sum(cost for unit, cost in zip(units, costs, strict=True) if unit.removable)
-        if self.what == "error":
+        costs = self.costs(blocks)
+        most = sum(cost for block, cost in zip(blocks, costs, strict=True) if block.removable)
+        if self.quantity == "error":
             return most
-        if self.what == "blocks":
-            goes = 1 - self.value / (len(units) if self.value >= 1 else 1)
+        if self.quantity == "blocks":
+            share = 1 - self.value / (len(blocks) if self.value >= 1 else 1)
         else:
-            goes = 1 - self.value
-        if goes <= 0:
-            raise DeepresError(f"--target {self}: the network has {len(units)} blocks, so nothing would have to go")
-        if goes > most + 1e-9:
+            share = 1 - self.value
+        if share <= 0:
+            raise DeepresError(f"--target {self}: the network has {len(blocks)} blocks, so none would be removed; give fewer")
+        if share > most + 1e-9:
             raise DeepresError(
-                f"--target {self}: only {100 * most:.0f} % of the {'blocks' if self.what == 'blocks' else self.what} lies in the "
-                f"{sum(unit.removable for unit in units)} of {len(units)} blocks that can be the identity; {100 * goes:.0f} % would "
-                "have to go"
+                f"--target {self}: {100 * share:.0f} % of the {'blocks' if self.quantity == 'blocks' else self.quantity} would have "
+                f"to be removed, and the {sum(block.removable for block in blocks)} removable blocks of {len(blocks)} hold only "
+                f"{100 * most:.0f} %; give a larger value"
             )
-        return goes
+        return share

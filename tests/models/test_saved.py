@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import deepres
+from deepres.cli.main import main
 from deepres.data import open_data
 
 SAVED = Path(__file__).parents[1] / "saved"
@@ -62,3 +64,18 @@ def test_a_run_that_was_interrupted_goes_on(tmp_path: Path, expected: dict[str, 
     result = deepres.resume(out, show=False)
     with torch.no_grad():
         check(result.model(digits), expected["halted/finished"])
+
+
+def test_a_shrinking_that_was_interrupted_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: dict[str, Tensor], digits: Tensor
+) -> None:
+    """One block was the identity and one constrained; the options and the checkpoint have names of the first release."""
+    shutil.copytree(SAVED / "shrinking", tmp_path / "shrinking")
+    shutil.copy(SAVED / "shrinking" / "net.safetensors", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(["shrink", "--resume", "shrinking"]) == 0
+    with torch.no_grad():
+        check(deepres.load("shrinking/blocks-4")(digits), expected["shrinking/finished"])
+    told = json.loads(Path("shrinking/blocks-4/shrink.json").read_text())
+    assert told["removed"] == ["stages.0.blocks.1", "stages.1.blocks.1"]
+    assert told["identity_at"] == {"stages.1.blocks.1": 13, "stages.0.blocks.1": 20}

@@ -21,10 +21,10 @@ from deepres import DeepresError
 from deepres.adapters import delete_blocks, find_blocks, logits_of
 from deepres.cli.main import main
 from deepres.models import open_model
-from deepres.shrinking import Press, Schedule, Target, time_ratio
+from deepres.shrinking import ResidualConstraint, ShrinkSchedule, Target, time_ratio
 from deepres.shrinking.api import shrink_recipe
-from deepres.shrinking.cost import measured_units
-from deepres.shrinking.press import relative_size
+from deepres.shrinking.constraint import residual_ratio
+from deepres.shrinking.cost import measured_blocks
 from deepres.shrinking.teacher import Teacher, distillation
 from deepres.training import Run, Trainer, recipe
 from deepres.training.distribute import DistributedContext
@@ -72,15 +72,15 @@ def test_an_identity_is_exact_and_so_is_its_deletion(name: str) -> None:
     build, shape, removable = MODELS[name]
     model = scramble(build())
     x = batch(shape)
-    units = measured_units(model, x)
+    units = measured_blocks(model, x)
     assert sum(unit.removable for unit in units) == removable
     assert all(unit.macs > 0 and unit.params > 0 for unit in units)
-    press = Press(units)
-    off = press.on()
+    constraint = ResidualConstraint(units)
+    off = constraint.attach()
     plain = logits_of(model, x)
     gone = [i for i, unit in enumerate(units) if unit.removable][1::2]
     for i in gone:
-        press.openness[i] = 0.0
+        constraint.scales[i] = 0.0
     pressed = logits_of(model, x)
     assert not torch.allclose(plain, pressed)
     off()
@@ -107,26 +107,26 @@ def test_the_penalty_and_its_gradient_agree_with_finite_differences(name: str) -
     model = scramble(build()).double()
     x = batch(shape).double() if shape else batch(shape)
     units = find_blocks(model)
-    press = Press(units)
+    constraint = ResidualConstraint(units)
     i = [j for j, unit in enumerate(units) if unit.removable][1]
-    press.wanted, press.openness[i] = {i}, 0.7
-    press.on()
+    constraint.measured, constraint.scales[i] = {i}, 0.7
+    constraint.attach()
     # the last weights of the branch move nothing but this unit's residual
     site = units[i].sites[-1]
     weight = [p for module in site.branch_modules for p in module.parameters()][-1]
     logits_of(model, x)
-    size = press.size(i)
+    size = constraint.ratio(i)
     assert size is not None and float(size.detach()) > 0
     (grad,) = torch.autograd.grad(size, weight)
     direction = torch.randn_like(weight)
     values = []
     for sign in (1, -1):
-        press.clear()
+        constraint.clear()
         with torch.no_grad():
             weight += sign * 1e-6 * direction
             logits_of(model, x)
             weight -= sign * 1e-6 * direction
-        values.append(float(press.size(i)))  # type: ignore[arg-type]
+        values.append(float(constraint.ratio(i)))  # type: ignore[arg-type]
     slope = (values[0] - values[1]) / 2e-6
     assert slope == pytest.approx(float((grad * direction).sum()), rel=1e-4, abs=1e-9)
 
@@ -134,11 +134,11 @@ def test_the_penalty_and_its_gradient_agree_with_finite_differences(name: str) -
 def test_the_size_is_against_the_shortcut() -> None:
     branch, shortcut = torch.randn(4, 3, 5, 5, requires_grad=True), torch.randn(4, 3, 5, 5, requires_grad=True)
     expected = sum(float((branch[n].norm() / shortcut[n].norm()).detach()) for n in range(4)) / 4
-    size = relative_size(branch, shortcut)
+    size = residual_ratio(branch, shortcut)
     assert float(size.detach()) == pytest.approx(expected, rel=1e-6)
     size.backward()
     assert branch.grad is not None and shortcut.grad is None
-    torch.testing.assert_close(relative_size(3 * branch, 3 * shortcut), size)  # a scale of the whole signal is no cost
+    torch.testing.assert_close(residual_ratio(3 * branch, 3 * shortcut), size)  # a scale of the whole signal is no cost
 
 
 def test_distillation_is_nothing_between_equals() -> None:
@@ -173,8 +173,8 @@ def test_a_teacher_that_is_outdone_teaches_no_more() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("time", "give what shall be left"),
-        ("speed=0.5", "give what shall be left"),
+        ("time", "is not a target"),
+        ("speed=0.5", "is not a target"),
         ("time=1.5", "between 0 and 1"),
         ("blocks=2.5", "a whole number of blocks"),
         ("macs=0", "between 0 and 1"),
@@ -186,18 +186,20 @@ def test_targets_that_are_none(text: str, says: str) -> None:
 
 
 def test_what_cannot_be_met_is_said_with_figures() -> None:
-    units = measured_units(deepres.create("resnet20-cifar"), torch.randn(2, 3, 8, 8))
-    with pytest.raises(DeepresError, match=r"only 78 % of the blocks lies in the 7 of 9 blocks.* 89 % would have to go"):
-        Target.parse("blocks=1").amount(units)
-    with pytest.raises(DeepresError, match="nothing would have to go"):
-        Target.parse("blocks=9").amount(units)
-    assert Target.parse("blocks=5").amount(units) == pytest.approx(4 / 9)
-    assert Target.parse("params=0.8").amount(units) == pytest.approx(0.2)
+    units = measured_blocks(deepres.create("resnet20-cifar"), torch.randn(2, 3, 8, 8))
+    with pytest.raises(
+        DeepresError, match=r"89 % of the blocks would have to be removed.* 7 removable blocks of 9 hold only 78 %"
+    ):
+        Target.parse("blocks=1").to_remove(units)
+    with pytest.raises(DeepresError, match="none would be removed"):
+        Target.parse("blocks=9").to_remove(units)
+    assert Target.parse("blocks=5").to_remove(units) == pytest.approx(4 / 9)
+    assert Target.parse("params=0.8").to_remove(units) == pytest.approx(0.2)
     assert str(Target.parse("error=+0.3")) == "error=+0.3"
     with pytest.raises(DeepresError, match="no residual block that could be the identity"):
         deepres.shrink("plain20-cifar", "digits", "blocks=0.5", epochs=1, **FAST)
-    with pytest.raises(DeepresError, match="0 <= learn < press < 1"):
-        Schedule(Target.parse("time=0.5"), learn=0.6, press=0.5)
+    with pytest.raises(DeepresError, match="0 <= learn < constrain < 1"):
+        ShrinkSchedule(Target.parse("time=0.5"), learn=0.6, constrain=0.5)
     with pytest.raises(DeepresError, match="did you mean"):
         deepres.shrink("resnet20-cifer", "digits", **FAST)
 
@@ -210,15 +212,15 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[deepres.shrink.Shri
 
 def test_it_shrinks_and_still_reads_digits(small) -> None:
     found, out = small
-    assert found.blocks == (9, 5) and len(found.removed) == 4 and set(found.closed_at) == set(found.removed)
+    assert found.blocks == (9, 5) and len(found.removed) == 4 and set(found.identity_at) == set(found.removed)
     assert found.difference < 1e-5 and found.result.test.top1 < 12
     assert sum(found.model.config.blocks) == 5
-    assert set(found.kept_for_shape) == {"stages.1.blocks.0", "stages.2.blocks.0"}
+    assert set(found.not_removable) == {"stages.1.blocks.0", "stages.2.blocks.0"}
     # before pressing every block speaks; at the end the removed ones are silent and the others are not
     first, last = found.history[0], found.history[-1]
-    assert min(first.sizes) > 0.05 and first.gone == 0 and last.gone == 4
-    assert [path for path, size in zip(found.units, last.sizes, strict=True) if size == 0] == sorted(found.removed)
-    assert any("4 of 9 blocks are gone" in line for line in found.summary())
+    assert min(first.ratios) > 0.05 and first.identities == 0 and last.identities == 4
+    assert [path for path, size in zip(found.block_paths, last.ratios, strict=True) if size == 0] == sorted(found.removed)
+    assert any("4 of 9 blocks were removed" in line for line in found.summary())
     # an ordinary network: everything else works on it
     model = deepres.load(out)
     x = torch.randn(3, 1, 8, 8)
@@ -263,7 +265,7 @@ def test_a_shrinking_killed_anywhere_resumes_to_the_same_bits(small, tmp_path: P
 def test_from_a_trained_network_with_its_own_answers(small, tmp_path: Path) -> None:
     given = copy.deepcopy(small[0].model)
     again = deepres.shrink(given, "digits", "blocks=4", epochs=3, recipe="digits", lr=0.02, **FAST)
-    assert again.blocks == (5, 4) and again.before is not None
+    assert again.blocks == (5, 4) and again.error_before is not None
     for name, tensor in given.state_dict().items():
         assert torch.equal(tensor, small[0].model.state_dict()[name])  # what was given is left as it was
 
@@ -288,9 +290,9 @@ def test_a_run_is_shrunk_at_half_of_the_rate_it_was_trained_at(small, tmp_path: 
 def test_an_error_that_may_not_rise_keeps_the_blocks(small) -> None:
     said: list[str] = []
     kept = deepres.shrink(
-        small[0].model, "digits", "error=+0", epochs=2, recipe="digits", lr=0.3, distil=0.0, say=said.append, **FAST
+        small[0].model, "digits", "error=+0", epochs=2, recipe="digits", lr=0.3, distil=0.0, log=said.append, **FAST
     )
-    assert len(kept.removed) < 3 and any("no further block goes" in line for line in said)
+    assert len(kept.removed) < 3 and any("no further block is removed" in line for line in said)
 
 
 @pytest.mark.parametrize("name", ["torchvision", "ViT", "timm"])
@@ -353,7 +355,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["shrink", "--resume", str(tmp_path)], "nothing to go on with"),
         (
             ["shrink", "torchvision.models:resnet18", "--data", "digits", "--target", "blocks=1", "--out", str(tmp_path / "x")],
-            "would have",
+            "would have to be removed",
         ),
     ):
         assert main(wrong) == 2, wrong
@@ -373,7 +375,7 @@ def test_a_language_model_from_its_folder_and_a_text(tmp_path: Path, capsys: pyt
     assert main(["train", "--net", net, "--recipe", "finetune", "--epochs", "1", *common, "--out", str(tmp_path / "run")]) == 2
     assert "give --size 16 or less" in capsys.readouterr().err and not (tmp_path / "run").exists()
     assert main(["shrink", net, "--target", "blocks=2", "--epochs", "2", *common, "--out", str(tmp_path / "small")]) == 0
-    assert "2 of 4 blocks are gone" in capsys.readouterr().out
+    assert "2 of 4 blocks were removed" in capsys.readouterr().out
     small = deepres.load(tmp_path / "small" / "blocks-2")
     assert isinstance(small, GPT2LMHeadModel) and small.config.n_layer == 2 and len(small.transformer.h) == 2
     assert deepres.evaluate(tmp_path / "small" / "blocks-2", tmp_path / "play.txt").top1 < 95
