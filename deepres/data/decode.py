@@ -41,6 +41,18 @@ def is_image_name(name: str) -> bool:
     return dot > name.rfind("/") and name[dot:].lower() in image_suffixes()
 
 
+def suffix_of(data: bytes) -> str:
+    """The usual suffix of an encoded image, such as ``".png"``; empty where its format is not known."""
+    try:
+        with Image.open(io.BytesIO(data), formats=image_formats()) as image:
+            name = image.format or ""
+    except Exception:  # as in ``open_image``
+        return ""
+    usual = {"JPEG": ".jpg", "TIFF": ".tif"}.get(name, f".{name.lower()}")
+    known = [suffix for suffix, one in Image.registered_extensions().items() if one == name]
+    return usual if usual in known else next(iter(known), "")
+
+
 def grey_bytes(values: np.ndarray, full: float) -> np.ndarray:
     """Scale values of [0, ``full``] to bytes; what lies outside is clipped, and not-a-number is black."""
     scaled = np.nan_to_num(values.astype(np.float64), nan=0.0) * (255.0 / full)

@@ -6,7 +6,7 @@ import hashlib
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +15,7 @@ from deepres.errors import DeepresError
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One encoded image: a file, a stretch of a tar shard, or a member of a zip."""
+    """One encoded image: a file, a stretch of a larger file, or a member of a zip."""
 
     path: str
     label: int
@@ -23,10 +23,11 @@ class Item:
     length: int = 0
     member: str = ""  # its name in the shard
     zipped: Literal["", "stored", "deflated"] = ""
+    shown: str = ""  # what messages call it, such as FILE.parquet:row 3, where that is not its path and member
 
     @property
     def name(self) -> str:
-        return f"{self.path}:{self.member}" if self.member else self.path
+        return self.shown or (f"{self.path}:{self.member}" if self.member else self.path)
 
     def read(self) -> bytes:
         with open(self.path, "rb") as file:
@@ -54,23 +55,33 @@ class Listing:
     notes: tuple[str, ...] = ()
 
 
-def listed(name: str, found: Iterable[tuple[str, str, Item]], notes: Sequence[str] = (), *, numbers: bool = False) -> Listing:
-    """Number the classes of (split, class, item) in alphabetical order; with ``numbers``, classes 0, 1, ..., 10 by value.
+def listed(
+    name: str,
+    found: Iterable[tuple[str, str, Item]],
+    notes: Sequence[str] = (),
+    *,
+    numbers: bool = False,
+    classes: Sequence[str] | None = None,
+) -> Listing:
+    """Number the classes of (split, class, item) as in ``classes``, by default in alphabetical order; with ``numbers``, classes 0, 1, ..., 10
+    by value.
 
-    Raises ``DeepresError`` where there are fewer than two.
+    Raises ``DeepresError`` where there are fewer than two, or no images.
     """
     found = list(found)
-    classes = sorted({label for _, label, _ in found})
-    if numbers and all(label.isdecimal() for label in classes):
-        classes.sort(key=int)
+    if classes is None:
+        classes = sorted({label for _, label, _ in found})
+        if numbers and all(label.isdecimal() for label in classes):
+            classes.sort(key=int)
+    elif not found:
+        raise DeepresError(f"{name}: holds no labelled images")
     if len(classes) < 2:
         only = classes[0] if classes else "none"
         raise DeepresError(f"{name}: only one class, {only!r}; at least two folders of images are needed to tell apart")
     number = {label: i for i, label in enumerate(classes)}
     splits: dict[str, list[Item]] = {}
     for split, label, item in found:
-        one = Item(item.path, number[label], item.offset, item.length, item.member, item.zipped)
-        splits.setdefault(split, []).append(one)
+        splits.setdefault(split, []).append(replace(item, label=number[label]))
     return Listing(tuple(classes), {split: tuple(items) for split, items in splits.items()}, tuple(notes))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from deepres.data.decode import UnreadableImage, open_image
+from deepres.data.decode import UnreadableImage, is_image_name, open_image, suffix_of
 from deepres.data.files import Item, Listing
 from deepres.data.loader import seeded
 from deepres.data.readers import find
@@ -20,7 +20,7 @@ from deepres.errors import DeepresError
 
 @dataclass(frozen=True)
 class Packed:
-    """What came of it."""
+    """Result of ``pack``."""
 
     shards: tuple[Path, ...]
     images: int
@@ -67,7 +67,7 @@ def pack(
                 except (UnreadableImage, OSError):
                     bad.append(items[i].name)
                     continue
-                writer.add("/".join(filter(None, (split, found.classes[items[i].label], _file(items[i], i)))), data)
+                writer.add("/".join(filter(None, (split, found.classes[items[i].label], _file(items[i], i, data)))), data)
                 images += 1
         except BaseException:
             writer.abandon()
@@ -78,10 +78,10 @@ def pack(
     return Packed(tuple(shards), images, tuple(bad))
 
 
-def _file(item: Item, index: int) -> str:
-    """A name of its own in the shard, whatever folders the file came from."""
-    path = Path(item.member or item.path)
-    return f"{index:08d}-{path.name}"
+def _file(item: Item, index: int, data: bytes) -> str:
+    """A name of its own in the shard, whatever folders the file came from. A row of a table has no name, only a format."""
+    name = Path(item.member or item.path).name
+    return f"{index:08d}-{name}" if is_image_name(name) else f"{index:08d}{suffix_of(data)}"
 
 
 class _Writer:

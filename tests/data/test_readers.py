@@ -14,28 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from pictures import picture, tree, write
 
 from deepres import DeepresError
 from deepres.data import Resident, open_data
-
-
-def picture(value: int, side: int = 12) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("L", (side, side), value).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write(root: Path, names: list[str]) -> Path:
-    for i, name in enumerate(names):
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture(i))
-    return root
-
-
-def tree(*splits: str, each: int = 6) -> list[str]:
-    return [f"{split}/{label}/{i}.png".lstrip("/") for split in splits for label in ("cat", "dog") for i in range(each)]
 
 
 @pytest.mark.parametrize("names", [("Training", "Testing"), ("TRAIN", "dev"), ("train", "eval"), ("training_set", "test_set")])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deepres.data.files import Listing
-from deepres.data.readers import arrays, kaggle, table, tars
+from deepres.data.readers import arrays, arrow, kaggle, table, tars
 from deepres.data.readers.arrays import Arrays
 from deepres.data.tree import folder_tree, zip_tree
 from deepres.errors import DeepresError
@@ -30,10 +30,12 @@ def _suffix(*suffixes: str) -> Callable[[Path], bool]:
 READERS = (
     Reader("a table of paths and labels", _suffix(".csv", ".tsv", ".jsonl"), table.read),
     Reader("a NumPy archive", _suffix(".npz"), arrays.npz),
+    Reader("a Parquet or Arrow file", _suffix(".parquet", ".arrow"), arrow.read),
     Reader("a tar file", _suffix(".tar"), lambda path: tars.read(str(path), [path])),
     Reader("a zip", _suffix(".zip"), lambda path: kaggle.read(zip_tree(path))),
     Reader("CIFAR's Python files", lambda path: path.is_dir() and arrays.is_cifar(path), arrays.cifar),
     Reader("MNIST's idx files", lambda path: path.is_dir() and arrays.is_mnist(path), arrays.mnist),
+    Reader("Parquet or Arrow files", lambda path: path.is_dir() and arrow.is_arrow_folder(path), arrow.read_folder),
     Reader("tar shards", lambda path: any(path.glob("*.tar")), lambda path: tars.read(str(path), sorted(path.glob("*.tar")))),
     Reader("a folder", Path.is_dir, lambda path: kaggle.read(folder_tree(path))),
 )
