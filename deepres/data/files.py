@@ -63,8 +63,9 @@ def listed(
     numbers: bool = False,
     classes: Sequence[str] | None = None,
 ) -> Listing:
-    """Number the classes of (split, class, item) as in ``classes``, by default in alphabetical order; with ``numbers``, classes 0, 1, ..., 10
-    by value.
+    """Number the classes of (split, class, item) as in ``classes``, by default in alphabetical order.
+
+    ``numbers``: classes that are numbers are ordered by value, 9 before 10.
 
     Raises ``DeepresError`` where there are fewer than two, or no images.
     """

@@ -88,7 +88,8 @@ def written(path: Path) -> dict[str, list[str]]:
 
 def _class_labels(lines: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """Only these lines of the YAML block are understood, so that no YAML library is needed."""
-    column, names = "", None
+    column = ""
+    names: list[str] | None = None
     for line in lines:
         if names is not None:
             if found := re.fullmatch(r"\s*'?\"?(\d+)'?\"?:\s*(.+?)\s*", line):

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from deepres.data.readers.arrow.features import Columns, choose
-from deepres.data.readers.arrow.rows import Column, batches, locate, stream
 from deepres.data.decode import is_image_name
 from deepres.data.files import Item, Listing, listed
+from deepres.data.readers.arrow.features import Columns, choose
+from deepres.data.readers.arrow.rows import Column, batches, locate, stream
 from deepres.data.readers.classes import split_of
 from deepres.data.tree import is_system
 from deepres.errors import DeepresError
