@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from deepres.adapters.site import Site, sites
-from deepres.adapters.surgery import can_delete
+from deepres.adapters.surgery import can_delete, norms_behind
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +17,7 @@ class Block:
     index: int  # counted from 1, over all blocks
     path: str
     sites: tuple[Site, ...]
-    removable: bool  # whether it can become the identity: its shortcut is one, and its list can do without it
+    removable: bool  # whether its branches can go for good: its shortcuts are identities, and its list can do without it
     params: int
     time: float = 0.0  # its share of a forward pass, measured
     macs: int = 0  # multiply-adds of one example
@@ -31,6 +31,14 @@ class Block:
     def reshapes(self) -> bool:
         """Whether it changes the signal's shape, so that it is no identity without its branch."""
         return any(site.reshapes for site in self.sites)
+
+    def without_branches(self, x: Tensor) -> Tensor:
+        """The block's output for the signal ``x`` when all of its branches are zero: ``x`` itself, unless norms follow its sums."""
+        if not self.sites[0].is_inner:
+            return self.sites[0].without_branch(x)
+        for norm in norms_behind(self.sites[0].block):
+            x = norm(x)
+        return x
 
 
 def find_blocks(model: nn.Module) -> list[Block]:

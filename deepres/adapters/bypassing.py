@@ -11,7 +11,7 @@ from torch import Tensor
 from deepres.adapters.calls import (
     PassOn,
     ZeroBranch,
-    check_cache,
+    check_caches,
     gather,
     kept_rows,
     patched,
@@ -71,17 +71,16 @@ def _bypass_part(site: Site, skip: Tensor | None) -> Iterator[None]:
         rows = len(x)
         keep = None if skip is None else kept_rows(skip, rows, site.folds_rows)
         if keep is None or len(keep) == 0:
+            check_caches(args, kwargs, start)
             return pass_on(*args, **kwargs)
         if len(keep) == rows:
             return first(*args, **kwargs)
-        own_args, own_kwargs = gather((args, kwargs), keep, rows)
+        own_args, own_kwargs = gather((args, kwargs), keep, rows, start, x.shape[1])
         return first(*own_args, **own_kwargs)
 
     def compute(*args: Any, **kwargs: Any) -> Any:
         if keep is None or len(keep) == 0:
-            for value in (*args, *kwargs.values()):
-                if hasattr(value, "get_seq_length"):
-                    check_cache(value, core, signal_of(args, kwargs).shape[1])
+            check_caches(args, kwargs, core)
             return nothing(*args, **kwargs)
         if len(keep) == rows or pattern.folds:
             return work(*args, **kwargs)

@@ -65,6 +65,13 @@ def check_cache(cache: Any, core: nn.Module | None, length: int) -> None:
         raise DeepresError("a block cannot be bypassed while a cache of keys and values is in use; pass use_cache=False")
 
 
+def check_caches(args: tuple[Any, ...], kwargs: Mapping[str, Any], core: nn.Module) -> None:
+    """``check_cache`` of each cache among the arguments of a call of ``core``, which the whole batch skips."""
+    for value in (*args, *kwargs.values()):
+        if hasattr(value, "get_seq_length"):
+            check_cache(value, core, signal_of(args, kwargs).shape[1])
+
+
 def kept_rows(skip: Tensor, rows: int, folded: bool) -> Tensor:
     """Indices of the rows that do not skip. Where rows are folded, all rows of an example do as ``skip`` (N,) says of it."""
     if skip.ndim != 1 or not (len(skip) == rows or (folded and len(skip) and rows % len(skip) == 0)):

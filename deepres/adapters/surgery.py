@@ -11,6 +11,7 @@ from torch import nn
 
 from deepres.adapters.adapter import Adapter, patterns_of, runs_in_order
 from deepres.adapters.calls import PassOn, ZeroBranch
+from deepres.adapters.patterns import SitePattern
 from deepres.errors import DeepresError
 
 if TYPE_CHECKING:
@@ -50,20 +51,33 @@ def delete_blocks(model: nn.Module, paths: Iterable[str]) -> None:
     """Delete the blocks at ``paths``; those behind them in their list move up, as if the network had been built without them.
 
     The configuration follows: depth, per-layer lists and the numbers by which a layer knows its place. What a block did is
-    gone, so this is for blocks that compute the identity, or whose ablation is wanted.
+    gone, so this is for blocks that compute the identity, or whose ablation is wanted. A Transformer's layer with norms behind
+    its sums is not the identity without its branches, so only these go: it stays in its list, and its norms with it.
 
     Raises ``DeepresError`` for a block that does not stand in a list, or that its stage is built on.
     """
     paths = sorted(paths, key=_order, reverse=True)  # from the end, so that the paths in front stay right
+    gone = []
     for path in paths:
         adapter, owners = _adapter(model, path), _owners(model, path)
         if reason := why_not_deletable(model, path):
             raise DeepresError(f"block {path!r} cannot be deleted: {reason}")
+        if norms_behind(model.get_submodule(path)):
+            _remove_branches(owners, path.rpartition(".")[2])
+            continue
+        gone.append(path)
         name, before = path.rpartition(".")[2], len(owners[-1]._modules)
         index = list(owners[-1]._modules).index(name)
         _drop(owners[-1], name)
         adapter.deleted(owners, index, before)
-    _note(model, paths)
+    if gone:  # removed parts are noted by the modules that stand in for them
+        _note(model, gone)
+
+
+def norms_behind(block: nn.Module) -> list[nn.Module]:
+    """The norms behind the sums of a block with several sites, such as BERT's layers; empty where none follow."""
+    found = [row.find(block, "after") for row in patterns_of(block)[1] if row.part]
+    return [norm for norm in found if norm is not None]
 
 
 def remove_site(site: Site) -> None:
@@ -95,16 +109,33 @@ def remove_site(site: Site) -> None:
 
 
 def _remove_part(site: Site, owners: Sequence[nn.Module]) -> None:
-    pattern = site.pattern
     adapter = _adapter(site.model, site.path)
     if reason := adapter.part_irremovable(owners, site.need("core")):
         raise DeepresError(f"site {site.name!r} cannot be removed: {reason}")
-    stands_in = {"start": PassOn(pattern.start_pair), "core": ZeroBranch(pattern.pair)}
-    for part, module in stands_in.items():
-        name = pattern.name_in(site.block, part)
-        assert name is not None
-        site.block.set_submodule(name, module)
+    _stand_in(site.block, site.pattern)
     adapter.part_removed(owners, site.block)
+
+
+def _remove_branches(owners: Sequence[nn.Module], name: str) -> None:
+    """All branches of the block ``name`` in ``owners[-1]``; its norms stay."""
+    block = owners[-1].get_submodule(name)
+    adapter, rows = patterns_of(block)
+    for row in rows:
+        core = row.find(block, "core")
+        assert core is not None
+        if reason := adapter.part_irremovable(owners, core):
+            raise DeepresError(f"block {name!r} cannot be deleted: {reason}")
+        if not isinstance(core, ZeroBranch):
+            _stand_in(block, row)
+    adapter.part_removed(owners, block)
+
+
+def _stand_in(block: nn.Module, pattern: SitePattern) -> None:
+    """Put modules without weights, which add nothing to the sum, in the place of a branch's start and core."""
+    for part, module in (("start", PassOn(pattern.start_pair)), ("core", ZeroBranch(pattern.pair))):
+        name = pattern.name_in(block, part)
+        assert name is not None
+        block.set_submodule(name, module)
 
 
 def removed_parts(model: nn.Module) -> list[str]:

@@ -140,8 +140,7 @@ class Router(nn.Module):
             call.trace.ran[call.rows[keep if len(keep) == len(x) else keep.expand(len(x))].cpu(), i] = True
         if count == len(x):
             return original(x, *args, **kwargs)
-        site = self.units[i].sites[0]
-        skipped = x if site.is_inner else site.without_branch(x)  # a Transformer's whole layer passes x itself
+        skipped = self.units[i].without_branches(x)
         if count == 0:
             return skipped
         index = keep.nonzero().squeeze(1)

@@ -9,7 +9,7 @@ from torch import nn
 
 import deepres
 from deepres import DeepresError
-from deepres.adapters import GradientSplit, Observation, Site
+from deepres.adapters import GradientSplit, Observation, Site, delete_blocks, find_blocks
 
 MODELS = {
     "ours": (lambda: deepres.create("resnet20-cifar"), 9),
@@ -317,3 +317,30 @@ def test_a_users_block_may_hold_two_sites() -> None:
         torch.testing.assert_close(net(x), net[1](x + net[0].a(net[0].n1(x))))
     with pytest.raises(DeepresError, match="belong together"):
         deepres.register_site(TwoPart, part="a", end="a")
+
+
+class PostNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.n1, self.n2 = nn.Linear(8, 8), nn.Linear(8, 8), nn.LayerNorm(8), nn.LayerNorm(8)
+        self.drop = nn.Dropout(0.1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.n1(x + self.drop(self.a(x)))
+        return self.n2(x + self.b(x))
+
+
+@torch.no_grad()
+def test_a_deleted_post_norm_block_keeps_its_norms() -> None:
+    deepres.register_site(PostNorm, part="a", start="a", core="a", end="drop", after="n1")
+    deepres.register_site(PostNorm, part="b", start="b", core="b", end="b", after="n2")
+    net, x = nn.Sequential(PostNorm(), PostNorm(), PostNorm()).eval(), torch.randn(4, 3, 8)
+    expected = net[2](net[1].n2(net[1].n1(net[0](x))))
+    block = find_blocks(net)[1]
+    assert block.removable
+    torch.testing.assert_close(block.without_branches(net[0](x)), net[1].n2(net[1].n1(net[0](x))))
+    with block.sites[0].bypass(), block.sites[1].bypass():
+        torch.testing.assert_close(net(x), expected)
+    delete_blocks(net, [block.path])
+    torch.testing.assert_close(net(x), expected)
+    assert [site.name for site in deepres.sites(net)] == ["0.a", "0.b", "2.a", "2.b"]

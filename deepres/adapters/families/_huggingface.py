@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from deepres.adapters.adapter import Adapter, Owners
@@ -26,7 +30,7 @@ class HuggingFace(Adapter):
         for config in configurations(owners):
             if getattr(config, "num_hidden_layers", None) == before:
                 shorten(config, index, before)
-        self.part_removed(owners, owners[-1])
+        self._renumber(owners)
 
     def part_irremovable(self, owners: Owners, core: nn.Module) -> str:
         kinds = {kind for config in configurations(owners) for kind in getattr(config, "layer_types", None) or ()}
@@ -36,6 +40,12 @@ class HuggingFace(Adapter):
 
     def part_removed(self, owners: Owners, block: nn.Module) -> None:
         """The attentions that are left number themselves anew, since a cache reads its length off the first of them."""
+        self._renumber(owners)
+        for owner in owners:
+            if hasattr(owner, "save_pretrained"):  # no configuration says that a layer lacks a branch
+                owner.save_pretrained = partial(_save_with_zeros, owner)  # type: ignore[assignment]
+
+    def _renumber(self, owners: Owners) -> None:
         left = [m for m in owners[0].modules() if isinstance(getattr(m, "layer_idx", None), int)]
         places = sorted({int(m.layer_idx) for m in left})  # type: ignore[arg-type]
         for module in left:
@@ -47,6 +57,18 @@ class HuggingFace(Adapter):
         image = getattr(config, "image_size", None)
         size = image if isinstance(image, int) else longest
         return {"layout": "NLC", "size": size, "labels": labels(config)}
+
+
+def _save_with_zeros(model: Any, folder: str | Path, **options: Any) -> None:
+    """``model.save_pretrained``, with zeros for the weights of removed branches.
+
+    transformers builds every layer whole, so what it loads from ``folder`` computes what ``model`` does, at the whole network's cost.
+    """
+    with torch.device("meta"):
+        whole = type(model)._from_config(copy.deepcopy(model.config)).state_dict()
+    state = options.pop("state_dict", None) or model.state_dict()
+    gone = {name: torch.zeros(tensor.shape, dtype=model.dtype) for name, tensor in whole.items() if name not in state}
+    type(model).save_pretrained(model, folder, state_dict={**state, **gone}, **options)
 
 
 def configurations(owners: Owners) -> list[Any]:
