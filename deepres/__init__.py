@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from deepres.models import load, save
     from deepres.nn import create, deepen, names
     from deepres.shrinking import shrink
-    from deepres.training import Run, resume, train
+    from deepres.training import Run, accelerate, resume, train
 
 __version__ = "0.2.0"
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "DeepresError",
     "Run",
     "Site",
+    "accelerate",
     "create",
     "deepen",
     "evaluate",
@@ -52,7 +53,7 @@ _PUBLIC = {
     "deepres.adapters": ("Site", "register_site", "sites"),
     "deepres.models": ("load", "save"),
     "deepres.evaluation": ("evaluate", "predict"),
-    "deepres.training": ("Run", "resume", "train"),
+    "deepres.training": ("Run", "accelerate", "resume", "train"),
     "deepres.shrinking": ("shrink",),
     "deepres.ghosting": ("ghost", "load_ghost"),
     "deepres.engines": ("optimize",),

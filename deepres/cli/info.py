@@ -81,7 +81,7 @@ def environment() -> int:
     import psutil
     import torch
 
-    from deepres import __version__
+    from deepres import __version__, kernels
 
     say(f"deepres {__version__}, Python {platform.python_version()}, {platform.platform()}")
     for name in ("torch", "torchvision", "timm", "transformers", "fastapi"):
@@ -91,6 +91,7 @@ def environment() -> int:
             say(f"{name} is not installed")
     memory = psutil.virtual_memory().total / 2**30
     say(f"CPU: {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores, {memory:.1f} GiB of memory")
+    say(f"training kernels: {kernels.status()}")
     for i in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(i)
         say(f"GPU {i}: {found.name}, {found.total_memory / 2**30:.1f} GiB of memory")

@@ -2,6 +2,7 @@
 
 from deepres.training.distribute import local_norms
 from deepres.training.epoch import Interrupted
+from deepres.training.fusion import accelerate, undo_acceleration
 from deepres.training.guard import NonFinite
 from deepres.training.loop import Result, resume, train
 from deepres.training.progress import Record, read_log
@@ -18,9 +19,11 @@ __all__ = [
     "Result",
     "Run",
     "Trainer",
+    "accelerate",
     "local_norms",
     "read_log",
     "recipe",
     "resume",
     "train",
+    "undo_acceleration",
 ]

@@ -29,6 +29,7 @@ from deepres.training import checkpoint, memory
 from deepres.training.deprecated import callbacks_from
 from deepres.training.distribute import ONE_VALUE, DistributedContext, join_processes
 from deepres.training.epoch import finish_epoch, train_epoch
+from deepres.training.fusion import undo_acceleration
 from deepres.training.network import training_model
 from deepres.training.progress import Progress, Record, read_log
 from deepres.training.recipe import Recipe, usual_recipe
@@ -192,6 +193,7 @@ def _train(
         trainer.progress = Progress(**state["progress"])  # where callbacks begin
     results: list[Result] = []
     with trainer.heap(), _stoppable() as stop, contextlib.ExitStack() as ends:
+        ends.callback(lambda: undo_acceleration(trainer.model))
         for callback in trainer.callbacks:
             callback.run_begins(trainer)
             ends.callback(lambda one: one.run_ends(trainer, results[0] if results else None), callback)
@@ -239,6 +241,7 @@ def _conclude(trainer: Trainer, history: list[Record], out: Path | None) -> Resu
         (out / "result.json").write_text(json.dumps(summary, indent=1))
     trainer.context.barrier()  # what the first process wrote is there for all, when they return
     memory.recompute(final, memory.RecomputePlan())
+    undo_acceleration(final)
     return Result(
         run, final.eval(), history, progress.best_epoch, progress.best, test, progress.seconds, trainer.speed.name, out
     )

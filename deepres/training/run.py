@@ -42,7 +42,7 @@ class Run:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)  # more fields of the network's configuration
     size: int | None = None  # side of the input in pixels [the images' own, or 224]
     init: str | None = None  # weights to start from: a run or a file; a head of another size is left out
-    # auto, exact (float32, the same bits every time), float32, bf16, each also with -channels-last or -compiled behind it
+    # auto, exact (float32, the same bits every time), float32, bf16, each also with -channels-last, -fused or -compiled behind it
     speed: str = "auto"
     memory: str = "auto"  # auto, all (no activation checkpointing), or the most to use, such as 3GiB
     sync_norm: bool = False  # compute batch norm over the global batch of all processes

@@ -17,9 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepres import kernels
 from deepres.adapters import flat, logits_in
 from deepres.data import cache_folder
 from deepres.evaluation.timing import alternate
+from deepres.training.fusion import accelerate
 
 COMPILE_SECONDS = 60.0  # what compiling costs at first, roughly; a run has to be long enough to earn it back
 TIE = 0.02  # what a trial cannot tell apart
@@ -34,6 +36,7 @@ class Speed:
     bf16: bool = False
     channels_last: bool = False
     compile: bool = False
+    fused: bool = False  # the kernels of ``deepres.kernels`` in place of norms, sums and activations
     deterministic: bool = False
 
     @property
@@ -52,9 +55,13 @@ SPEEDS = {
         Speed("float32-channels-last", channels_last=True),
         Speed("bf16", bf16=True),
         Speed("bf16-channels-last", bf16=True, channels_last=True),
+        Speed("float32-fused", channels_last=True, fused=True),
+        Speed("bf16-fused", bf16=True, channels_last=True, fused=True),
         Speed("float32-compiled", channels_last=True, compile=True),
         Speed("bf16-compiled", bf16=True, channels_last=True, compile=True),
         Speed("bf16-compiled-contiguous", bf16=True, compile=True),
+        Speed("float32-fused-compiled", channels_last=True, fused=True, compile=True),
+        Speed("bf16-fused-compiled", bf16=True, channels_last=True, fused=True, compile=True),
     )
 }
 
@@ -88,6 +95,8 @@ def exactness(speed: Speed) -> Iterator[None]:
 def _stepper(model: nn.Module, images: Tensor, labels: Tensor, speed: Speed) -> Callable[[], None]:
     """A training step of a copy of ``model``."""
     net = copy.deepcopy(model).to(memory_format=speed.layout).train()
+    if speed.fused:
+        accelerate(net)
     call = torch.compile(net) if speed.compile else net
     optimizer = torch.optim.SGD(net.parameters(), 1e-4, 0.9)
     x = images.to(memory_format=speed.layout) if images.ndim == 4 else images
@@ -122,6 +131,10 @@ def race(
     return {name: fastest * statistics.median(part) for name, part in zip(steps, parts, strict=True)}
 
 
+def _has_norms(model: nn.Module) -> bool:
+    return any(type(module) is nn.BatchNorm2d for module in model.modules())
+
+
 def _machine(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -145,7 +158,12 @@ def choose(model: nn.Module, images: Tensor, labels: Tensor, steps: int) -> Spee
         known = json.loads(path.read_text())
     times = dict(known.get(key, {}))
     emulated = images.device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported()  # bf16, many times slower
-    able = [speed for speed in SPEEDS.values() if not speed.deterministic and not (speed.bf16 and emulated)]
+    fusible = images.device.type == "cpu" and _has_norms(model) and kernels.status().capability is not None
+    able = [
+        speed
+        for speed in SPEEDS.values()
+        if not speed.deterministic and not (speed.bf16 and emulated) and not (speed.fused and not fusible)
+    ]
     new = [speed for speed in able if not speed.compile and speed.name not in times]
     if new:
         times |= race(model, images, labels, new)
@@ -165,6 +183,6 @@ def choose(model: nn.Module, images: Tensor, labels: Tensor, steps: int) -> Spee
         name: seconds * steps * (1 - TIE * SPEEDS[name].compile)
         + (COMPILE_SECONDS if SPEEDS[name].compile and name not in compiled else 0)
         for name, seconds in times.items()
-        if name in SPEEDS
+        if SPEEDS.get(name) in able
     }
     return SPEEDS[min(whole, key=whole.__getitem__)]

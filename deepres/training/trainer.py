@@ -20,6 +20,7 @@ from deepres.evaluation import Evaluation, measure
 from deepres.models import read, save
 from deepres.training import checkpoint, memory
 from deepres.training.distribute import DistributedContext, synchronise_norms
+from deepres.training.fusion import accelerate
 from deepres.training.heap import heap_kept
 from deepres.training.network import training_model
 from deepres.training.optimizer import KEPT, SideOptimizer, optimizer_for
@@ -93,6 +94,8 @@ class Trainer:
     def _build(self) -> None:
         """Make what is made of the network's weights: optimizer, averages, wrappers. Momentum is kept for the weights that stay."""
         context = self.context
+        if self.speed.fused:
+            accelerate(self.model)
         before = self.optimizer.state if self.optimizer is not None else {}
         self.optimizer = optimizer_for(self.model, self.recipe)
         for group in self.optimizer.param_groups:

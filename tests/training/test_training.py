@@ -325,6 +325,7 @@ def test_speed_is_measured_once_and_remembered(monkeypatch: pytest.MonkeyPatch, 
     tried: list[str] = []
 
     seconds = {"float32": 3.0, "float32-channels-last": 2.0, "bf16": 1.5, "bf16-channels-last": 1.0}
+    seconds |= {"float32-fused": 1.8, "bf16-fused": 1.4}
 
     def fake(_: object, __: object, ___: object, speeds: list[deepres.training.speed.Speed], **____: float) -> dict[str, float]:
         tried.extend(speed.name for speed in speeds)

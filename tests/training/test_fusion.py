@@ -1,0 +1,197 @@
+"""Accelerated networks compute, learn and keep what the ordinary ones do."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+from collections.abc import Callable
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import ResNet
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+import deepres
+from deepres.nn.fused import FusedNorm, FusedReLU
+from deepres.training.fusion import accelerate, undo_acceleration
+
+
+def ours(name: str) -> Callable[[], nn.Module]:
+    return lambda: deepres.create(name, width=0.5, num_classes=7)
+
+
+# network -> batch norms that stay apart from a ReLU: the shortcuts' own, and those in front of something else
+NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "basic": (ours("resnet8-cifar"), 0),
+    "option C": (ours("resnet8-cifar-c"), 3),
+    "bottleneck": (ours("resnet11-cifar-bottleneck"), 3),
+    "pre-activation": (ours("resnet8-cifar-preact"), 0),
+    "plain": (ours("plain8-cifar"), 0),
+    "torchvision basic": (lambda: ResNet(BasicBlock, [1, 1, 1, 1], num_classes=7), 3),
+    "torchvision bottleneck": (lambda: ResNet(Bottleneck, [1, 1, 1, 1], num_classes=7), 4),
+    "timm basic": (lambda: timm.models.ResNet(timm.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=7), 3),
+    "timm deep stem": (
+        lambda: timm.models.ResNet(
+            timm.models.resnet.Bottleneck, [1, 1, 1, 1], num_classes=7, stem_type="deep", block_args={"attn_layer": "se"}
+        ),
+        4,  # squeeze and excitation stand behind a last norm; the norm of the shortcut takes the sum
+    ),
+}
+
+
+def pair(name: str) -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    model = NETS[name][0]().double().to(memory_format=torch.channels_last)
+    return model, accelerate(copy.deepcopy(model))
+
+
+def step(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    model.zero_grad()
+    logits = model(images)
+    F.cross_entropy(logits, labels).backward()
+    return logits.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture
+def batch() -> tuple[Tensor, Tensor]:
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return images.contiguous(memory_format=torch.channels_last), torch.arange(8) % 7
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_training_step_is_the_same(name: str, batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    ordinary, fused = pair(name)
+    norms = [module for module in fused.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert all(isinstance(norm, FusedNorm) for norm in norms)
+    activated = []
+    run = FusedNorm.forward
+    monkeypatch.setattr(FusedNorm, "forward", lambda *a: activated.append(a[0].relu or a[-1] is True) or run(*a))
+    found = step(fused, *batch)
+    assert len(activated) == len(norms) and activated.count(False) == NETS[name][1]
+    expected = step(ordinary, *batch)
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(fused.state_dict(), ordinary.state_dict(), rtol=1e-9, atol=1e-12)  # running statistics too
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NETS)
+def test_eval_is_the_same_to_the_bit_and_back_is_back(name: str, batch: tuple[Tensor, Tensor]) -> None:
+    ordinary, fused = pair(name)
+    expected = ordinary.eval()(batch[0])
+    assert torch.equal(fused.eval()(batch[0]), expected)
+    assert fused.state_dict().keys() == ordinary.state_dict().keys()
+    kinds = [type(m) for m in ordinary.modules()]
+    assert [type(m) for m in undo_acceleration(accelerate(fused)).modules()] == kinds  # and twice is once
+    assert torch.equal(fused(batch[0]), expected)
+
+
+@pytest.mark.parametrize("name", ["basic", "torchvision basic"])
+def test_sites_see_what_they_see_elsewhere(name: str, batch: tuple[Tensor, Tensor]) -> None:
+    ordinary, fused = pair(name)
+    for mode in (True, False):
+        seen: list[list[Tensor]] = []
+        for model in (ordinary.train(mode), fused.train(mode)):
+            found: list[Tensor] = []
+            site = deepres.sites(model)[0]
+            assert site.kind == deepres.sites(ordinary)[0].kind
+            with torch.no_grad(), site.observe(lambda o, found=found: found.extend((o.x, o.shortcut, o.branch, o.out))):
+                found.append(model(batch[0]))
+            with torch.no_grad(), site.bypass():
+                found.append(model(batch[0]))
+            with torch.no_grad(), site.scale(0.5):
+                found.append(model(batch[0]))
+            seen.append(found)
+        assert len(seen[0]) == len(seen[1]) == 7
+        torch.testing.assert_close(seen[1], seen[0], rtol=1e-9, atol=1e-11)
+
+
+def test_what_is_drawn_in_each_step_is_drawn_in_each_step(batch: tuple[Tensor, Tensor]) -> None:
+    """Stochastic depth is not frozen into the fused forward, as tracing would do with a number that is drawn."""
+    torch.manual_seed(0)
+    ordinary = deepres.create("resnet8-cifar", num_classes=7, survival=0.5, dropout=0.5).double()
+    fused = accelerate(copy.deepcopy(ordinary))
+    outputs = []
+    for seed in range(6):
+        torch.manual_seed(seed)
+        expected = ordinary(batch[0])
+        torch.manual_seed(seed)
+        outputs.append(fused(batch[0]))
+        torch.testing.assert_close(outputs[-1], expected, rtol=1e-9, atol=1e-11)
+    assert not any(torch.equal(outputs[0], other) for other in outputs[1:])
+
+
+@pytest.mark.parametrize("name", ["basic", "torchvision bottleneck"])
+def test_copies_and_pickles_compute_the_same(name: str, batch: tuple[Tensor, Tensor]) -> None:
+    ordinary, fused = pair(name)
+    expected = ordinary(batch[0])
+    stream = io.BytesIO()
+    torch.save(fused, stream)
+    stream.seek(0)
+    for copied in (copy.deepcopy(fused), torch.load(stream, weights_only=False)):
+        torch.testing.assert_close(copied(batch[0]), expected, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(accelerate(copied)(batch[0]), expected, rtol=1e-9, atol=1e-11)
+
+
+def test_a_block_that_cannot_be_traced_stays_as_it_is(batch: tuple[Tensor, Tensor]) -> None:
+    class Whimsical(BasicBlock):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if x.mean() > -1e9 else x
+
+    model = ResNet(Whimsical, [1, 1, 1, 1], num_classes=7).double()
+    expected = copy.deepcopy(model)(batch[0])
+    fused = accelerate(model)
+    assert [type(block) for block in fused.layer1] == [Whimsical]
+    assert isinstance(fused.bn1, FusedNorm) and isinstance(fused.relu, FusedReLU)  # the stem can be
+    torch.testing.assert_close(fused(batch[0]), expected, rtol=1e-9, atol=1e-11)
+
+
+def test_a_step_in_bf16_is_as_close_as_pytorchs(batch: tuple[Tensor, Tensor]) -> None:
+    ordinary, fused = (model.float() for model in pair("basic"))
+    images, labels = batch[0].float(), batch[1]
+    exact = step(copy.deepcopy(ordinary), images, labels)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs, mine = (step(model, images, labels)[0].float() for model in (ordinary, fused))
+    assert float((mine - exact).norm()) < 1.5 * float((theirs - exact).norm()) + 1e-3
+
+
+def test_the_compiler_sees_a_node_for_each_norm(batch: tuple[Tensor, Tensor]) -> None:
+    ordinary, fused = pair("torchvision basic")
+    graphs = []
+
+    def backend(module: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
+        graphs.append(module)
+        return module
+
+    compiled = torch.compile(fused, backend=backend, fullgraph=True)
+    torch.testing.assert_close(compiled(batch[0]), ordinary(batch[0]), rtol=1e-9, atol=1e-11)
+    called = [node.target for node in graphs[0].graph.nodes if "norm_act" in str(node.target)]
+    assert len(graphs) == 1 and len(called) == sum(isinstance(m, FusedNorm) for m in fused.modules())
+
+
+def test_a_run_trains_fused_and_returns_an_ordinary_network() -> None:
+    run = deepres.Run("resnet8-cifar", "digits", "digits", epochs=1, width=0.5, speed="float32-channels-last")
+    seen = []
+
+    class See(deepres.Callback):
+        def after_epoch(self, trainer: deepres.training.Trainer, record: deepres.training.Record) -> None:
+            seen.append(sum(isinstance(module, FusedNorm) for module in trainer.model.modules()))
+
+    ordinary = deepres.train(run, show=False)
+    given = deepres.create("resnet8-cifar", width=0.5, in_channels=1, num_classes=10)
+    start = deepres.training.network.training_model(run, deepres.data.open_data("digits"), torch.device("cpu"))
+    given.load_state_dict(start.state_dict())
+    fused = deepres.train(dataclasses.replace(run, speed="float32-fused"), show=False, model=given, callbacks=[See()])
+    assert seen == [7] and fused.speed == "float32-fused"
+    assert fused.history[0].loss == pytest.approx(ordinary.history[0].loss, rel=0.02)
+    kinds = [type(module) for module in ordinary.model.modules()]
+    assert [type(module) for module in fused.model.modules()] == [type(module) for module in given.modules()] == kinds
+
+
+def test_one_value_per_channel_is_refused() -> None:
+    fused = accelerate(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()))
+    with pytest.raises(ValueError, match="more than one value"):
+        fused(torch.randn(1, 3, 1, 1))
