@@ -230,6 +230,11 @@ def _open(
         raise DeepresError(f"{model}: no such run or file; a ghost is made of a trained network")
     paired = open_with_data(model, data, weights=weights, size=size)
     paired.need_fit()
+    if paired.data.is_text:
+        raise DeepresError(
+            f"{paired.opened.name}: a ghost classifies whole inputs; a language model gives an answer for every token, so `deepres "
+            "shrink` is the way to less depth"
+        )
     for remark in paired.remarks:
         say(remark)
     return paired.model, paired.data
