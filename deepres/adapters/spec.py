@@ -70,7 +70,12 @@ def _side(value: Any) -> int | None:
 
 
 def spec_of(model: nn.Module) -> ModelSpec:
-    """The ``ModelSpec`` of ``model``, read off its layers, its configuration and what its library notes in it."""
+    """The ``ModelSpec`` of ``model``, read off its layers, its configuration and what its library notes in it.
+
+    A module without layers to read, such as one that calls another engine, states its own in an attribute ``model_spec``.
+    """
+    if isinstance(stated := getattr(model, "model_spec", None), ModelSpec):
+        return stated
     if "_orig_mod" in model._modules:  # torch.compile wraps
         model = model.get_submodule("_orig_mod")
     convolution, embedding = _first(model, nn.Conv2d), _first(model, nn.Embedding)

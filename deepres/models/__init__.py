@@ -1,7 +1,8 @@
-"""One way in and out for networks. Read: checkpoint -> names -> weights -> build -> store -> opening; labels -> pairing."""
+"""One way in and out for networks. Read: checkpoint -> names -> weights -> build -> store -> exported -> opening; labels -> pairing."""
 
 from deepres.models.build import Origin, allow_builder, build, origin, to_json
 from deepres.models.checkpoint import Unwrapped, read, unwrap
+from deepres.models.exported import ExportedModel, is_exported, open_exported
 from deepres.models.head import replace_head
 from deepres.models.labels import LabelMatch, match_labels, relabel
 from deepres.models.names import from_others, infer_config, to_others
@@ -11,6 +12,7 @@ from deepres.models.store import locate, notes, save
 from deepres.models.weights import Matched, load_weights
 
 __all__ = [
+    "ExportedModel",
     "LabelMatch",
     "Matched",
     "OpenedModel",
@@ -23,12 +25,14 @@ __all__ = [
     "data_for",
     "from_others",
     "infer_config",
+    "is_exported",
     "library_prepare",
     "load",
     "load_weights",
     "locate",
     "match_labels",
     "notes",
+    "open_exported",
     "open_model",
     "open_trained",
     "open_with_data",

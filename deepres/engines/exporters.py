@@ -1,0 +1,220 @@
+"""Conversion of a network into the files of other engines: ONNX, OpenVINO, ``torch.export`` and AOTInductor.
+
+All start from one graph, which ``torch.export`` captures with the batch size left open. Files are written with the metadata that they
+are given and a checksum, which ``models.open_exported`` compares.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from deepres.adapters import logits_of
+from deepres.errors import DeepresError
+from deepres.models.exported import PLACEHOLDER, stamp_archive, stamp_bytes
+
+OPSET = (
+    20  # ONNX 1.15, which ONNX Runtime 1.17 and OpenVINO 2024.0 read; the first opset with grid_sample and gelu of their own
+)
+_LARGEST = 1900 << 20  # bytes of weights in one protobuf file; more are kept in a file beside it
+
+
+class _Logits(nn.Module):
+    """A network whose output is the logits alone, whatever its library wraps them in."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return logits_of(self.model, inputs)
+
+
+def capture(model: nn.Module, example: Tensor) -> ExportedProgram:
+    """Capture the graph of ``model`` in eval mode, for any batch size.
+
+    ``example``: an input, (N, C, H, W) or tokens (N, L), of which all sides but the first stay as they are.
+
+    Raises ``DeepresError`` that names the module whose code cannot be captured, such as one that branches on the values it is given.
+    """
+    training = model.training
+    example = torch.cat([example] * 2)[: max(2, len(example))]  # a size of 1 would be taken for a constant
+    try:
+        with torch.no_grad(), _quiet():
+            return torch.export.export(
+                _Logits(model).eval(), (example,), dynamic_shapes=({0: Dim("batch", min=1)},), strict=False
+            )
+    except DeepresError:
+        raise
+    except Exception as error:  # torch.export raises whatever the network's code does with symbolic sizes
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise DeepresError(
+            f"{_culprit(model, error)}: cannot be captured by torch.export for any batch size ({reason[:160]})"
+        ) from error
+    finally:
+        model.train(training)
+
+
+def to_torch_export(model: nn.Module | ExportedProgram, example: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write ``model`` as a ``torch.export`` archive (``.pt2``), to load with ``torch.export.load`` without the network's code.
+
+    Raises ``DeepresError`` as ``capture`` does.
+    """
+    with _quiet():
+        torch.export.save(_program(model, example), path)
+    stamp_archive(path, metadata)
+
+
+def to_aoti(model: nn.Module | ExportedProgram, example: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
+    """Compile ``model`` for this machine's processor into an AOTInductor package (``.pt2``), which C++ loads without Python.
+
+    Raises ``DeepresError`` as ``capture`` does, and where no C++ compiler is found or it fails.
+    """
+    program = _program(model, example)
+    try:
+        with _quiet():
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=str(path), inductor_configs={"aot_inductor.metadata": dict(metadata)}
+            )
+    except Exception as error:  # Inductor wraps the compiler's errors in several kinds
+        raise DeepresError(f"AOTInductor: could not compile the network ({_first_line(error)})") from error
+    stamp_archive(path, metadata)
+
+
+def to_onnx(
+    model: nn.Module | ExportedProgram, example: Tensor, path: Path, metadata: Mapping[str, str], *, opset: int = OPSET
+) -> None:
+    """Write ``model`` as an ONNX file, with the input ``images`` or ``tokens`` and the output ``logits``.
+
+    Weights of more than about 1.9 GB are put into ``PATH.data`` beside it.
+
+    Raises ``DeepresError`` as ``capture`` does, where ``onnx`` or ``onnxscript`` is not installed, and with the name of the module
+    that has an operation which ONNX lacks.
+    """
+    for name in ("onnx", "onnxscript"):
+        need_engine(name)
+    program = _program(model, example)
+    names: dict[str, Any] = {"input_names": ["images" if example.ndim == 4 else "tokens"], "output_names": ["logits"]}
+    try:
+        with _quiet():
+            built: Any = torch.onnx.export(program, (example,), dynamo=True, opset_version=opset, verbose=False, **names)
+    except Exception as error:
+        raise DeepresError(f"{_unknown_operation(program, error)}: ONNX opset {opset} cannot express it") from error
+    built.model.metadata_props.update({**metadata, "sha256": PLACEHOLDER})
+    weights = sum(tensor.nbytes for tensor in program.state_dict.values())
+    built.save(str(path), external_data=weights > _LARGEST)
+    stamp_bytes(path)
+
+
+def openvino_model(model: nn.Module | ExportedProgram, example: Tensor) -> Any:
+    """``model`` as an ``openvino.Model`` in memory, batch size open, to compile or to quantize.
+
+    Raises ``DeepresError`` as ``capture`` does, where ``openvino`` is not installed, and with the name of the module that has an
+    operation which OpenVINO lacks.
+    """
+    openvino = need_engine("openvino")
+    program = _program(model, example)
+    try:
+        with _quiet():
+            built = openvino.convert_model(program, example_input=(example,))
+    except Exception as error:
+        raise DeepresError(f"{_unknown_operation(program, error)}: OpenVINO cannot express it") from error
+    built.reshape({0: openvino.PartialShape([-1, *example.shape[1:]])})
+    built.inputs[0].get_tensor().set_names({"images" if example.ndim == 4 else "tokens"})
+    built.outputs[0].get_tensor().set_names({"logits"})
+    return built
+
+
+def to_openvino(model: nn.Module | ExportedProgram, example: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write ``model`` as OpenVINO's ``.xml`` with its weights, in float32, in a ``.bin`` file beside it.
+
+    Raises ``DeepresError`` as ``openvino_model`` does.
+    """
+    built = openvino_model(model, example)
+    for key, value in {**metadata, "sha256": PLACEHOLDER}.items():
+        built.set_rt_info(value, ["deepres", key])
+    need_engine("openvino").save_model(built, str(path), compress_to_fp16=False)
+    stamp_bytes(path)
+
+
+def need_engine(name: str) -> Any:
+    """Import an optional library of this package.
+
+    Raises ``DeepresError`` with the line that installs it.
+    """
+    try:
+        with _quiet():
+            return importlib.import_module(name)
+    except ImportError as error:
+        raise DeepresError(f"{name} is not installed; run: pip install 'deepres[export]'") from error
+
+
+def _program(model: nn.Module | ExportedProgram, example: Tensor) -> ExportedProgram:
+    return model if isinstance(model, ExportedProgram) else capture(model, example)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' remarks to their own developers: deprecations inside them, progress and dumped graphs."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        for kind in (DeprecationWarning, FutureWarning, UserWarning):
+            warnings.filterwarnings("ignore", category=kind)
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def _first_line(error: BaseException) -> str:
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return text[:160] or type(error).__name__
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _culprit(model: nn.Module, error: BaseException) -> str:
+    """The innermost module of ``model`` in whose code ``error`` arose, by name and class."""
+    names = {id(module): name for name, module in model.named_modules()}
+    found = ""
+    for one in _chain(error):
+        trace = one.__traceback__
+        while trace is not None:
+            module = trace.tb_frame.f_locals.get("self")
+            if isinstance(module, nn.Module) and names.get(id(module)):
+                found = f"{names[id(module)]} ({type(module).__name__})"
+            trace = trace.tb_next
+        if found:
+            return found
+    return type(model).__name__
+
+
+def _unknown_operation(program: ExportedProgram, error: BaseException) -> str:
+    """The module with the operation that a converter's ``error`` names."""
+    said = " ".join(str(one) for one in _chain(error))
+    # the name by which the graph calls it, or that of its decomposition: aten.special_bessel_j0, prims.bessel_j0
+    asked = {name for pair in re.findall(r"\baten[.:]+(\w+)|torch\.ops\.\w+\.(\w+)", said) for name in pair if name}
+    for node in program.graph.nodes:
+        operation = str(node.target).split(".")
+        if node.op == "call_function" and len(operation) > 1 and any(operation[1].endswith(name) for name in asked):
+            stack = [*node.meta.get("nn_module_stack", {}).values()]
+            path, kind = stack[-1] if stack else ("", "")
+            name = str(path).removeprefix("model").removeprefix(".") or "the network"
+            return f"{name} ({str(getattr(kind, '__name__', kind)).rpartition('.')[2]}), operation {'.'.join(operation[:2])}"
+    return f"the network ({_first_line(error)})"
