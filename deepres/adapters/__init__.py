@@ -1,7 +1,8 @@
 """What deepres knows of architectures, and the residual sites that everything else is written against.
 
 Read: patterns -> adapter -> one file of families -> site (observing, bypassing, surgery) -> blocks -> segments; spec tells what
-a network takes and gives, outputs reads its logits, table writes the documentation's table of architectures.
+a network takes and gives, outputs reads its logits, trunk finds its feature maps, table writes the documentation's table of
+architectures.
 """
 
 from deepres.adapters.adapter import Adapter, adapters, register_site
@@ -13,12 +14,14 @@ from deepres.adapters.segments import Segment, segments
 from deepres.adapters.site import Site, sites
 from deepres.adapters.spec import ModelSpec, device_of, spec_of
 from deepres.adapters.surgery import NOTE, can_delete, delete_blocks, removed_parts, repeat_removals
+from deepres.adapters.trunk import Level, trunk
 
 __all__ = [
     "NOTE",
     "Adapter",
     "Block",
     "GradientSplit",
+    "Level",
     "ModelSpec",
     "Observation",
     "Segment",
@@ -38,4 +41,5 @@ __all__ = [
     "segments",
     "sites",
     "spec_of",
+    "trunk",
 ]

@@ -52,6 +52,14 @@ def save(model: nn.Module, path: str | Path, **notes: Any) -> Path:
         tensors[name] = tensor.detach().cpu().contiguous()
     if noted is not None:
         _check_rebuilt(json.loads(header)["origin"], model, path)
+    return write_tensors(path, tensors, header)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], header: str) -> Path:
+    """Write ``tensors`` as a safetensors file with a JSON ``header`` under our key, whole or not at all.
+
+    Raises ``DeepresError`` where it cannot be written.
+    """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     try:

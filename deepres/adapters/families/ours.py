@@ -36,7 +36,9 @@ class Ours(Adapter):
         if isinstance(model, ResNet):
             if model.config.survival < 1:  # it depends on how many blocks there are
                 model.fold_survival()
-            blocks = tuple(len(stage.blocks) for stage in model.stages if isinstance(stage, Stage))
+            # a detector may have taken its last stages out, and keeps their places
+            counts = zip(model.stages, model.config.blocks, strict=True)
+            blocks = tuple(len(stage.blocks) if isinstance(stage, Stage) else count for stage, count in counts)
             model.config = dataclasses.replace(model.config, blocks=blocks)
         elif isinstance(model, Transformer):
             kinds = model.config.blocks
