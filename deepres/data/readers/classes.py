@@ -1,11 +1,12 @@
-"""A folder per class: CLASS/x.jpg, or SPLIT/CLASS/x.jpg."""
+"""A folder per class, CLASS/x.jpg or SPLIT/CLASS/x.jpg; which folders are splits; and what is no data set for a classifier."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import dataclass
 
-from deepres.data.files import Listing, listed
+from deepres.data.files import Item
 from deepres.data.tree import Tree
 from deepres.errors import DeepresError
 
@@ -14,78 +15,146 @@ _WORDS = {
     **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-_SPLIT = re.compile(rf"({'|'.join(_WORDS)})(?:[ _-]?(?:set|images|imgs|data|split|\d{{4}}))?", re.IGNORECASE)
+_SPLIT = re.compile(rf"({'|'.join(_WORDS)})(?:[ _-]?(?:set|images|imgs|data|split|\d{{1,4}}))?", re.IGNORECASE)
+_WITHIN = re.compile(rf"(?<![a-z])({'|'.join(_WORDS)})(?![a-z])", re.IGNORECASE)
+# folders that hold a part of each example, not a class
+_PARTS = frozenset(
+    {"annotation", "annotations", "gt", "image", "images", "img", "imgs", "labels", "mask", "masks", "segmentation"}
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split of a tree: the folder that holds the class folders, or the images themselves."""
+
+    split: str  # "" where the tree has no splits
+    top: str
+    labelled: tuple[tuple[str, str], ...]  # (class, image) of the images in class folders
+    loose: tuple[str, ...]  # images in no class's folder
 
 
 def split_of(name: str) -> str | None:
-    """``"train"``, ``"val"`` or ``"test"`` for a folder's name such as Training, valid, dev, test_set or val2017; else None."""
+    """``"train"``, ``"val"`` or ``"test"`` for a name such as Training, valid, dev, test_set, test1 or val2017; else None."""
     found = _SPLIT.fullmatch(name)
     return _WORDS[found[1].lower()] if found else None
 
 
-def tops(tree: Tree) -> tuple[list[tuple[str, str]], list[str]]:
-    """([(split, prefix)], folders beside the splits). Folders that hold one folder and nothing else are passed through."""
-    below = _children(tree)
-    images = Counter(name.rpartition("/")[0] for name in tree.images)
+def split_within(name: str) -> str | None:
+    """The split that a word of a name tells, such as ``"train"`` for seg_train; None where none does, or several."""
+    kinds = {_WORDS[word.lower()] for word in _WITHIN.findall(name)}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def splits_among(names: list[str]) -> dict[str, str]:
+    """Which of the folders of one level are splits: by their whole names, or by a word in which alone they differ (seg_train, seg_test)."""
+    whole = {name: split for name in names if (split := split_of(name))}
+    if whole:
+        return whole
+    alike: dict[str, dict[str, str]] = {}
+    for name in names:
+        if split := split_within(name):
+            alike.setdefault(_WITHIN.sub("", name).lower(), {})[name] = split
+    return next((group for group in alike.values() if len(set(group.values())) > 1), {})
+
+
+def parts(tree: Tree) -> tuple[list[Part], list[str]]:
+    """(the splits, or one part without a name; sentences on what lies beside them). Folders that hold nothing but one folder of images
+    are passed through."""
+    below: dict[str, list[str]] = {}
+    for folder in sorted(tree.folders):
+        below.setdefault(folder.rpartition("/")[0], []).append(folder)
+    images = tree.images
+    direct = Counter(name.rpartition("/")[0] for name in images)
+    full = {folder for name in direct for folder in _upwards(name)}
+    empty: list[str] = []
 
     def pass_through(prefix: str) -> str:
         while (
-            len(inner := below.get(prefix, [])) == 1
-            and not images[prefix]
-            and below.get(inner[0])
+            len(inner := [name for name in below.get(prefix, []) if name in full]) == 1
+            and not direct[prefix]
+            and (any(name in full for name in below.get(inner[0], [])) or _last(inner[0]).lower() in _PARTS)
             and not split_of(_last(inner[0]))
         ):
+            empty.extend(_last(name) for name in below[prefix] if name not in full)
             prefix = inner[0]
         return prefix
 
     root = pass_through("")
-    folders = below.get(root, [])
-    # a class may be called "train": a split holds folders
-    named = [name for name in folders if split_of(_last(name)) and (below.get(name) or not images[name])]
-    if not any(below.get(name) for name in named):
-        return [("", root)], []
-    beside = [_last(name) for name in folders if name not in named]
-    return [(str(split_of(_last(name))), pass_through(name)) for name in named], beside
+    folders = [name for name in below.get(root, []) if name in full]
+    among = splits_among([_last(name) for name in folders])
+    named = {name: among[_last(name)] for name in folders if _last(name) in among}
+    # a class may be called "train": one name alone is a split only where it holds folders, or is all there is
+    if len(set(named.values())) == 1 and not any(name in full for top in named for name in below.get(top, [])):
+        named = named if len(folders) == 1 else {}
+    empty += [_last(name) for name in below.get(root, []) if name not in full]
+    beside = [_last(name) for name in folders if name not in named] if named else []
+    notes = [f"beside the splits, ignored: {_some(beside)}"] if beside else []
+    where = [(split, pass_through(name)) for name, split in named.items()] or [("", root)]
+    found = [_part(split, top, images) for split, top in where]
+    for part in found if named else []:
+        used = {label for label, _ in part.labelled}
+        empty += [_last(name) for name in below.get(part.top, []) if _last(name) not in used]
+    if empty:
+        notes.append(f"folders without images: {_some(empty)}")
+    return found, notes
+
+
+def _part(split: str, top: str, images: list[str]) -> Part:
+    start = f"{top}/" if top else ""
+    inner = [name for name in images if name.startswith(start)]
+    labelled = tuple((name[len(start) :].partition("/")[0], name) for name in inner if "/" in name[len(start) :])
+    if {label.lower() for label, _ in labelled} <= _PARTS:  # SPLIT/images/x.jpg: no classes
+        return Part(split, top, (), tuple(inner))
+    return Part(split, top, labelled, tuple(name for name in inner if "/" not in name[len(start) :]))
+
+
+def labelled(tree: Tree, found: list[Part]) -> list[tuple[str, str, Item]]:
+    """(split, class, item) of the images in class folders."""
+    return [(part.split, label, tree.files[name]) for part in found for label, name in part.labelled]
+
+
+def refuse_other_tasks(tree: Tree) -> None:
+    """Raises ``DeepresError`` that names what a tree holds, where that is boxes (VOC, COCO, YOLO) or masks."""
+    lowered = {name.lower(): name for name in (*tree.files, *tree.folders)}
+    last = {_last(name) for name in lowered}
+    what = ""
+    if {"annotations", "jpegimages"} <= last:
+        what = "boxes in Pascal VOC's layout"
+    elif any("coco" in _last(name) or _last(name).startswith("instances") for name in lowered if name.endswith(".json")):
+        what = "boxes in COCO's layout"
+    else:
+        stems = {name.rpartition(".")[0] for name in lowered if "/images/" in f"/{name}"}
+        for name in lowered:
+            if f"/{name}".count("/labels/") and name.endswith(".txt"):
+                image = f"/{name}".replace("/labels/", "/images/").removeprefix("/").rpartition(".")[0]
+                if image in stems and _is_yolo(tree.files[lowered[name]].read()):
+                    what = "boxes in YOLO's layout"
+                    break
+    if what:
+        raise DeepresError(f"{tree.root}: holds {what}, for object detection, not a class for each image")
+    folders = {_last(name.rpartition("/")[0]).lower() for name in tree.images}
+    if folders and folders <= _PARTS and folders & {"mask", "masks", "segmentation"} and len(folders) > 1:
+        raise DeepresError(f"{tree.root}: holds images and their masks, for segmentation, not a class for each image")
+
+
+def _is_yolo(content: bytes) -> bool:
+    """Whether a file's lines are a class and the numbers of a box or polygon."""
+    lines = content.decode("utf-8", errors="replace").split("\n")
+    filled = [line.split() for line in lines if line.strip()]
+    try:
+        return all(len(cells) >= 5 and [float(cell) for cell in cells] for cells in filled)
+    except ValueError:
+        return False
+
+
+def _upwards(folder: str) -> list[str]:
+    cells = folder.split("/")
+    return ["/".join(cells[:i]) for i in range(1, len(cells) + 1)] if folder else []
 
 
 def _last(name: str) -> str:
     return name.rpartition("/")[2]
 
 
-def _children(tree: Tree) -> dict[str, list[str]]:
-    below: dict[str, list[str]] = {}
-    for folder in sorted(tree.folders):
-        below.setdefault(folder.rpartition("/")[0], []).append(folder)
-    return below
-
-
-def read(tree: Tree) -> Listing:
-    """Classes are the folders below each split, at any depth of files.
-
-    Raises ``DeepresError`` for a tree without images and with fewer than two classes.
-    """
-    where, beside = tops(tree)
-    notes = [f"beside the splits, ignored: {', '.join(beside)}"] if beside else []
-    found, loose, empty = [], 0, []
-    images = tree.images
-    for split, top in where:
-        start = f"{top}/" if top else ""
-        inner = [name for name in images if name.startswith(start)]
-        labelled = [name for name in inner if "/" in name[len(start) :]]
-        loose += len(inner) - len(labelled)
-        found += [(split, name[len(start) :].partition("/")[0], tree.files[name]) for name in labelled]
-        used = {label for part, label, _ in found if part == split}
-        empty += [name for name in _children(tree).get(top, []) if _last(name) not in used]
-    if loose:
-        notes.append(f"{loose} images lie in no class's folder and are left out")
-    if empty:
-        notes.append(f"folders without images: {', '.join(empty[:5])}{' ...' if len(empty) > 5 else ''}")
-    if tree.hidden:
-        notes.append(f"hidden and system folders, skipped: {', '.join(tree.hidden[:5])}")
-    if tree.skipped():
-        notes.append(tree.skipped())
-    if not found:
-        raise DeepresError(
-            f"{tree.root}: no images found; a folder per class is expected (CLASS/x.jpg or train/CLASS/x.jpg), or tar shards of such"
-        )
-    return listed(str(tree.root), found, notes)
+def _some(names: list[str], count: int = 5) -> str:
+    return ", ".join(names[:count]) + (" ..." if len(names) > count else "")

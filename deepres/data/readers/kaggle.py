@@ -1,73 +1,178 @@
-"""Folders and zips: tables beside images (Kaggle, Hugging Face, Roboflow, ImageNet's validation list), else a folder per class."""
+"""Folders and zips: tables beside images (Kaggle, Hugging Face, Roboflow, ImageNet), class folders, or labels in file names."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 from deepres.data.decode import image_suffixes
 from deepres.data.files import Item, Listing, listed
-from deepres.data.readers import classes
-from deepres.data.readers.table import read_rows
+from deepres.data.readers import classes, imagenet, names
+from deepres.data.readers.classes import split_of, split_within
+from deepres.data.readers.table import NoLabels, head_of, read_rows
 from deepres.data.tree import Tree
 from deepres.errors import DeepresError
 
-# tables that say what the images are; others, such as a submission or predictions, are results
-_TABLES = re.compile(
-    r"(metadata|_classes|labels?|train|training|train_?labels|val|valid|test|data|dataset)\.(csv|tsv|jsonl|txt)"
+_TABLES = (".csv", ".tsv", ".jsonl", ".txt", ".parquet")
+# words in the names of tables: of those that say what the images are,
+_LABELS = frozenset({"metadata", "classes", "label", "labels", "annotations", "groundtruth", "truth", "data", "dataset"})
+# of these, those that say it also where the images lie in several folders,
+_SURE = frozenset({"metadata", "classes", "groundtruth", "truth"})
+# and of tables and texts that are something else
+_OTHER = frozenset({"submission", "prediction", "predictions", "result", "results", "readme", "license", "requirements"})
+_PACKED = (
+    ".zip",
+    ".tar",
+    ".gz",
+    ".tgz",
+    ".7z",
+    ".rar",
+    ".h5",
+    ".hdf5",
+    ".tfrecord",
+    ".tfrecords",
+    ".lmdb",
+    ".mdb",
+    ".parquet",
+    ".arrow",
 )
+Found = list[tuple[str, str, Item]]  # (split, class, item)
 
 
 def read(tree: Tree) -> Listing:
-    """By tables where no folder holds a class, or where Hugging Face's or Roboflow's name says so; else by folders.
+    """By tables where no folder holds a class, or where the table's name says so; by class folders; else by file names.
 
-    Raises ``DeepresError`` for boxes (VOC, COCO) and as ``read_rows`` and ``classes.read`` do.
+    Raises ``DeepresError`` for other tasks (boxes, masks), for a tree without labels, and as ``read_rows`` does.
     """
-    lowered = {name.lower().rpartition("/")[2] for name in (*tree.files, *tree.folders)}
-    if "_annotations.coco.json" in lowered or {"annotations", "jpegimages"} <= lowered:
-        raise DeepresError(f"{tree.root}: holds boxes for detection (VOC or COCO), not a class for each image")
-    tables = [name for name in tree.files if _TABLES.fullmatch(PurePosixPath(name).name.lower()) and name.count("/") <= 2]
-    strong = [name for name in tables if PurePosixPath(name).stem.lower() in ("metadata", "_classes")]
-    folders = Counter(name.rpartition("/")[0] for name in tree.images if "/" in name)
-    flat = not [name for name in folders if not classes.split_of(name.rpartition("/")[2])] or len(folders) < 2
-    chosen = strong or (tables if flat else [])
-    if not chosen or not tree.images:
-        found = classes.read(tree)
-        notes = (*found.notes, f"not read as labels: {', '.join(tables)}") if tables else found.notes
-        return Listing(found.classes, found.splits, notes)
-    return _by_tables(tree, chosen)
+    classes.refuse_other_tasks(tree)
+    if not tree.images:
+        raise DeepresError(_no_images(tree))
+    parts, notes = classes.parts(tree)
+    found = classes.labelled(tree, parts)
+    tables = [name for name in tree.files if _is_table(name)]
+    lists = [name for name in tables if _last(name).lower() in imagenet.LISTS]
+    tables = [name for name in tables if name not in lists]
+    sure = [name for name in tables if _SURE & _words(name)]
+    by_folder = bool(found)
+    refused: list[NoLabels] = []
+    rows = _by_tables(tree, sure if by_folder else tables, notes, refused)
+    if rows:
+        found, by_folder = rows, False
+    else:
+        unread = [name for name in tables if _LABELS & _words(name) or split_within(PurePosixPath(name).stem)]
+        notes += [f"not read as labels: {', '.join(unread[:5])}"] if unread and by_folder else []
+        for part in parts:
+            mine = [name for name in lists if split_within(PurePosixPath(name).stem) == (part.split or "val")]
+            found += _loose(tree, part, mine, [name for name in tables if name not in sure], by_folder, notes)
+    if not found:
+        raise DeepresError(
+            f"{tree.root}: nothing says of which class its {len(tree.images)} images are; a folder per class is expected "
+            f"(CLASS/x.jpg or train/CLASS/x.jpg), or a table of paths and labels{f'; {refused[0]}' if refused else ''}"
+        )
+    notes += [f"hidden and system folders, skipped: {', '.join(tree.hidden[:5])}"] if tree.hidden else []
+    notes += [tree.skipped()] if by_folder and tree.skipped() else []
+    return listed(str(tree.root), found, notes, numbers=not by_folder)
 
 
-def _by_tables(tree: Tree, tables: list[str]) -> Listing:
-    names: dict[str, list[str]] = {}
-    for name in tree.images:
+def _loose(tree: Tree, part: classes.Part, lists: list[str], tables: list[str], by_folder: bool, notes: list[str]) -> Found:
+    """The labels of images that lie in no class's folder: by a list or table of their split, else by their names."""
+    if not part.loose:
+        return []
+    place = part.top or "the folder"
+    if lists:
+        notes.append(f"labels of {place} are taken from {lists[0]}")
+        pairs = imagenet.validation_labels(tree, lists[0], part.loose)
+        return [(part.split or "val", label, tree.files[name]) for label, name in pairs]
+    if by_folder and not part.labelled:
+        mine = [name for name in tables if split_within(PurePosixPath(name).stem) == part.split]
+        rows = _by_tables(tree, mine, [], [], part.loose)
+        if rows:
+            notes.append(f"labels of {place} are taken from {', '.join(mine)}")
+            return rows
+    told = None if by_folder else names.classes_of(part.loose)
+    if told is not None:
+        notes.append(told[1])
+        return [(part.split, label, tree.files[name]) for label, name in zip(told[0], part.loose, strict=True)]
+    where = "lie in no class's folder" if part.labelled else "have no label"
+    notes.append(f"{len(part.loose)} images{f' of {part.top}' if part.split else ''} {where} and are left out")
+    return []
+
+
+def _last(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _words(name: str) -> frozenset[str]:
+    """The words of a file's name: ``_classes`` and ``HAM10000_metadata`` give classes and metadata, ``GroundTruth`` groundtruth."""
+    return frozenset(word for word in re.split(r"[-_. ]+", PurePosixPath(name).stem.lower()) if word)
+
+
+def _is_table(name: str) -> bool:
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix not in _TABLES or name.count("/") > 3 or _OTHER & _words(name):
+        return False
+    known = bool(_LABELS & _words(name) or split_within(PurePosixPath(name).stem))
+    return known or suffix in (".csv", ".tsv", ".jsonl")
+
+
+def _no_images(tree: Tree) -> str:
+    packed = [name for name in tree.files if name.lower().endswith(_PACKED)]
+    if packed:
+        return f"{tree.root}: holds no images, but {', '.join(packed[:3])}; extract it and give its folder, or give the file itself"
+    return f"{tree.root}: no images found; a folder per class is expected (CLASS/x.jpg or train/CLASS/x.jpg), or tar shards of such"
+
+
+def _by_tables(
+    tree: Tree, tables: Iterable[str], notes: list[str], refused: list[NoLabels], images: Iterable[str] | None = None
+) -> Found:
+    """The rows of tables; those without a column of labels are put into ``refused``, and named among ``notes`` where others have one."""
+    images = tree.images if images is None else images
+    by_name: dict[str, list[str]] = {}
+    for name in images:
         file = PurePosixPath(name)
         for key in {file.name, file.stem}:
-            names.setdefault(key, []).append(name)
-    found, notes, used = [], [], set()
+            by_name.setdefault(key, []).append(name)
+    found: Found = []
+    used: set[tuple[str, int]] = set()
+    read: list[str] = []
+    said: list[str] = []
     for table in tables:
         folder = table.rpartition("/")[0]
-        split = classes.split_of(PurePosixPath(table).stem) or classes.split_of(folder.rpartition("/")[2]) or ""
+        split = split_within(PurePosixPath(table).stem) or split_of(_last(folder)) or ""
 
         def find(cell: str, folder: str = folder, split: str = split) -> Item | None:
             cell = cell.replace("\\", "/")
-            for base in (folder, *(f for f in sorted(tree.folders) if classes.split_of(f) == split and "/" not in f)):
-                start = f"{base}/{cell}".lstrip("/")
+            for base in (
+                folder,
+                *(f for f in sorted(tree.folders) if classes.split_of(_last(f)) == split and f.count("/") < 2),
+            ):
+                start = f"{base}/{cell}".lstrip("/").replace("/./", "/")
                 for one in (start, *(start + suffix for suffix in sorted(image_suffixes()))):
                     if one in tree.files:
                         return tree.files[one]
-            same = names.get(PurePosixPath(cell).name, [])
+            same = by_name.get(PurePosixPath(cell).name, [])
             return tree.files[same[0]] if len(same) == 1 else None
 
-        listing = read_rows(f"{tree.root}/{table}", tree.files[table].read(), find, split)
+        content = tree.files[table].read()
+        if not (_LABELS & _words(table) or split_within(PurePosixPath(table).stem)) and not head_of(table, content, find):
+            continue  # of an unknown name, and not of these images
+        try:
+            listing = read_rows(f"{tree.root}/{table}", content, find, split)
+        except NoLabels as error:
+            refused.append(error)
+            continue
         for part, items in listing.splits.items():
             for item in items:
                 if (item.path, item.offset) in used:
                     raise DeepresError(f"{tree.root}: {item.name} has a row in {table} and in another table")
                 used.add((item.path, item.offset))
                 found.append((part, listing.classes[item.label], item))
-        notes += [f"{table}: {note}" for note in listing.notes]
-    if len(tree.images) > len(used):
-        notes.append(f"{len(tree.images) - len(used)} images have no row in {', '.join(tables)} and are left out")
-    return listed(str(tree.root), found, notes, numbers=True)
+        read.append(table)
+        said += [f"{table}: {note}" for note in listing.notes]
+    left = len(tree.images) - len(used)
+    if read:
+        notes += said
+        notes += [f"not read, for want of labels: {one.table.removeprefix(f'{tree.root}/')}" for one in refused]
+        notes += [f"{left} images have no row in {', '.join(read)} and are left out"] if left else []
+    return found

@@ -11,7 +11,8 @@ from pathlib import Path
 from deepres.data.cache import user_path
 from deepres.data.decode import image_suffixes, is_image_name
 from deepres.data.files import Item, Listing, listed
-from deepres.data.readers.classes import split_of
+from deepres.data.readers.classes import split_of, split_within
+from deepres.data.tree import is_system
 from deepres.errors import DeepresError
 
 PATHS = (
@@ -22,29 +23,66 @@ PATHS = (
     "filepath",
     "filepaths",
     "image",
-    "image_path",
     "image_id",
+    "imageid",
+    "image_name",
+    "image_path",
     "img",
+    "img_name",
     "id",
+    "id_code",
     "name",
 )
-LABELS = ("label", "labels", "class", "class_name", "category", "target", "species", "breed", "diagnosis", "dx", "y")
+LABELS = (
+    "label",
+    "labels",
+    "class",
+    "class_name",
+    "category",
+    "target",
+    "species",
+    "breed",
+    "diagnosis",
+    "dx",
+    "classid",
+    "class_id",
+    "y",
+)
 SPLITS = ("split", "set", "subset", "data set", "dataset", "fold")
+BOXES = frozenset({"xmin", "x_min", "xmax", "bbox", "bboxes", "box", "x1"})
 Rows = list[tuple[int, list[str]]]  # (line number, cells)
 
 
+class NoLabels(DeepresError):
+    """A table without a column of paths or of labels."""
+
+    def __init__(self, table: str, text: str) -> None:
+        super().__init__(f"{table}: {text}")
+        self.table = table
+
+
 def read(path: Path) -> Listing:
-    """The listing of FILE.csv, FILE.tsv or FILE.jsonl. Paths are relative to the file's own folder.
+    """The listing of FILE.csv, FILE.tsv or FILE.jsonl. Paths are relative to the file's own folder, or to one right below it.
 
     Raises ``DeepresError`` that names the line of the first bad row.
     """
     folder = path.parent
+    split = split_within(path.stem)
+    inner = sorted(one for one in folder.iterdir() if one.is_dir() and not is_system(one.name))
+    mine = [one for one in inner if split_of(one.name) == split] if split else []
 
-    def find(cell: str) -> Item | None:
-        base = folder / user_path(cell)
-        for one in (base, folder / cell.replace("\\", "/"), *(base.with_name(base.name + s) for s in sorted(image_suffixes()))):
+    def at(place: Path, cell: str) -> Item | None:
+        base = place / user_path(cell)
+        for one in (base, place / cell.replace("\\", "/"), *(base.with_name(base.name + s) for s in sorted(image_suffixes()))):
             if is_image_name(one.name) and one.is_file():
                 return Item(str(one), -1)
+        return None
+
+    def find(cell: str) -> Item | None:
+        for places in ([folder], mine, inner):
+            found = [item for place in places if (item := at(place, cell))]
+            if len(found) == 1:  # of two images nothing says which one is meant
+                return found[0]
         return None
 
     try:
@@ -87,6 +125,15 @@ def read_rows(name: str, content: bytes, find: Callable[[str], Item | None], spl
     return listed(name, found, [f"{repeated} rows repeat an image and are left out"] if repeated else [], numbers=True)
 
 
+def head_of(name: str, content: bytes, find: Callable[[str], Item | None]) -> bool:
+    """Whether a table has a column of paths whose first one is an image."""
+    try:
+        head, rows = _cells(name, content)
+        return bool(rows) and find(rows[0][1][_columns(name, head, rows, find)[0]].strip()) is not None
+    except (DeepresError, IndexError):
+        return False
+
+
 def _cells(name: str, content: bytes) -> tuple[list[str] | None, Rows]:
     """(header or None, rows with their line numbers)."""
     text = content.decode("utf-8-sig", errors="surrogateescape")
@@ -125,13 +172,17 @@ def _columns(
     width = len(head or rows[0][1])
     if head is None:
         if width not in (2, 3):
-            raise DeepresError(f"{name}:1: has {width} columns and no header that names path and label")
+            raise NoLabels(name, f"has {width} columns and no header that names path and label")
+        if not any(find(cells[0].strip()) for _, cells in rows[:5]):
+            raise NoLabels(name, f"has no header, and there is no image {rows[0][1][0]!r}")
         return 0, [1], 2 if width == 3 else None
     part = next((head.index(word) for word in SPLITS if word in head), None)
     named = [head.index(word) for word in PATHS if word in head]
     where = next((c for c in named if len(rows[0][1]) > c and find(rows[0][1][c].strip())), named[0] if named else None)
     if where is None:
-        raise DeepresError(f"{name}: no column is called path, file_name or image; there are {', '.join(head)}")
+        raise NoLabels(name, f"no column is called path, file_name or image; there are {', '.join(head[:20])}")
+    if len(BOXES & set(head)) > 0:
+        raise DeepresError(f"{name}: holds boxes for object detection ({', '.join(head[:10])}), not a class for each image")
     rest = [c for c in range(width) if c not in (where, part)]
     label = next((c for word in LABELS for c in rest if head[c] == word), rest[0] if len(rest) == 1 else None)
     if label is not None:
@@ -140,7 +191,7 @@ def _columns(
         cells[c].strip() in ("0", "1", "0.0", "1.0") for _, cells in rows[:50] for c in rest if c < len(cells)
     ):
         return where, rest, part
-    raise DeepresError(f"{name}: no column is called label; there are {', '.join(head)}")
+    raise NoLabels(name, f"no column is called label; there are {', '.join(head[:20])}")
 
 
 def _label(name: str, line: int, head: list[str] | None, cells: list[str], columns: list[int]) -> str:
