@@ -13,7 +13,9 @@ _HEAD = """\
 you name with `deepres.register_site`. Everything in deepres that looks at depth, removes it or skips it works on sites. The
 tests walk every row: all sites are found, observing changes no bit, bypassing a block equals removing it, and what was removed
 stays removed after `deepres.save` and `deepres.load` and after the library's own saving and loading. Where only a part of a
-block was removed, `save_pretrained` of Hugging Face's networks writes zeros for its weights.
+block was removed, `save_pretrained` of Hugging Face's networks writes zeros for its weights. The constructors of torchvision
+and timm build no such blocks, so `deepres.save` is the way to keep them; a network without whole blocks is built by their
+constructors with the depths that are left, and takes the `state_dict` of the smaller one.
 
 A *block* is one site, or the several of a Transformer's layer (attention, MLP). Its *signal* is `NCHW` (channels first),
 `NHWC` (channels last) or `NLC` (tokens).

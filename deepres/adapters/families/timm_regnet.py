@@ -16,5 +16,6 @@ ADAPTER = Timm(
         _m + "PreBottleneck": (SitePattern(("drop_path",), ("downsample",), when="downsample"),),
     },
     containers=(_m + "RegStage",),
-    examples=(Example("regnety_002", create("regnety_002"), 13),),
+    notes="its constructor computes widths and depths from one line, so it builds a network again only if the network's last blocks went",
+    examples=(Example("regnety_002", create("regnety_002"), 13, rebuild=create("regnety_002", depth=12)),),
 )

@@ -8,6 +8,13 @@ from deepres.adapters.patterns import SitePattern
 
 _end, _m = ("drop_path", "se"), "timm.models."
 _preact = (SitePattern(("drop_path",), ("downsample",), shared=("norm1",)),)
+
+
+def _resnet(name: str, reference: str, other_additions: int = 0) -> Example:
+    build, rebuild = (create(reference, layers=(1, 1, 1, last)) for last in (2, 1))
+    return Example(name, build, 5, other_additions=other_additions, rebuild=rebuild)
+
+
 ADAPTER = Timm(
     "ResNet, ResNeXt, SE-ResNet, Res2Net, ResNeSt, SKNet, ResNetV2",
     "timm",
@@ -25,16 +32,11 @@ ADAPTER = Timm(
     },
     notes="in pre-activation openings both ways share a norm, so their gradients are not told apart",
     examples=(
-        Example(
-            "ResNet",
-            create("test_resnet", layers=(1, 1, 1, 2)),
-            5,
-            rebuild=create("test_resnet", layers=(1, 1, 1, 1)),
-        ),
-        Example("SE-ResNet", create("seresnet18"), 8),
-        Example("Res2Net", create("res2net50_26w_4s"), 16, other_additions=24),
-        Example("ResNeSt", create("resnest14d"), 4),
-        Example("SKNet", create("skresnet18"), 8),
-        Example("ResNetV2", create("resnetv2_50", layers=(1, 1, 1, 2)), 5, rebuild=create("resnetv2_50", layers=(1,) * 4)),
+        _resnet("ResNet", "test_resnet"),
+        _resnet("SE-ResNet", "seresnet18"),
+        _resnet("Res2Net", "res2net50_26w_4s", other_additions=2),
+        _resnet("ResNeSt", "resnest14d"),
+        _resnet("SKNet", "skresnet18"),
+        _resnet("ResNetV2", "resnetv2_50"),
     ),
 )

@@ -25,6 +25,22 @@ _windowed, _mlp = pre_norm(*_halves, ends=_ends, folds=True, layout="NHWC")
 _flat_mlp = replace(_mlp, layout="NLC")  # Swin flattens the image in front of its MLP
 _vit: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_heads": 2}
 _swin: dict[str, Any] = {"img_size": 32, "patch_size": 4, "window_size": 4, "embed_dim": 16, "num_heads": (2, 2)}
+
+
+def _mobilevit(depth: int = 2) -> nn.Module:
+    from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
+
+    def bottleneck(**options: Any) -> Any:
+        return ByoBlockCfg(type="bottle", gs=1, br=2.0, block_kwargs={"bottle_in": True, "linear_out": True}, **options)
+
+    transformer: dict[str, Any] = {"transformer_dim": 16, "transformer_depth": depth, "patch_size": 2}
+    blocks = (
+        bottleneck(d=2, c=8, s=2),
+        (bottleneck(d=1, c=12, s=2), ByoBlockCfg("mobilevit", 1, 12, block_kwargs=transformer)),
+    )
+    return ByobNet(ByoModelCfg(blocks, stem_chs=8, stem_type="3x3", stem_pool="", downsample=""), num_classes=10)
+
+
 ADAPTER = (
     _Windows(
         "ViT, DeiT, AugReg, DINO, CLIP's and other plain ViTs",
@@ -38,7 +54,12 @@ ADAPTER = (
                 6,
                 rebuild=create("vit_tiny_patch16_224", depth=2, **_vit),
             ),
-            Example("DeiT", create("deit_tiny_distilled_patch16_224", depth=2, **_vit), 4),
+            Example(
+                "DeiT",
+                create("deit_tiny_distilled_patch16_224", depth=2, **_vit),
+                4,
+                rebuild=create("deit_tiny_distilled_patch16_224", depth=1, **_vit),
+            ),
         ),
     ),
     _Windows(
@@ -65,7 +86,8 @@ ADAPTER = (
             _m + "maxxvit:ConvNeXtBlock": (SitePattern(("drop_path",), ("shortcut",)),),
             _m + "maxxvit:PartitionAttentionCl": pre_norm(*_halves, ends=_ends, folds=True, layout="NHWC"),
         },
-        notes="attention in windows and in a grid are blocks of their own, which do not stand in a list: their halves are removed",
+        notes="attention in windows and in a grid are blocks of their own, which do not stand in a list: their halves are removed, "
+        "and no constructor of timm's leaves these out, so only `deepres.save` keeps such a network",
         examples=(Example("MaxViT", create("test_maxvit", img_size=64), 20, (4, 3, 64, 64)),),
     ),
     _Windows(
@@ -78,6 +100,6 @@ ADAPTER = (
         },
         folding=(_m + "mobilevit:MobileVitBlock",),
         notes="inside its Transformers an example is several rows of the batch; all rows of an example skip together",
-        examples=(Example("MobileViT", create("mobilevit_xxs"), 21, (4, 3, 64, 64)),),
+        examples=(Example("MobileViT", _mobilevit, 5, (4, 3, 64, 64), rebuild=lambda: _mobilevit(1)),),
     ),
 )

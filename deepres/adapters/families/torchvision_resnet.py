@@ -15,10 +15,10 @@ def _basic(*blocks: int) -> nn.Module:
     return ResNet(BasicBlock, list(blocks), num_classes=10)
 
 
-def _bottleneck(**options: int) -> nn.Module:
+def _resnext(*blocks: int) -> nn.Module:
     from torchvision.models.resnet import Bottleneck, ResNet
 
-    return ResNet(Bottleneck, [1, 2, 1, 1], num_classes=10, **options)
+    return ResNet(Bottleneck, list(blocks), num_classes=10, groups=4, width_per_group=4)
 
 
 ADAPTER = Torchvision(
@@ -31,6 +31,6 @@ ADAPTER = Torchvision(
     },
     examples=(
         Example("ResNet", lambda: _basic(1, 1, 1, 2), 5, rebuild=lambda: _basic(1, 1, 1, 1)),
-        Example("ResNeXt", lambda: _bottleneck(groups=4, width_per_group=4), 5),
+        Example("ResNeXt", lambda: _resnext(1, 2, 1, 1), 5, rebuild=lambda: _resnext(1, 1, 1, 1)),
     ),
 )

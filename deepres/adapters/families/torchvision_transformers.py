@@ -56,6 +56,6 @@ ADAPTER = _Transformers(
     examples=(
         Example("ViT", _vit, 4, rebuild=lambda: _vit(1)),
         Example("Swin", _swin, 8, rebuild=lambda: _swin(1)),
-        Example("Swin V2", lambda: _swin(version=2), 8),
+        Example("Swin V2", lambda: _swin(version=2), 8, rebuild=lambda: _swin(1, 2)),
     ),
 )
