@@ -193,7 +193,7 @@ def ghosts(name: str, data: Data, options: argparse.Namespace) -> dict[str, Any]
             log=print,
         )
         seen = made.verified
-        shares = {"error": seen.whole, "rise": seen.rise, "bound": seen.bound, "blocks": seen.blocks, "left": seen.left}
+        shares = {"error": seen.whole, "rise": seen.rise, "bound": seen.bound, "blocks": seen.blocks, "left": seen.exited}
         if large:  # a turn of theirs takes a minute
             times = {batch: ratio for batch, (ratio, _, _) in made.times.items()}
         else:

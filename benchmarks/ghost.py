@@ -29,7 +29,7 @@ from deepres.evaluation import time_against
 from deepres.ghosting import Gate, Ghost, Point, Settings
 from deepres.ghosting.candidates import Kinds, frontier
 from deepres.ghosting.confirm import confirmed, verify, within_error
-from deepres.ghosting.fit import costs, fit
+from deepres.ghosting.fit import costs, fit_ghost
 from deepres.ghosting.recorded import Passes
 from deepres.ghosting.recording import batches
 from deepres.ghosting.selection import fastest, within_budget
@@ -119,7 +119,7 @@ def fitted(bench: Bench, net: str, seed: int, examples: int) -> Ghost:
     torch.manual_seed(0)
     made = Ghost(network(bench, net, seed))
     if not kept.exists():
-        fit(made, bench.data, examples=examples, gates=net == GATED)
+        fit_ghost(made, bench.data, examples=examples, gates=net == GATED)
         torch.save((made.gates, made.exits, made.temperature), kept)
     made.gates, made.exits, made.temperature = torch.load(kept, weights_only=False)
     return made

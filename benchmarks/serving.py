@@ -140,7 +140,7 @@ def main() -> None:
         "seconds": options.seconds,
         "test_error": {"network": round(known.whole, 2), "ghost": round(known.ghost, 2)},
         "blocks_run": round(known.blocks, 3),
-        "left_early": round(known.left, 3),
+        "left_early": round(known.exited, 3),
     }
     record("serving", {**about, "load": table})
 

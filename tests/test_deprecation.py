@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 import deepres
 from deepres import DeepresError
 from deepres.deprecation import renamed, renamed_fields
+from deepres.ghosting import Point, Settings
+from deepres.shrinking import ShrinkSchedule, Target
 
 
 def test_an_old_name_reaches_the_new_one_with_a_warning() -> None:
@@ -50,3 +53,28 @@ def test_shrink_takes_press_and_say() -> None:
         deepres.shrink("resnet20-cifer", "digits", press=0.5)
     with pytest.warns(DeprecationWarning, match="log="), pytest.raises(DeepresError, match="did you mean"):
         deepres.shrink("resnet20-cifer", "digits", say=print)
+
+
+@pytest.mark.parametrize(
+    ("old", "now", "names"),
+    [
+        (
+            lambda: Point(Settings(), 1.0, 0.5, 0.5, left=0.2),
+            Point(Settings(), 1.0, 0.5, 0.5, 0.2),
+            {"left": 0.2, "moved": 0.0},
+        ),
+        (lambda: Settings(skip=0.1, leave=0.9, sure=0.4, mean=True), Settings(0.1, 0.9, 0.4, average=True), {"leave": 0.9}),
+        (lambda: Target(what="time", value=0.5), Target("time", 0.5), {"what": "time"}),
+        (
+            lambda: ShrinkSchedule(Target("time", 0.5), 0.1, press=0.3),
+            ShrinkSchedule(Target("time", 0.5), 0.1, 0.3),
+            {"press": 0.3},
+        ),
+    ],
+)
+def test_records_have_their_old_names(old: Callable[[], object], now: object, names: dict[str, object]) -> None:
+    with pytest.warns(DeprecationWarning, match="is now called"):
+        assert old() == now
+    for name, value in names.items():
+        with pytest.warns(DeprecationWarning, match=f"{type(now).__name__}.{name} is now called"):
+            assert getattr(now, name) == value

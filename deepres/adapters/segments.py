@@ -1,4 +1,4 @@
-"""Stretches of blocks, between which a ghost decides."""
+"""Segments: runs of consecutive blocks, between which a ghost routes its inputs."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from deepres.adapters.blocks import Block
+from deepres.deprecation import renamed_fields
 
 
+@renamed_fields(units="blocks")
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """Consecutive blocks: a ghost has one gate in front of them and one exit behind."""
+    """A run of consecutive blocks, by index. A ghost has a gate in front of it and an exit head behind it."""
 
-    units: tuple[int, ...]
-    skippable: tuple[int, ...]  # of them, those that can be passed through
+    blocks: tuple[int, ...]
+    skippable: tuple[int, ...]  # those of ``blocks`` that can be bypassed
 
 
-def segments(units: Sequence[Block], most: int = 5) -> list[Segment]:
-    """Cut each list of blocks into runs of at most ``most``."""
+def segments(blocks: Sequence[Block], most: int = 5) -> list[Segment]:
+    """Divide each list of blocks into segments of nearly equal length, at most ``most`` blocks each."""
     groups: list[list[int]] = []
     before = None
-    for i, unit in enumerate(units):
-        here = unit.container
+    for i, block in enumerate(blocks):
+        here = block.container
         if here != before:
             groups.append([])
         groups[-1].append(i)
@@ -32,4 +34,4 @@ def segments(units: Sequence[Block], most: int = 5) -> list[Segment]:
         parts = -(-len(group) // most)
         bounds = [len(group) * part // parts for part in range(parts + 1)]
         cut += [group[a:b] for a, b in pairwise(bounds)]
-    return [Segment(tuple(group), tuple(i for i in group if not units[i].reshapes)) for group in cut]
+    return [Segment(tuple(group), tuple(i for i in group if not blocks[i].reshapes)) for group in cut]

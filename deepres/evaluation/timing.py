@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 Name = TypeVar("Name")
 Value = TypeVar("Value")
-Point = tuple[nn.Module, Literal["before", "after"]]  # of a forward pass: where it enters or leaves a module
+TimingPoint = tuple[nn.Module, Literal["before", "after"]]  # the moment at which a forward pass enters or leaves a module
 
 LEAST_TURNS = 3  # that a limit of time leaves
 
@@ -98,7 +98,7 @@ def time_against(
 
 @torch.no_grad()
 def timeline(
-    points: Sequence[Point], forward: Callable[[], object], device: torch.device, *, repeats: int = 7
+    points: Sequence[TimingPoint], forward: Callable[[], object], device: torch.device, *, repeats: int = 7
 ) -> list[list[float]]:
     """When ``forward`` comes to each point, and when it ends, in seconds from its beginning: ``repeats`` rows of (points + 1) times.
 

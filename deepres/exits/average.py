@@ -1,4 +1,4 @@
-"""Averages of the answers of several exits, in log-probabilities: for a batch, and by NumPy for a single input."""
+"""Averages of the answers of several exits, as log-probabilities: of a batch, and of a single input in NumPy."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from torch import Tensor
 
 @dataclass
 class Average:
-    """Sum of the exits' answers to a batch so far. An exit to which an input is out of distribution does not count for it."""
+    """Average of the answers of the exits so far. An exit does not count for inputs that are out of distribution for it."""
 
-    total: Tensor  # (N, K), of log-probabilities
-    count: Tensor  # (N, 1)
+    total: Tensor  # (N, K), sum of log-probabilities
+    count: Tensor  # (N, 1), number of exits that count
 
     @classmethod
     def of(cls, before: Average | None, logits: Tensor, known: Tensor) -> Average:
-        """``before`` and one more exit's ``logits`` (N, K), for the inputs that are ``known`` (N,) to it."""
+        """Add the ``logits`` (N, K) of one more exit to ``before``, for the inputs that are in distribution, ``known`` (N,)."""
         counted = known.unsqueeze(1)
         total = logits.log_softmax(1).masked_fill(~counted, 0.0)
         return cls(total, counted.long()) if before is None else cls(before.total + total, before.count + counted)
 
     @classmethod
     def add(cls, before: Average | None, logits: Tensor, confidence: Tensor) -> tuple[Average, Tensor, Tensor]:
-        """(the new average, its logits (N, K), its confidence (N,)) after one more exit's ``logits`` and ``confidence``.
+        """Add one more exit: (the new average, its logits (N, K), its confidence (N,)).
 
-        The confidence stays 0 where the input is out of distribution to this exit. Where it is to all exits so far, the logits are
-        this exit's own.
+        The confidence is 0 where the input is out of distribution for this exit. Where it is out of distribution for all exits so
+        far, the logits are this exit's own.
         """
         known = confidence > 0
         average = cls.of(before, logits, known)
@@ -38,24 +38,24 @@ class Average:
 
     @property
     def mean(self) -> Tensor:
-        """(N, K)."""
+        """Mean log-probabilities, (N, K)."""
         return self.total / self.count.clamp(min=1)
 
     def take(self, rows: Tensor) -> Average:
-        """The average of some rows of the batch."""
+        """Average of some rows of the batch."""
         return Average(self.total[rows], self.count[rows])
 
     def with_last(self, logits: Tensor) -> Tensor:
-        """(N, K): the mean with the network's own calibrated ``logits`` (N, K)."""
+        """Mean of the exits and of the network's own calibrated ``logits``, (N, K) -> (N, K)."""
         return Average.of(self, logits, logits.new_ones(len(logits), dtype=torch.bool)).mean
 
 
 @dataclass
 class SingleAverage:
-    """``Average`` of a single input, by NumPy."""
+    """``Average`` of a single input, in NumPy."""
 
-    total: np.ndarray  # (K,), of log-probabilities
-    count: int
+    total: np.ndarray  # (K,), sum of log-probabilities
+    count: int  # number of exits that count
 
     @classmethod
     def add(

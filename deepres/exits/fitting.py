@@ -1,4 +1,4 @@
-"""Fit exit heads to a frozen network: the reader of each, its classifier, and its temperature."""
+"""Fitting of exit heads to a frozen network: their readers, classifiers and temperatures."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from deepres.adapters import logits_of
 from deepres.exits.heads import ExitHead, without_norms
-from deepres.exits.readout import coarse, learnt, pooled_by_quarter, readers
+from deepres.exits.readout import coarse, exit_targets, pooled_by_quarter, readers
 
-PASSES, BATCH, RATE, DECAY = 20, 128, 3e-3, 0.05  # of the readers' training, by AdamW with a one-cycle schedule
+PASSES, BATCH, RATE, DECAY = 20, 128, 3e-3, 0.05  # of AdamW with a one-cycle schedule
 SIGNALS_ROOM = 2 << 30  # bytes of signals that are kept in memory
-ROUNDS = 4  # over the examples where their signals do not all fit: the network runs once over them in each round
+ROUNDS = 4  # passes of the network over the examples where their signals do not all fit into memory
 
 
 def fit_readers(
@@ -24,11 +24,13 @@ def fit_readers(
     ends: Sequence[nn.Module],
     given: Sequence[tuple[Tensor, Tensor]],
     progress: Callable[[str, float], None] = lambda what, share: None,
+    room: int = SIGNALS_ROOM,
 ) -> Sequence[nn.Sequential]:
     """Train the reader of an exit behind each module of ``ends`` but the last, on the frozen ``model``.
 
-    ``given``: batches of images and labels. The readers train together, each with a classifier behind it that is dropped:
-    ``fit_exit`` fits the final one.
+    ``given``: batches of images and labels. The readers train together, each with a classifier that is then dropped, because
+    ``fit_exit`` fits the final one. ``room``: bytes of signals to keep in memory; if they do not suffice for all examples, these are
+    taken in parts, and the network runs over them ``ROUNDS`` times.
     """
     device = given[0][0].device
     with torch.random.fork_rng():
@@ -40,7 +42,7 @@ def fit_readers(
             return reading
         widths = [pooled_by_quarter(reading[c].eval()(first[c])).shape[1] for c in at]
         answers = nn.ModuleList([nn.Linear(width, logits.shape[1]) for width in widths]).to(device)
-        parts = _parts(given, int(SIGNALS_ROOM // sum(coarse(first[c])[0].nbytes for c in at)))
+        parts = _parts(given, int(room // sum(coarse(first[c])[0].nbytes for c in at)))
         rounds = 1 if len(parts) == 1 else ROUNDS
         plan = [(part, _rows(part, PASSES // rounds)) for _ in range(rounds) for part in parts]
     steps, done = sum(len(rows) for _, rows in plan), 0
@@ -51,23 +53,23 @@ def fit_readers(
         kept = _Kept.of(model, ends, part, at)
         for mine in rows:
             progress("exits", done / steps)
-            signals, wanted = kept.take(mine)
+            signals, targets = kept.take(mine)
             with torch.enable_grad():
                 logits_by_exit = [
                     answer(pooled_by_quarter(reading[c](signals[c]))) for c, answer in zip(at, answers, strict=True)
                 ]
-                loss = torch.stack([F.cross_entropy(one, wanted) for one in logits_by_exit]).sum()
+                loss = torch.stack([F.cross_entropy(one, targets) for one in logits_by_exit]).sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             done += 1
-        del kept  # before the next ones are made
+        del kept  # free the memory before the next part
     return [without_norms(reader) for reader in reading]
 
 
 def _parts(given: Sequence[tuple[Tensor, Tensor]], most: int) -> list[list[tuple[Tensor, Tensor]]]:
-    """Runs of batches with up to ``most`` examples each, and at least one batch."""
+    """Divide ``given`` into parts of at most ``most`` examples, but at least one batch."""
     parts: list[list[tuple[Tensor, Tensor]]] = [[]]
     for batch in given:
         if parts[-1] and sum(len(labels) for _, labels in [*parts[-1], batch]) > most:
@@ -85,7 +87,7 @@ def _rows(part: Sequence[tuple[Tensor, Tensor]], passes: int) -> tuple[Tensor, .
 
 @torch.no_grad()
 def _signals(model: nn.Module, ends: Sequence[nn.Module], images: Tensor) -> tuple[dict[int, Tensor], Tensor]:
-    """(the signal behind each module of ``ends`` by its number, the network's logits)."""
+    """(output of each module of ``ends``, by its index; logits of the network)."""
     signals: dict[int, Tensor] = {}
     with ExitStack() as stack:
         for c, end in enumerate(ends):
@@ -100,39 +102,39 @@ def _signals(model: nn.Module, ends: Sequence[nn.Module], images: Tensor) -> tup
 
 @dataclass(frozen=True, eq=False)
 class _Kept:
-    """Signals and targets of some examples, kept so that the network does not run in every pass over them."""
+    """Signals and targets of some examples, so that the network need not run in every pass over them."""
 
     signals: dict[int, Tensor]
-    wanted: Tensor  # (N, classes)
+    targets: Tensor  # (N, K)
 
     @classmethod
     def of(cls, model: nn.Module, ends: Sequence[nn.Module], part: Sequence[tuple[Tensor, Tensor]], at: Sequence[int]) -> _Kept:
         signals: dict[int, Tensor] = {}
-        wanted, start, count = [], 0, sum(len(labels) for _, labels in part)
+        targets, start, count = [], 0, sum(len(labels) for _, labels in part)
         for images, labels in part:
             seen, logits = _signals(model, ends, images)
-            wanted.append(learnt(logits, labels))
+            targets.append(exit_targets(logits, labels))
             for c in at:
                 signal = coarse(seen[c])
                 if not start:
                     signals[c] = signal.new_empty(count, *signal.shape[1:])
                 signals[c][start : start + len(labels)] = signal
             start += len(labels)
-        return cls(signals, torch.cat(wanted))
+        return cls(signals, torch.cat(targets))
 
     def take(self, rows: Tensor) -> tuple[dict[int, Tensor], Tensor]:
-        return {c: signal[rows] for c, signal in self.signals.items()}, self.wanted[rows]
+        return {c: signal[rows] for c, signal in self.signals.items()}, self.targets[rows]
 
 
 def temperature_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Temperature that calibrates ``logits`` (N, K): they are to be divided by it (Guo et al. 2017)."""
+    """Temperature by which to divide ``logits`` (N, K) so that they are calibrated on ``labels`` (N,) (Guo et al. 2017)."""
     choices = torch.logspace(-0.7, 1.0, 60)
     return choices[torch.stack([F.cross_entropy(logits / t, labels) for t in choices]).argmin()]
 
 
-def fit_exit(features: Tensor, wanted: Tensor, held: Tensor, labels: Tensor, reader: nn.Sequential) -> ExitHead:
-    """Fit a classifier to ``features`` (N, F) and targets ``wanted`` (N, K), and its temperature to the ``held`` out features."""
-    head = ExitHead(features.shape[1], wanted.shape[1], reader)
+def fit_exit(features: Tensor, targets: Tensor, held: Tensor, labels: Tensor, reader: nn.Sequential) -> ExitHead:
+    """Fit a classifier to ``features`` (N, F) and ``targets`` (N, K), and its temperature to ``held`` out features with ``labels``."""
+    head = ExitHead(features.shape[1], targets.shape[1], reader)
     head.standardise(features)
     z = head.standardised(features)
     weight = torch.zeros_like(head.weight).requires_grad_()
@@ -141,7 +143,7 @@ def fit_exit(features: Tensor, wanted: Tensor, held: Tensor, labels: Tensor, rea
 
     def closure() -> Tensor:
         solver.zero_grad()
-        loss = F.cross_entropy(z @ weight.T + bias, wanted) + 1e-4 * weight.square().sum()
+        loss = F.cross_entropy(z @ weight.T + bias, targets) + 1e-4 * weight.square().sum()
         loss.backward()
         return loss
 

@@ -1,4 +1,4 @@
-"""Exit heads: classifiers of a signal inside a network, with calibration and a limit for what is out of distribution."""
+"""Exit heads: calibrated classifiers of a signal inside a network, which detect signals that are out of distribution."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from deepres.exits.readout import Coarser, pooled_by_quarter
 
 
 class StandardisedLinear(nn.Module):
-    """A linear function of features that are standardised by their mean and deviation where it was fitted.
+    """Linear function of features, standardised by the mean and deviation of the features that it was fitted on.
 
-    It also knows how far from their mean those features were: what lies farther out is out of distribution.
+    Features whose standardised norm exceeds ``limit`` are out of distribution.
     """
 
     shift: Tensor
@@ -31,28 +31,25 @@ class StandardisedLinear(nn.Module):
         self.register_buffer("limit", torch.tensor(float("inf")))  # of the norm of the standardised features
 
     def standardise(self, features: Tensor) -> None:
-        """Take mean and deviation of ``features`` (N, F).
-
-        The limit is a quarter beyond the norm of all but 0.5 % of them.
-        """
+        """Set mean, deviation and limit from ``features`` (N, F). The limit is 1.25 times the 99.5 % quantile of their norms."""
         self.inverse.copy_(1 / features.std(0).clamp(min=1e-6))
         self.shift.copy_(-features.mean(0) * self.inverse)
         self.limit.copy_(1.25 * torch.quantile(self.standardised(features).norm(dim=1), 0.995))
 
     def standardised(self, features: Tensor) -> Tensor:
-        """(N, F) -> (N, F)."""
+        """Standardise features, (N, F) -> (N, F)."""
         return torch.addcmul(self.shift, features.float(), self.inverse)
 
     def linear(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, F) -> (N, outputs), and (N, 1) of truth values: whether the features are out of distribution."""
+        """(N, F) -> (N, outputs), and (N, 1) whether the features are out of distribution."""
         z = self.standardised(features)
         return torch.addmm(self.bias, z, self.weight.T), torch.linalg.vector_norm(z, dim=1, keepdim=True) > self.limit
 
 
 class ExitHead(StandardisedLinear):
-    """A calibrated classifier of a segment's output. Its confidence is 0 where the signal is out of distribution.
+    """Calibrated classifier of the output of a segment. Its confidence is 0 where the signal is out of distribution.
 
-    ``reader`` processes the signal before it is pooled: a few strided convolutions where stages still lie ahead.
+    ``reader``: layers that process the signal before it is pooled, as ``readers`` builds them.
     """
 
     temperature: Tensor
@@ -60,20 +57,20 @@ class ExitHead(StandardisedLinear):
     def __init__(self, features: int, outputs: int, reader: nn.Sequential | None = None) -> None:
         super().__init__(features, outputs)
         self.reader = reader if reader is not None else nn.Sequential()
-        self.reader.to(memory_format=torch.channels_last)  # convolutions and pooling take a fifth less time
+        self.reader.to(memory_format=torch.channels_last)  # which saves a fifth of the time
         self.register_buffer("temperature", torch.ones(()))
         self._numpy: tuple[object, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]] | None = None
 
     def forward(self, signal: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, ...) -> (N, K) calibrated logits, (N,) confidences, 0 where the signal is out of distribution."""
+        """Classify signals: (N, C, ...) -> (N, K) calibrated logits, (N,) confidences."""
         logits, outside = self.linear(self.read(signal))
         logits = logits / self.temperature
         return logits, logits.softmax(1).amax(1).masked_fill(outside[:, 0], 0.0)
 
     def single(self, signal: Tensor) -> tuple[np.ndarray, float]:
-        """(1, C, ...) on a CPU -> (K,) calibrated logits, and the confidence, as ``forward`` gives them.
+        """Classify one signal on a CPU: (1, C, ...) -> (K,) calibrated logits, confidence.
 
-        Computed by NumPy: behind the pooling there are a dozen calls on a few numbers each, which cost a tenth there.
+        Behind the pooling this uses NumPy, whose calls on a few numbers take a tenth of the time of PyTorch's.
         """
         weight, bias, inverse, shift, limit = self._arrays()
         features = self.read(signal)[0].float().numpy()
@@ -86,7 +83,7 @@ class ExitHead(StandardisedLinear):
         return logits, 1 / float(np.exp(logits - logits.max()).sum())
 
     def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
-        """(weight and bias with standardisation and temperature folded in; inverse, shift, the limit's square)."""
+        """(weight and bias, with standardisation and temperature folded in; inverse, shift, square of the limit)."""
         version = (self.weight._version, self.temperature._version)
         if self._numpy is None or self._numpy[0] != version:
             weight = self.weight / self.temperature
@@ -96,12 +93,12 @@ class ExitHead(StandardisedLinear):
         return self._numpy[1]
 
     def read(self, signal: Tensor) -> Tensor:
-        """(N, C, ...) -> (N, F)."""
+        """Features of signals, (N, C, ...) -> (N, F)."""
         return pooled_by_quarter(self.reader(signal))
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> ExitHead:
-        """A head that ``state`` can be loaded into; the shapes of the tensors determine its reader."""
+        """Build a head that ``state`` can be loaded into; the shapes of the tensors determine its reader."""
         convs = [value for key, value in state.items() if key.startswith("reader.") and key.endswith(".weight")]
         first: list[nn.Module] = [Coarser()] if convs and "reader.0.weight" not in state else []  # it has no weights
         layers = [layer for w in convs for layer in (nn.Conv2d(w.shape[1], w.shape[0], 3, 2, 1), nn.ReLU(inplace=True))]
@@ -110,7 +107,7 @@ class ExitHead(StandardisedLinear):
 
 
 def without_norms(reader: nn.Sequential) -> nn.Sequential:
-    """``reader`` in eval mode with its norms folded into its convolutions."""
+    """Fold the norms of ``reader`` into its convolutions, for eval mode."""
     layers: list[nn.Module] = []
     for layer in reader.eval():
         if isinstance(layer, nn.BatchNorm2d):

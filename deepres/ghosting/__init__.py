@@ -1,4 +1,4 @@
-"""Ghost Inference: depth by input.
+"""Ghost Inference: a trained network computes for each input only the blocks that it needs.
 
 Read: settings, gates -> context -> route -> model -> recording -> fit -> points -> recorded -> candidates -> selection -> confirm ->
 make -> page.

@@ -1,4 +1,4 @@
-"""Confirmation of settings on fresh examples, and verification on the test split."""
+"""Confirmation of settings on fresh examples, and evaluation on the test split."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ import torch
 from torch import Tensor
 
 from deepres.adapters import logits_in, logits_of
+from deepres.deprecation import renamed_fields
 from deepres.ghosting.model import Ghost
 from deepres.ghosting.points import Point, pareto_front
 from deepres.ghosting.recorded import Passes
 
-CONFIDENCE = 0.9  # with which a rise of the error is within what was allowed
-TESTED = 8  # settings of a kind that are tested on fresh examples, at most, where each takes a pass of its own
+CONFIDENCE = 0.9  # level at which the rise of the error must be within the limit
+TESTED = 8  # most settings of a kind that are tested on fresh examples, where each needs a pass of its own
 
-Kind = tuple[bool, bool, bool]
+SettingsKind = tuple[bool, bool, bool]
 
 
-def within_error(points: Sequence[Point], whole: float, rise: float, doubt: int = 0) -> dict[Kind, list[Point]]:
-    """Points whose error is at most ``rise`` points above the whole network's, least estimated time first, by kind of setting.
+def within_error(points: Sequence[Point], whole: float, rise: float, doubt: int = 0) -> dict[SettingsKind, list[Point]]:
+    """Points whose error is at most ``rise`` points above ``whole``, by kind of setting, least estimated time first.
 
-    Settings whose estimated time is that of the whole network or more are left out. A kind is (no gates, the same blocks for all
-    inputs, no early exits); of each kind the points on its own Pareto front are returned. ``doubt``: the number of examples that the
-    errors were measured on, if others will confirm them; points then count whose error is above by at most a standard deviation.
+    Settings that are estimated to take the whole network's time or more are left out. A kind is (no gates, the same blocks for all
+    inputs, no early exits); for each kind, the points on its own Pareto front are returned. ``doubt``: number of examples on which
+    the errors were measured, if other examples will confirm them; the limit is then raised by a standard deviation of the error.
     """
-    kinds: dict[Kind, list[Point]] = {}
+    kinds: dict[SettingsKind, list[Point]] = {}
     for point in points:
-        chance = 100 * math.sqrt(point.moved / doubt) if doubt else 0.0
+        chance = 100 * math.sqrt(point.changed / doubt) if doubt else 0.0
         if point.error <= whole + rise + chance and point.time < 1 and not point.settings.whole:
             kind = (point.settings.skip_threshold is None, point.settings.fixed, point.settings.exit_threshold is None)
             kinds.setdefault(kind, []).append(point)
@@ -39,16 +40,16 @@ def within_error(points: Sequence[Point], whole: float, rise: float, doubt: int 
 
 @torch.no_grad()
 def confirmed(
-    kinds: dict[Kind, list[Point]],
+    kinds: dict[SettingsKind, list[Point]],
     fresh: Passes,
     rise: float,
     log: Callable[[str], None] = lambda text: None,
 ) -> list[Point]:
-    """Of each kind the fastest point whose error rises by at most ``rise``, with 90 % confidence, on examples that did not choose it.
+    """Select for each kind the fastest point whose error rises by at most ``rise`` with 90 % confidence on ``fresh`` examples.
 
-    Selecting the best of many settings biases its score upward, on fresh examples too if the fastest that passes is taken. So the
-    points are tested in an order that is fixed beforehand, from the slowest on, and the first that fails ends it (fixed-sequence
-    testing, as in Angelopoulos et al. 2021). Without fresh examples the fastest of each kind is taken.
+    Selecting the best of many settings biases its score upward, on fresh examples too. Points are therefore tested in a fixed order,
+    from the slowest to the fastest, until the first fails (fixed-sequence testing, as in Angelopoulos et al. 2021). Without fresh
+    examples, the fastest point of each kind is selected.
     """
     if not len(fresh):
         return [mine[0] for mine in kinds.values()]
@@ -73,66 +74,71 @@ def confirmed(
 
 
 def _spaced(points: list[Point], most: int) -> list[Point]:
-    """At most ``most`` of the points, evenly spaced, with the first and the last."""
+    """At most ``most`` of the points, evenly spaced, the first and the last included."""
     if len(points) <= most:
         return points
     return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]
 
 
 def rise_bound(lost: int, won: int, n: int, confidence: float = CONFIDENCE) -> float:
-    """Points that the error rises by at most, one-sided, where of ``n`` examples ``lost`` right answers were lost and ``won`` were won.
+    """One-sided upper bound of the rise of the error in points, from ``lost`` and ``won`` right answers among ``n`` examples.
 
-    The normal bound of the paired differences, with one more lost, so that none lost of few examples is no proof.
+    This is the normal bound for paired differences. One more answer counts as lost, so that the bound is above 0 where none was lost.
     """
     share, changed = (lost + 1 - won) / n, (lost + 1 + won) / n
     return 100 * (share + statistics.NormalDist().inv_cdf(confidence) * math.sqrt(max(changed - share**2, 0) / n))
 
 
 def clopper_pearson(count: int, n: int, confidence: float = 0.95) -> float:
-    """Upper end of the one-sided interval for a share, from ``count`` of ``n`` independent examples (Clopper and Pearson 1934)."""
+    """One-sided upper confidence bound of a share, from ``count`` of ``n`` independent examples (Clopper and Pearson 1934)."""
     from scipy.stats import binomtest
 
     return float(binomtest(count, n, alternative="less").proportion_ci(confidence, method="exact").high)
 
 
+@renamed_fields(left="exited", again="recomputed")
 @dataclass(frozen=True)
 class Verified:
-    """The ghost beside its network on the test split. Errors in percent."""
+    """A ghost compared with its network on the test split. Errors are in percent."""
 
-    n: int
-    whole: float
-    ghost: float
-    lost: int  # right answers of the network that the ghost gets wrong
-    won: int
-    bound: float  # with 95 % confidence no more than this share of inputs is lost, %
+    n: int  # number of examples
+    whole: float  # error of the network
+    ghost: float  # error of the ghost
+    lost: int  # number of right answers of the network that the ghost gets wrong
+    won: int  # number of wrong answers of the network that the ghost gets right
+    bound: float  # upper bound of the share of inputs whose right answer is lost, with 95 % confidence, %
     blocks: float  # mean share of blocks that ran
-    left: float
-    again: float
-    by_class: dict[str, tuple[float, ...]]  # share of the class's inputs for which each block ran
-    depth: tuple[float, ...]  # by input: the share of the blocks that ran
-    right: tuple[bool, ...]
-    labels: tuple[int, ...]
+    exited: float  # share of inputs that exited early
+    recomputed: float  # share of inputs that fell back to the whole network
+    by_class: dict[str, tuple[float, ...]]  # for each class and block, share of the inputs for which the block ran
+    depth: tuple[float, ...]  # share of the blocks that ran, by input
+    right: tuple[bool, ...]  # whether the ghost's answer is right, by input
+    labels: tuple[int, ...]  # by input
 
     @property
     def rise(self) -> float:
+        """Rise of the error, in points."""
         return self.ghost - self.whole
 
 
-def answers_of(ghost: Ghost, given: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(right, ran, left, again) over all examples."""
+def _traced(ghost: Ghost, given: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(right, ran, exited_at, recomputed) over all examples."""
     parts = []
     for x, y in given:
         logits = logits_in(ghost(x, trace=True))
         assert ghost.trace is not None
-        parts.append(((logits.argmax(1) == y).cpu(), ghost.trace.ran, ghost.trace.left, ghost.trace.again))
-    right, ran, left, again = (torch.cat(column) for column in zip(*parts, strict=True))
-    return right, ran, left, again
+        parts.append(((logits.argmax(1) == y).cpu(), ghost.trace.ran, ghost.trace.exited_at, ghost.trace.recomputed))
+    right, ran, exited_at, recomputed = (torch.cat(column) for column in zip(*parts, strict=True))
+    return right, ran, exited_at, recomputed
 
 
 def verify(ghost: Ghost, given: Sequence[tuple[Tensor, Tensor]], classes: Sequence[str]) -> Verified:
-    """Both on the same examples. The bound assumes that inputs come independently from the law that the test split came from."""
+    """Compare ``ghost`` with its network on the same examples.
+
+    ``bound`` assumes that inputs are drawn independently from the distribution of the test split.
+    """
     wholes = torch.cat([(logits_of(ghost.net, x).argmax(1) == y).cpu() for x, y in given])
-    right, ran, left, again = answers_of(ghost, given)
+    right, ran, exited_at, recomputed = _traced(ghost, given)
     labels = torch.cat([y.cpu() for _, y in given])
     depth = ran.float().mean(1)
     lost, n = int((wholes & ~right).sum()), len(labels)
@@ -144,8 +150,8 @@ def verify(ghost: Ghost, given: Sequence[tuple[Tensor, Tensor]], classes: Sequen
         won=int((~wholes & right).sum()),
         bound=100 * clopper_pearson(lost, n),
         blocks=float(depth.mean()),
-        left=float((left >= 0).float().mean()),
-        again=float(again.float().mean()),
+        exited=float((exited_at >= 0).float().mean()),
+        recomputed=float(recomputed.float().mean()),
         by_class={classes[k]: tuple(ran[labels == k].float().mean(0).tolist()) for k in labels.unique().tolist()},
         depth=tuple(depth.tolist()),
         right=tuple(right.tolist()),

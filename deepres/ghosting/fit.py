@@ -1,7 +1,7 @@
-"""Fit gates and exits to a frozen network: some passes over some training examples, no gradient through the network.
+"""Fitting of gates and exits to a frozen network, in a few passes over training examples and without gradients through the network.
 
-What a gate learns is measured, not guessed: for each block and example, how far the network's answer moves when that block alone is
-skipped, as the Kullback-Leibler divergence to the undisturbed answer.
+Gates learn measurements: for each block and example, the Kullback-Leibler divergence between the network's answers with the block and
+without it.
 """
 
 from __future__ import annotations
@@ -21,29 +21,31 @@ from torch import Tensor, nn
 from deepres.adapters import logits_of
 from deepres.data import Data
 from deepres.evaluation import block_times, branch_times
-from deepres.evaluation.timing import Point, call_times, now, timeline
-from deepres.exits import ExitHead, StandardisedLinear, learnt
+from deepres.evaluation.timing import TimingPoint, call_times, now, timeline
+from deepres.exits import ExitHead, StandardisedLinear, exit_targets
 from deepres.exits.fitting import fit_exit, fit_readers, temperature_of
 from deepres.ghosting.gates import Gate
 from deepres.ghosting.model import Ghost
-from deepres.ghosting.recording import at_segments, batches, look
+from deepres.ghosting.recording import at_segments, batches, record_signals
 
-RIDGE = 0.01  # of the examples
-LEAST = 1e-6  # divergence below which an answer has not moved, nats
-EASY = 10  # exits are fitted on this many times the gates' examples: they need a few passes, gates one for each block
-IMAGES_ROOM = 2 << 30  # bytes of the images that all is fitted on
+GATE_RIDGE = 0.01  # penalty of the ridge regression, times the number of examples
+LEAST = 1e-6  # divergence in nats below which an answer counts as unchanged
+EXIT_EXAMPLES = 10  # times the gates' examples: exits need a few passes, gates one pass for each block
+IMAGES_ROOM = 2 << 30  # bytes of images that are kept for fitting
 
 
 @torch.no_grad()
-def harms(ghost: Ghost, given: list[tuple[Tensor, Tensor]], whole: Tensor, progress: Callable[[str, float], None]) -> Tensor:
-    """(N, blocks): log10 of the divergence of the answer without each block; infinite for blocks that cannot be skipped."""
-    out = torch.full((len(whole), len(ghost.units)), math.inf)
+def block_divergences(
+    ghost: Ghost, given: list[tuple[Tensor, Tensor]], whole: Tensor, progress: Callable[[str, float], None]
+) -> Tensor:
+    """Log10 of the divergence of the answer without each block, (N, blocks); infinite for blocks that cannot be skipped."""
+    out = torch.full((len(whole), len(ghost.blocks)), math.inf)
     reference = whole.log_softmax(1)
-    able = [i for segment in ghost.segments for i in segment.skippable]
-    for done, i in enumerate(able):
-        progress("worth of each block", done / len(able))
+    skippable = [i for segment in ghost.segments for i in segment.skippable]
+    for done, i in enumerate(skippable):
+        progress("importance of each block", done / len(skippable))
         with ExitStack() as stack:
-            for site in ghost.units[i].sites:
+            for site in ghost.blocks[i].sites:
                 stack.enter_context(site.bypass())
             moved = torch.cat([logits_of(ghost.net, x).float().cpu() for x, _ in given]).log_softmax(1)
         divergence = F.kl_div(moved, reference, reduction="none", log_target=True).sum(1)
@@ -51,7 +53,7 @@ def harms(ghost: Ghost, given: list[tuple[Tensor, Tensor]], whole: Tensor, progr
     return out
 
 
-def fit(
+def fit_ghost(
     ghost: Ghost,
     data: Data,
     *,
@@ -60,46 +62,47 @@ def fit(
     examples: int = 2000,
     progress: Callable[[str, float], None] = lambda what, share: None,
 ) -> None:
-    """Give ``ghost`` its gates and exits.
+    """Fit the gates and exits of ``ghost``.
 
-    Gates are fitted on ``examples`` of the training split, exits on ``EASY`` times as many; temperatures on the validation split.
+    Gates are fitted on ``examples`` examples of the training split, exits on ``EXIT_EXAMPLES`` times as many, and temperatures on the
+    validation split.
     """
     device = next(ghost.net.parameters()).device
     progress("answers", 0.0)
-    most = max(examples, min(EASY * examples, IMAGES_ROOM // (4 * math.prod(data.shape)))) if exits else examples
+    most = max(examples, min(EXIT_EXAMPLES * examples, IMAGES_ROOM // (4 * math.prod(data.shape)))) if exits else examples
     many = list(batches(data, "train", most, device))
-    reading = fit_readers(ghost.net, ghost.ends, many, progress) if exits else ()
-    seen = look(ghost, many, reading)
+    readers = fit_readers(ghost.net, ghost.ends, many, progress) if exits else ()
+    seen = record_signals(ghost, many, readers)
     ghost.gates = nn.ModuleList([nn.Identity() for _ in ghost.segments])
     ghost.exits = nn.ModuleList([nn.Identity() for _ in ghost.segments])
     if gates:
         few = many[: -(-examples // len(many[0][1]))]
         count = sum(len(y) for _, y in few)
-        shares = _branches(ghost, few[0][0][:64])
-        worth = harms(ghost, few, seen.logits[:count], progress)
-        middle = sum(shares) / len(shares)
+        shares = _branch_shares(ghost, few[0][0][:64])
+        divergence = block_divergences(ghost, few, seen.logits[:count], progress)
+        mean = sum(shares) / len(shares)
         for c, segment in enumerate(ghost.segments):
             if segment.skippable:
-                dearer = torch.tensor([math.log10(max(shares[i], 1e-9) / middle) for i in segment.skippable])
-                mine = worth[:, list(segment.skippable)] - dearer
-                ghost.gates[c] = _gate(seen.entries[c][:count], mine).to(device)
+                cost = torch.tensor([math.log10(max(shares[i], 1e-9) / mean) for i in segment.skippable])
+                importance = divergence[:, list(segment.skippable)] - cost
+                ghost.gates[c] = _gate(seen.entries[c][:count], importance).to(device)
     if exits:
-        held = look(ghost, list(batches(data, "val", examples, device)), reading)
-        wanted = learnt(seen.logits, seen.labels)
+        held = record_signals(ghost, list(batches(data, "val", examples, device)), readers)
+        targets = exit_targets(seen.logits, seen.labels)
         for c in range(len(ghost.segments) - 1):
             progress("exits", c / len(ghost.segments))
-            ghost.exits[c] = fit_exit(seen.outputs[c], wanted, held.outputs[c], held.labels, reading[c]).to(device)
+            ghost.exits[c] = fit_exit(seen.outputs[c], targets, held.outputs[c], held.labels, readers[c]).to(device)
         ghost.temperature = float(temperature_of(held.logits, held.labels))
     ghost.requires_grad_(False)
-    ghost.ahead = _ahead(ghost, many[0][0])
+    ghost.time_to_next = _time_to_next(ghost, many[0][0])
     progress("done", 1.0)
 
 
 @torch.no_grad()
-def _ahead(ghost: Ghost, inputs: Tensor, turns: int = 5) -> list[tuple[float, float]]:
-    """Of each segment: seconds from its end to the next one's, or the network's, as (of a call, of a row). The slowest of a few turns."""
+def _time_to_next(ghost: Ghost, inputs: Tensor, turns: int = 5) -> list[tuple[float, float]]:
+    """Seconds from the end of each segment to the end of the next, or of the network: (of a call, of each row), slowest of the turns."""
     rows = (1, min(32, len(inputs)))
-    ends: list[Point] = [(end, "after") for end in ghost.ends]
+    ends: list[TimingPoint] = [(end, "after") for end in ghost.ends]
     slowest = []
     for n in rows:
         passes = timeline(ends, partial(ghost.net, inputs[:n]), inputs.device, repeats=turns)
@@ -114,28 +117,28 @@ def _ahead(ghost: Ghost, inputs: Tensor, turns: int = 5) -> list[tuple[float, fl
 
 @dataclass(frozen=True, eq=False)
 class Costs:
-    """Measured shares of a forward pass of ``batch`` inputs."""
+    """Costs as measured shares of a forward pass of ``batch`` inputs."""
 
-    blocks: Tensor  # (blocks,), as a whole
-    branches: Tensor  # (blocks,), what is saved where they are skipped
+    blocks: Tensor  # (blocks,)
+    branches: Tensor  # (blocks,), the part of a block that is saved when it is skipped
     gates: Tensor  # (segments,)
-    exits: Tensor
+    exits: Tensor  # (segments,)
     batch: int = 1
-    fixed: float = 0.0  # share of all this that one row costs as much as all of them
+    fixed: float = 0.0  # part of each cost that does not depend on the number of rows, as a share
 
     @property
     def rest(self) -> float:
-        """What always runs."""
+        """Share of the layers outside the blocks, which always run."""
         return max(0.0, 1 - float(self.blocks.sum()))
 
     def paid(self, rows: Tensor) -> Tensor:
-        """What is paid of a thing that each row needs with probability ``rows``: its own part, and the fixed one if any row does."""
+        """Expected share of a cost that is paid where each row needs it with probability ``rows``; the fixed part is paid once."""
         return (1 - self.fixed) * rows + self.fixed * (1 - (1 - rows) ** self.batch)
 
 
 @torch.no_grad()
 def costs(ghost: Ghost, inputs: Tensor, turns: int = 7) -> Costs:
-    """Measured costs of each block, gate and exit, on these inputs in one batch; timed inside a forward pass, with cold caches."""
+    """Measure the cost of each block, gate and exit for ``inputs`` in one batch, inside a forward pass, with cold caches."""
     device = inputs.device
     whole = min(call_times(partial(ghost.net, inputs), device, repeats=turns))
     least = {kind: [math.inf] * len(ghost.segments) for kind in ("gates", "exits")}
@@ -144,14 +147,14 @@ def costs(ghost: Ghost, inputs: Tensor, turns: int = 7) -> Costs:
         head = (ghost.gates if kind == "gates" else ghost.exits)[c]
         began = now(device)
         if isinstance(head, StandardisedLinear):
-            _decide(head, signal)
+            _run_head(head, signal)
         least[kind][c] = min(least[kind][c], now(device) - began)
 
-    with at_segments(ghost, enter=partial(at, "gates"), leave=partial(at, "exits")):
+    with at_segments(ghost, entry=partial(at, "gates"), output=partial(at, "exits")):
         for _ in range(turns):
             ghost.net(inputs)
     gates, exits = ([seconds / whole for seconds in least[kind]] for kind in ("gates", "exits"))
-    blocks, branches = block_times(ghost.net, ghost.units, inputs), _branches(ghost, inputs)
+    blocks, branches = block_times(ghost.net, ghost.blocks, inputs), _branch_shares(ghost, inputs)
     n = len(inputs)
     half = min(call_times(partial(ghost.net, inputs[: n // 2]), device, repeats=turns)) if n > 1 else 0.0
     fixed = min(max((2 * half / whole - 1) if n > 1 else 0.0, 0.0), 1.0)
@@ -159,14 +162,14 @@ def costs(ghost: Ghost, inputs: Tensor, turns: int = 7) -> Costs:
     return Costs(shares[0], shares[1], shares[2], shares[3], batch=n, fixed=fixed)
 
 
-def _branches(ghost: Ghost, inputs: Tensor) -> list[float]:
+def _branch_shares(ghost: Ghost, inputs: Tensor) -> list[float]:
     """Share of a forward pass that each block's branches take."""
-    shares = iter(branch_times(ghost.net, [site for unit in ghost.units for site in unit.sites], inputs))
-    return [sum(next(shares) for _ in unit.sites) for unit in ghost.units]
+    shares = iter(branch_times(ghost.net, [site for block in ghost.blocks for site in block.sites], inputs))
+    return [sum(next(shares) for _ in block.sites) for block in ghost.blocks]
 
 
-def _decide(head: StandardisedLinear, signal: Tensor) -> list[int]:
-    """What a pass does at a gate or an exit: compute it, compare, wait for the counts, and go on with half of the rows."""
+def _run_head(head: StandardisedLinear, signal: Tensor) -> list[int]:
+    """Do the work of a pass at a gate or an exit: compute it, compare, wait for the counts, and select half of the rows."""
     if isinstance(head, ExitHead) and len(signal) == 1 and signal.device.type == "cpu":
         head.single(signal)
         return []
@@ -178,12 +181,12 @@ def _decide(head: StandardisedLinear, signal: Tensor) -> list[int]:
     return list((out[1] >= 0.5).sum(0, keepdim=True).tolist())
 
 
-def _gate(entry: Tensor, worth: Tensor) -> Gate:
-    """Ridge regression of the worth on the pooled signal."""
-    gate = Gate(entry.shape[1], worth.shape[1])
+def _gate(entry: Tensor, importance: Tensor) -> Gate:
+    """Ridge regression of ``importance`` (N, blocks) on the pooled signal ``entry`` (N, C)."""
+    gate = Gate(entry.shape[1], importance.shape[1])
     gate.standardise(entry)
     z = gate.standardised(entry).double()
-    normal = z.T @ z + RIDGE * len(z) * torch.eye(z.shape[1], dtype=torch.float64)
-    gate.weight.copy_(torch.linalg.solve(normal, z.T @ (worth - worth.mean(0)).double()).T)
-    gate.bias.copy_(worth.mean(0))
+    normal = z.T @ z + GATE_RIDGE * len(z) * torch.eye(z.shape[1], dtype=torch.float64)
+    gate.weight.copy_(torch.linalg.solve(normal, z.T @ (importance - importance.mean(0)).double()).T)
+    gate.bias.copy_(importance.mean(0))
     return gate

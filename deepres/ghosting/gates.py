@@ -1,4 +1,4 @@
-"""Gates: what the blocks of a segment are worth for an input, predicted from the pooled signal in front of it."""
+"""Gates predict how important each block of a segment is for an input, from the pooled signal in front of the segment."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from deepres.exits import StandardisedLinear, pooled
 
 
 class Gate(StandardisedLinear):
-    """Predicted log10 of how far the network's answer moves without each block of a segment, over the block's share of the time.
+    """Linear prediction of the importance of each block of a segment.
 
-    Where the pooled signal is out of distribution every block is kept.
+    Importance is the log10 of the divergence of the network's answer without the block, divided by the block's share of the time.
+    For a pooled signal that is out of distribution the prediction is infinite, so that every block is kept.
     """
 
     def forward(self, signal: Tensor) -> Tensor:
-        """(N, C, ...) -> (N, blocks); infinite where the signal is out of distribution."""
-        worth, outside = self.linear(pooled(signal))
-        return worth.masked_fill(outside, float("inf"))
+        """Predict importance: (N, C, ...) -> (N, blocks)."""
+        importance, outside = self.linear(pooled(signal))
+        return importance.masked_fill(outside, float("inf"))

@@ -1,4 +1,4 @@
-"""``ghost``: a trained network made to spend its depth by input, within a budget, or within a loss of accuracy."""
+"""``ghost``: makes a ghost of a trained network, within a budget of time or a rise of the error; ``save_ghost``, ``load_ghost``."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from deepres.adapters import device_of
 from deepres.data import Data
-from deepres.deprecation import renamed
+from deepres.deprecation import renamed, renamed_fields
 from deepres.errors import DeepresError
 from deepres.exits import ExitHead
 from deepres.ghosting.candidates import Kinds, frontier
 from deepres.ghosting.confirm import Verified, confirmed, verify, within_error
-from deepres.ghosting.fit import costs, fit
+from deepres.ghosting.fit import costs, fit_ghost
 from deepres.ghosting.gates import Gate
 from deepres.ghosting.model import Ghost
 from deepres.ghosting.points import Point
@@ -33,81 +33,83 @@ from deepres.ghosting.settings import Settings
 from deepres.models import load, notes, open_with_data, save
 
 NET, HEADS, STATIC, FILE = "net.safetensors", "ghost.safetensors", "static.safetensors", "ghost.json"
-BATCH_SIZE = 250  # examples of a pass, where nothing is timed
+BATCH_SIZE = 250  # examples of a pass that is not timed
 Gates = Literal["both", "fitted", "fixed", "none"]
 _KINDS: dict[str, Kinds] = {"both": ("fitted", "fixed"), "fitted": ("fitted",), "fixed": ("fixed",), "none": ()}
 
 
+@renamed_fields(kept="deadline_kept")
 @dataclass(frozen=True)
 class GhostResult:
-    """A ghost with its measurements. Times are shares of the whole network's, measured side by side."""
+    """A ghost with its measurements. Times are relative to the whole network, measured in alternating turns."""
 
     model: Ghost
-    point: Point  # on the validation split
+    point: Point  # the selected settings on the validation split
     points: tuple[Point, ...]  # all settings that were tried there
     whole_error: float  # of the network on the validation split, %
-    verified: Verified  # on the test split, looked at once
-    times: dict[int, tuple[float, float, float]]  # batch -> (time, and the middle half of its ratios)
-    kept: tuple[float, float] | None = None  # of a deadline: share of single-input calls within it, seconds of the slowest
+    verified: Verified  # on the test split, which is measured once
+    times: dict[int, tuple[float, float, float]]  # batch -> (median of the ratios, and their quartiles)
+    deadline_kept: tuple[float, float] | None = (
+        None  # (share of single-input calls within the deadline, seconds of the slowest)
+    )
     data: Data | None = field(default=None, repr=False, compare=False)
-    unconfirmed: float | None = None  # points that the error might rise, where no examples were left to confirm it on
+    unconfirmed: float | None = None  # allowed rise of the error in points, if no examples were left to confirm it on
 
     @property
     def static(self) -> bool:
-        """Whether the same blocks run for every input, to the end, so that ``model.static()`` is all of it."""
+        """Whether the same blocks run for every input, so that ``model.static()`` computes the same."""
         return self.model.settings.fixed and self.model.settings.exit_threshold is None
 
     def summary(self) -> list[str]:
-        """The results in sentences, with their figures and assumptions."""
+        """Describe the result in sentences, with its figures and assumptions."""
         seen, settings = self.verified, self.model.settings
         if settings.whole:
-            lines = [
-                "The ghost is the whole network, to the bit: no other setting kept what was required, or the budget was 1."
-            ]
+            lines = ["The ghost is the whole network, to the bit: no other setting met the requirement, or the budget was 1."]
         else:
             lines = [
-                f"Chosen: {settings.describe()}.",
+                f"Selected: {settings.describe()}.",
                 f"On the test split of {seen.n:,} examples the error is {seen.ghost:.2f} %, the whole network's {seen.whole:.2f} % "
                 f"({seen.rise:+.2f} points: {seen.lost} right answers lost, {seen.won} won).",
                 f"With 95 % confidence at most {seen.bound:.2f} % of inputs lose their right answer (Clopper-Pearson, one-sided; it "
-                "assumes that inputs come independently from the distribution of the test split, which chose nothing).",
-                f"{100 * seen.blocks:.0f} % of the blocks ran, {100 * seen.left:.0f} % of the inputs exited early, "
-                f"{100 * seen.again:.1f} % fell back to full depth.",
+                "assumes that inputs are drawn independently from the distribution of the test split, which was not used for selection).",
+                f"{100 * seen.blocks:.0f} % of the blocks ran, {100 * seen.exited:.0f} % of the inputs exited early, and "
+                f"{100 * seen.recomputed:.1f} % were recomputed by the whole network.",
             ]
         if self.unconfirmed is not None and not settings.whole:
             lines.append(
-                f"That the error rises by no more than {self.unconfirmed:g} points was not confirmed: all validation examples were used "
-                "to choose. Give fewer --examples, or a larger validation split."
+                f"A rise of the error of at most {self.unconfirmed:g} points was not confirmed, because all validation examples were used "
+                "for selection. Give fewer --examples, or a larger validation split."
             )
         if seen.rise < -0.5 and settings.exit_threshold is not None:
             lines.append(
-                "Its exits, which learnt from the labels too, have a lower error than the network, which would gain from longer training."
+                "The exits, which also learn from the labels, have a lower error than the network; longer training would improve it."
             )
         if self.static:
             lines.append(
-                f"The same blocks run for every input, so {STATIC} holds them as an ordinary network, to compile or export."
+                f"The same blocks run for every input. {STATIC} holds them as an ordinary network, to compile or export."
             )
         for batch, (ratio, low, high) in self.times.items():
             lines.append(
                 f"At batch {batch} a call takes {100 * ratio:.0f} % of the whole network's time (middle half of the turns "
                 f"{100 * low:.0f} to {100 * high:.0f} %), gates, exits and gathers included."
             )
-        if self.kept is not None:
-            share, slowest = self.kept
+        if self.deadline_kept is not None:
+            share, slowest = self.deadline_kept
             lines.append(
-                f"Of 100 single calls {100 * share:.0f} % kept the deadline of {1000 * (self.model.deadline or 0):.1f} ms; the slowest "
-                f"took {1000 * slowest:.1f} ms. An operating system promises no time, so this is measured, not guaranteed."
+                f"{100 * share:.0f} % of 100 calls with one input kept the deadline of {1000 * (self.model.deadline or 0):.1f} ms; the "
+                f"slowest took {1000 * slowest:.1f} ms. This is a measurement, not a guarantee: an operating system guarantees no times."
             )
         return lines
 
     def to_dict(self) -> dict[str, Any]:
+        """The result as JSON values, without the network and without figures of single inputs."""
         return {
             "settings": dataclasses.asdict(self.model.settings),
             "point": dataclasses.asdict(self.point),
             "whole_error": self.whole_error,
             "verified": {k: v for k, v in dataclasses.asdict(self.verified).items() if k not in ("depth", "right", "labels")},
             "deadline": self.model.deadline,
-            "kept": self.kept,
+            "deadline_kept": self.deadline_kept,
             "unconfirmed": self.unconfirmed,
             "times": {str(batch): list(values) for batch, values in self.times.items()},
             "points": [dataclasses.asdict(point) for point in self.points],
@@ -133,30 +135,32 @@ def ghost(
     progress: Callable[[str, float], None] = lambda what, share: None,
     log: Callable[[str], None] = lambda text: None,
 ) -> GhostResult:
-    """Make a ghost of a trained network: gates and exits are fitted to it as it is, in minutes.
+    """Make a ghost of a trained network by fitting gates and exits to it, which takes minutes.
 
     >>> made = deepres.ghost("runs/r56", "cifar10", budget=0.6)
     >>> made.model(images)  # called like the network
 
-    ``budget``: the most that a call may take of the whole network's time on average, measured at ``batch``; 1.0 gives the network
-    itself, to the bit. ``error``: the points that the error may rise, in which case the setting measured fastest is taken. One of
-    the two, both decided on the validation split and reported on the test split. ``deadline``: seconds for a call, after which its
-    inputs exit at the next exit head. ``gates``: ``"fitted"`` chooses blocks by input, ``"fixed"`` the same ones for every input, by
-    their mean worth, which is the lens's lesion profile and needs no training; ``"both"`` tries both, and ``"none"`` leaves all
-    blocks. ``exits``: whether inputs may exit early. ``examples``: of the training split, to fit gates on, and of the validation split, to
-    choose on; ``confirm``: further ones of the validation split, at most, on which a rise of the ``error`` is confirmed.
+    Give either ``budget`` or ``error``. ``budget``: largest mean time of a call relative to the whole network, measured at ``batch``
+    inputs a call; 1.0 gives the network itself, to the bit. ``error``: allowed rise of the error in points; the fastest settings within
+    it are selected. Settings are selected on the validation split and reported on the test split.
 
-    ``device``: where to compute; None: where the network is. The network that is given is not moved.
+    ``deadline``: seconds for a call; inputs exit at the last exit head that they can reach in time. ``gates``: ``"fitted"`` selects
+    blocks for each input, ``"fixed"`` the same blocks for every input, by their mean importance, ``"both"`` tries both, and ``"none"``
+    computes all blocks. ``exits``: whether inputs may exit early. ``examples``: number of training examples to fit gates on, and of
+    validation examples to select settings on. ``confirm``: largest number of further validation examples, on which a rise of the
+    ``error`` is confirmed. ``device``: device to compute on; None: that of the network. The given network is not moved.
 
-    Raises ``DeepresError`` for a network without blocks that can be skipped, one that is no classifier of the data's classes, and a
-    budget that cannot be kept.
+    ``progress`` receives (task, share done), ``log`` remarks of one sentence each.
+
+    Raises ``DeepresError`` for a network without blocks that can be skipped, for one that does not classify the data's classes, and
+    for a budget or a deadline that cannot be kept.
     """
     _check(budget, error, deadline, batch, gates, exits, examples, confirm)
     net, opened = _open(model, data, weights, size, log)
     place = torch.device(device) if device is not None else device_of(net)
     made = Ghost(net)
     made.net.to(place)
-    fit(made, opened, gates=gates != "none", exits=exits, examples=examples, progress=progress)
+    fit_ghost(made, opened, gates=gates != "none", exits=exits, examples=examples, progress=progress)
     held = Passes(made, list(batches(opened, "val", examples, place, BATCH_SIZE)))
     inputs = held.inputs[: max(batch, 256)]
     points = frontier(held, costs(made, inputs[:batch]), kinds=_KINDS[gates], progress=progress)
@@ -169,8 +173,8 @@ def ghost(
         assert error is not None
         fresh = Passes(made, list(batches(opened, "val", confirm, place, BATCH_SIZE, skip=examples)))
         doubt = len(held) if len(fresh) else 0
-        able = confirmed(within_error(points, whole.error, error, doubt), fresh, error, log)
-        chosen = fastest(made, able, whole, inputs, batch, log)
+        confirmed_points = confirmed(within_error(points, whole.error, error, doubt), fresh, error, log)
+        chosen = fastest(made, confirmed_points, whole, inputs, batch, log)
         unconfirmed = None if len(fresh) else error
     made.settings = chosen.settings
     test = list(batches(opened, "test", len(opened.test), place, BATCH_SIZE))
@@ -179,16 +183,16 @@ def ghost(
     for many in sorted({1, batch, 256} if len(inputs) >= 256 else {1, batch}):
         ratio, (low, high) = time_against_whole(made, inputs[: max(many, 64)], many)
         times[many] = (ratio, low, high)
-    kept = None
+    in_time = None
     if deadline is not None:
         made.deadline = deadline
-        kept = keeps_deadline(made, inputs[:64], 1)
-        if kept[0] < 0.5:
+        in_time = keeps_deadline(made, inputs[:64], 1)
+        if in_time[0] < 0.5:
             raise DeepresError(
-                f"a deadline of {1000 * deadline:g} ms was kept by {100 * kept[0]:.0f} % of the calls, the slowest took "
-                f"{1000 * kept[1]:.1f} ms: no exit of this network is reached as early; allow more"
+                f"the deadline of {1000 * deadline:g} ms was kept by {100 * in_time[0]:.0f} % of the calls, and the slowest took "
+                f"{1000 * in_time[1]:.1f} ms: the first exit of this network is reached later; give a longer deadline"
             )
-    return GhostResult(made, chosen, tuple(points), whole.error, verified, times, kept, opened, unconfirmed)
+    return GhostResult(made, chosen, tuple(points), whole.error, verified, times, in_time, opened, unconfirmed)
 
 
 def _check(
@@ -202,17 +206,19 @@ def _check(
     confirm: int,
 ) -> None:
     if (budget is None) == (error is None):
-        raise DeepresError("give either a budget of time, such as budget=0.6, or a rise of the error, such as error=0.3")
+        raise DeepresError(
+            "give either budget, a share of the time such as 0.6, or error, an allowed rise in points such as 0.3"
+        )
     if budget is not None and not 0 < budget <= 1:
         raise DeepresError(f"budget is a share of the whole network's time, above 0 and at most 1, not {budget:g}")
     if error is not None and error < 0:
-        raise DeepresError(f"error is the points by which it may rise, 0 or more, not {error:g}")
+        raise DeepresError(f"error is the allowed rise in points, 0 or more, not {error:g}")
     if deadline is not None and deadline <= 0:
-        raise DeepresError(f"deadline is the seconds that a call may take, above 0, not {deadline:g}")
+        raise DeepresError(f"deadline is a time in seconds above 0, not {deadline:g}")
     if gates not in _KINDS:
         raise DeepresError(f"gates is one of {', '.join(_KINDS)}, not {gates}")
     if gates == "none" and not exits:
-        raise DeepresError("without gates and without exits there is nothing to save time with")
+        raise DeepresError("without gates and without exits no time can be saved; allow one of them")
     if batch < 1:
         raise DeepresError(f"batch is at least 1, not {batch}")
     if examples < 1 or confirm < 0:
@@ -224,10 +230,10 @@ def _open(
     data: Data | str | Path,
     weights: str | Path | None,
     size: int | None,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> tuple[nn.Module, Data]:
     if not isinstance(model, nn.Module) and not (":" in str(model) or Path(model).exists()):
-        raise DeepresError(f"{model}: no such run or file; a ghost is made of a trained network")
+        raise DeepresError(f"{model}: no such run or file; give a trained network")
     paired = open_with_data(model, data, weights=weights, size=size)
     paired.need_fit()
     if paired.data.is_text:
@@ -236,14 +242,15 @@ def _open(
             "shrink` is the way to less depth"
         )
     for remark in paired.remarks:
-        say(remark)
+        log(remark)
     return paired.model, paired.data
 
 
 def save_ghost(made: GhostResult, out: str | Path, **noted: Any) -> Path:
-    """Write the network, its gates and exits, and what is known of them into a folder that ``load_ghost`` reads.
+    """Write the network, its gates and exits, and the measurements into the folder ``out``, which ``load_ghost`` reads.
 
-    Raises ``DeepresError`` for a network of a class that cannot be built again from a file.
+    ``noted``: further JSON values to store with the network. Raises ``DeepresError`` for a network of a class that cannot be built
+    again from a file.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -259,8 +266,8 @@ def save_ghost(made: GhostResult, out: str | Path, **noted: Any) -> Path:
     tensors |= {f"exits.{k}": v.contiguous().cpu() for k, v in ghost.exits.state_dict().items()}
     header = {
         "settings": dataclasses.asdict(ghost.settings),
-        "most": max(len(segment.units) for segment in ghost.segments),
-        "ahead": ghost.ahead,
+        "most": max(len(segment.blocks) for segment in ghost.segments),
+        "ahead": ghost.time_to_next,
         "temperature": ghost.temperature,
         "deadline": ghost.deadline,
     }
@@ -273,19 +280,19 @@ def save_ghost(made: GhostResult, out: str | Path, **noted: Any) -> Path:
 
 
 def load_ghost(folder: str | Path) -> tuple[Ghost, dict[str, Any]]:
-    """(the ghost, what was noted with its network).
+    """Load a ghost from its folder: (the ghost, the values that were stored with its network).
 
-    Raises ``DeepresError`` where the folder holds none.
+    Raises ``DeepresError`` if the folder holds no ghost.
     """
     folder = Path(folder)
     try:
         with safe_open(folder / HEADS, framework="pt") as file:
             header = json.loads((file.metadata() or {})["ghost"])
-            tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+            tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise DeepresError(f"{folder}: holds no ghost that can be read ({error}); make one with `deepres ghost`") from error
+        raise DeepresError(f"{folder}: holds no readable ghost ({error}); make one with `deepres ghost`") from error
     made = Ghost(load(folder / NET), Settings.from_dict(header["settings"]), most=header["most"])
-    made.ahead = [(float(base), float(each)) for base, each in header["ahead"]]
+    made.time_to_next = [(float(base), float(each)) for base, each in header["ahead"]]
     made.deadline = header["deadline"]
     made.temperature = header.get("temperature", 1.0)
     for kind, modules in (("gates", made.gates), ("exits", made.exits)):

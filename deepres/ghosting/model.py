@@ -1,4 +1,4 @@
-"""``Ghost``: a network that spends its depth by input."""
+"""``Ghost``: a network that computes for each input only some of its blocks."""
 
 from __future__ import annotations
 
@@ -12,33 +12,32 @@ from torch import Tensor, nn
 from deepres.adapters import can_delete, delete_blocks, find_blocks, logits_in
 from deepres.errors import DeepresError
 from deepres.evaluation.timing import now
-from deepres.ghosting.context import CURRENT, AllExited, Pass, Trace, gather, wrapped
+from deepres.ghosting.context import CURRENT, AllExited, Pass, Trace, select_rows, wrapped
 from deepres.ghosting.route import Router
 from deepres.ghosting.settings import Settings
 
 
 class Ghost(Router):
-    """``net`` with a depth per input. Called like it.
+    """``net`` with gates and early exits. It is called as ``net`` is.
 
-    With the default settings the outputs are ``net``'s own, to the bit. The answer for an input does not depend on what else is in
-    the batch (up to the rounding of the convolutions' own batching).
+    With the default settings the outputs equal those of ``net`` to the bit. The answer for an input does not depend on the other
+    inputs of the batch, up to rounding.
     """
 
     def static(self) -> nn.Module:
-        """The network without the blocks that a fixed setting skips for all inputs: an ordinary one of its class.
+        """Copy the network without the blocks that a fixed setting skips: an ordinary network of its class.
 
-        Its shapes do not depend on the data, so ``torch.compile``, ``torch.export`` and CUDA graphs take it.
-        Raises ``DeepresError`` for settings that decide by input.
+        Its shapes do not depend on the data, so it suits ``torch.compile``, ``torch.export`` and CUDA graphs.
+        Raises ``DeepresError`` for settings that decide for each input.
         """
         settings = self.settings
         if settings.exit_threshold is not None or (settings.skip_threshold is not None and not settings.fixed):
             raise DeepresError(
-                "which blocks run depends on the input here; make the ghost with gates='fixed' and exits=False for one whose shapes are "
-                "static"
+                "the blocks that run depend on the input; make the ghost with gates='fixed' and exits=False for a static network"
             )
         self.route(False)
         net = copy.deepcopy(self.net)
-        units = find_blocks(net)
+        blocks = find_blocks(net)
         skipped = [
             i
             for c, segment in enumerate(self.segments)
@@ -46,16 +45,16 @@ class Ghost(Router):
             for i, keeps in zip(segment.skippable, kept.tolist(), strict=True)
             if not keeps
         ]
-        for i in reversed(skipped):  # from the end, so that the paths in front stay right
-            if units[i].removable and can_delete(net, units[i].path):
-                delete_blocks(net, [units[i].path])
-            else:  # the only one of its list: keep what follows its sum
-                site = units[i].sites[0]
-                net.set_submodule(units[i].path, site.activation or nn.Identity())
+        for i in reversed(skipped):  # from the end, so that paths in front stay valid
+            if blocks[i].removable and can_delete(net, blocks[i].path):
+                delete_blocks(net, [blocks[i].path])
+            else:  # the only block of its list: keep the activation behind its sum
+                site = blocks[i].sites[0]
+                net.set_submodule(blocks[i].path, site.activation or nn.Identity())
         return net
 
     def train(self, mode: bool = True) -> Ghost:
-        """Stay in eval mode: gates and exits are fitted to a frozen network."""
+        """Stay in eval mode, because gates and exits are fitted to a frozen network."""
         return super().train(False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Ghost:
@@ -63,7 +62,7 @@ class Ghost(Router):
 
     @torch.no_grad()
     def forward(self, *args: Any, trace: bool = False, **kwargs: Any) -> Any:
-        """Called as the network is. Logits (N, classes), or what the network's own library wraps them in.
+        """Compute logits (N, classes), in the form in which the network gives them; arguments are those of the network.
 
         ``trace``: record in ``self.trace`` which blocks ran for each input.
         """
@@ -89,7 +88,7 @@ class Ghost(Router):
 
     @torch.no_grad()
     def record(self, x: Tensor, settings: Settings) -> tuple[Tensor, Trace, list[tuple[Tensor, Tensor] | None]]:
-        """(logits, trace, each exit's logits and confidences) of a pass without early exits and without fallback."""
+        """Run without early exits and fallback: (logits, trace, logits and confidences of each exit)."""
         out, call = self._pass((x,), {}, replace(settings, exit_threshold=None, fallback_threshold=0.0), True, record=True)
         assert call.trace is not None
         return logits_in(out).float(), call.trace, call.exits
@@ -99,18 +98,18 @@ class Ghost(Router):
     ) -> tuple[Any, Pass]:
         self.route(True)
         x = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-        n, blocks = len(x), len(self.units)
-        noted = None
+        n, blocks = len(x), len(self.blocks)
+        recorded = None
         if trace:
-            yes = torch.zeros(n, blocks, dtype=torch.bool)
-            noted = Trace(yes, torch.full((n,), -1), torch.zeros(n, dtype=torch.bool))
-        call = Pass(n, settings, torch.arange(n, device=x.device), noted, record=record)
+            ran = torch.zeros(n, blocks, dtype=torch.bool)
+            recorded = Trace(ran, torch.full((n,), -1), torch.zeros(n, dtype=torch.bool))
+        call = Pass(n, settings, torch.arange(n, device=x.device), recorded, record=record)
         if not (trace or record or self.deadline is not None):
-            call.quiet = self._quiet_with(settings)
+            call.passive = self._passive_with(settings)
         if not x.is_floating_point():
-            # A head behind tokens may look at them again, as Llama's does for the last one that is no padding, and indexes all rows.
+            # a head behind tokens may index all rows, as Llama's does to find the last token that is not padding
             call.full_head = True
-            call.quiet -= {blocks - 1}
+            call.passive -= {blocks - 1}
         if self.deadline is not None:
             call.deadline = now(x.device) + self.deadline
         token = CURRENT.set(call)
@@ -125,17 +124,17 @@ class Ghost(Router):
 
     @staticmethod
     def _may_fall_back(call: Pass) -> bool:
-        return call.settings.fallback_threshold > 0 and call.ghosted is not None and call.deadline is None
+        return call.settings.fallback_threshold > 0 and call.skipped is not None and call.deadline is None
 
     def _fall_back(self, args: tuple[Any, ...], kwargs: dict[str, Any], answers: Tensor, last: Tensor, call: Pass) -> Tensor:
         """Compute the whole network for inputs that skipped blocks and whose confidence is below the fallback threshold."""
-        assert call.ghosted is not None
-        unsure = (last.softmax(1).amax(1) < call.settings.fallback_threshold) & call.ghosted[call.rows]
+        assert call.skipped is not None
+        unsure = (last.softmax(1).amax(1) < call.settings.fallback_threshold) & call.skipped[call.rows]
         rows = call.rows[unsure]
         if len(rows):
             answers = answers.clone()
-            mine = gather(rows, call.n, args, kwargs)
-            answers[rows] = logits_in(self.net(*mine[0], **mine[1])).float()
+            selected = select_rows(rows, call.n, args, kwargs)
+            answers[rows] = logits_in(self.net(*selected[0], **selected[1])).float()
             if call.trace is not None:
-                call.trace.again[rows.cpu()] = True
+                call.trace.recomputed[rows.cpu()] = True
         return answers

@@ -1,4 +1,4 @@
-"""The page that ``deepres ghost`` writes: the frontier, which blocks ghost for whom, easy and hard inputs."""
+"""The page that ``deepres ghost`` writes: the frontier, the blocks that run for each class, easy and hard inputs."""
 
 from __future__ import annotations
 
@@ -12,32 +12,37 @@ from deepres.ghosting.make import GhostResult
 from deepres.ghosting.points import Point, pareto_front
 from deepres.report import Page, Table, charts, data_uri, share, share_range
 
-MOST = 60  # classes shown
+MOST_CLASSES = 60  # shown in a chart
 
 
 def ghost_table(made: GhostResult) -> Table:
-    """One row a batch size."""
+    """Time of a call, one row for each batch size."""
     rows = [[str(batch), share(ratio), share_range(low, high)] for batch, (ratio, low, high) in made.times.items()]
-    return Table("Time against the whole network's, measured side by side", ["batch", "time of a call", "middle half"], rows)
+    return Table(
+        "Time of a call relative to the whole network's, timed in alternating turns",
+        ["batch", "median", "middle half of the turns"],
+        rows,
+    )
 
 
 def ghost_page(made: GhostResult, *, name: str, data: str, footer: str) -> Page:
-    built = Page(f"{name} as a ghost", f"Depth by input on {data}.", footer)
+    """Page about one ghost."""
+    built = Page(f"{name} as a ghost", f"Ghost Inference on {data}.", footer)
     built.summary(made.summary())
     built.table(ghost_table(made))
-    built.heading("What depth buys")
+    built.heading("Error against time")
     built.figure(
         _frontier(made),
-        "Validation error against time, of every setting that was tried. Times here are estimated from the blocks that ran and each "
-        "block's measured share; the table above is measured. The line is the Pareto front: settings that no other beats in both.",
+        "Validation error and time of every setting that was tried. These times are estimated from the blocks that ran and their "
+        "measured costs; the times in the table above are measured. The line is the Pareto front: no other setting is better in both.",
     )
-    built.heading("Which blocks are skipped for which class")
+    built.heading("Blocks that run for each class")
     built.figure(
         _map(made),
-        "Share of a class's test inputs for which each block was computed. Rows are blocks, the input's side at the bottom; dark is a "
-        "block that ran for everyone, light one that was skipped.",
+        "Share of the test inputs of each class for which each block was computed, from the first block (bottom) to the last (top). "
+        "Dark cells are blocks that ran for every input, light cells blocks that were skipped.",
     )
-    built.figure(_depth(made), "How much of the network the test inputs of each class used: mean share of the blocks that ran.")
+    built.figure(_depth(made), "Mean share of the blocks that ran for the test inputs of each class.")
     if made.data is not None:
         _examples(built, made, made.data)
     return built
@@ -54,13 +59,15 @@ def _frontier(made: GhostResult) -> go.Figure:
         ),
     )
     line = pareto_front(made.points)
-    series = [charts.Series("the best", [100 * p.time for p in line], [p.error for p in line], colour=charts.GREY, hover="")]
+    series = [
+        charts.Series("Pareto front", [100 * p.time for p in line], [p.error for p in line], colour=charts.GREY, hover="")
+    ]
     for label, colour, mine in kinds:
         shown = [p for p in made.points if mine(p)]
         if shown:
             series.append(_dots(shown, label, colour=colour, size=5, opacity=0.7))
     series.append(_dots([made.points[0]], "the whole network", colour=charts.RED, size=11))
-    series.append(_dots([made.point], "chosen", colour=charts.RED, size=15, ring=True))
+    series.append(_dots([made.point], "selected", colour=charts.RED, size=15, ring=True))
     top = made.whole_error + max(5.0, 0.25 * (100 - made.whole_error))
     return charts.lines(
         charts.Panel(
@@ -84,8 +91,8 @@ def _dots(points: Sequence[Point], label: str, **style: Any) -> charts.Series:
 
 
 def _map(made: GhostResult) -> go.Figure:
-    by_class = dict(list(made.verified.by_class.items())[:MOST])
-    names = [unit.path for unit in made.model.units]
+    by_class = dict(list(made.verified.by_class.items())[:MOST_CLASSES])
+    names = [block.path for block in made.model.blocks]
     values = [[100 * ran[i] for ran in by_class.values()] for i in range(len(names))]
     grid = charts.Grid(list(by_class), names, values, limits=(0, 100), unit=" %", colours="Blues", reverse=False)
     return charts.heatmap(grid, x=charts.Axis("class", categories=True), y=charts.Axis("block"))
@@ -93,7 +100,7 @@ def _map(made: GhostResult) -> go.Figure:
 
 def _depth(made: GhostResult) -> go.Figure:
     means = {name: 100 * sum(ran) / len(ran) for name, ran in made.verified.by_class.items()}
-    shown = dict(sorted(means.items(), key=lambda pair: pair[1])[:MOST])
+    shown = dict(sorted(means.items(), key=lambda pair: pair[1])[:MOST_CLASSES])
     return charts.bars(
         list(shown),
         list(shown.values()),
@@ -104,14 +111,14 @@ def _depth(made: GhostResult) -> go.Figure:
 
 
 def _examples(built: Page, made: GhostResult, data: Data, count: int = 10) -> None:
-    """Images that needed least and most, side by side."""
+    """Show the images that ran through the fewest and through the most blocks."""
     seen = made.verified
     order = sorted(range(seen.n), key=lambda i: seen.depth[i])
     if not order or seen.depth[order[0]] == seen.depth[order[-1]]:
-        built.text("Every test input ran through the same blocks.")
+        built.text("The same blocks ran for every test input.")
         return
-    built.heading("Inputs of least and most depth")
-    for text, chosen in (("Least depth:", order[:count]), ("Most depth:", order[::-1][:count])):
+    built.heading("Inputs with the fewest and the most blocks")
+    for text, chosen in (("Fewest blocks:", order[:count]), ("Most blocks:", order[::-1][:count])):
         built.text(text)
         built.gallery([(data_uri(_pixels(data, i)), _caption(made, data, i)) for i in chosen])
 

@@ -1,4 +1,4 @@
-"""Recorded passes: what a ghost answers at each exit and which blocks run, from which every threshold is evaluated."""
+"""Recorded passes: the answers of each exit and the blocks that ran, from which all thresholds are evaluated."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from deepres.ghosting.model import Ghost
 from deepres.ghosting.points import Point
 from deepres.ghosting.settings import Settings
 
-ROOM = 1 << 30  # bytes of passes that are kept
+PASSES_ROOM = 1 << 30  # bytes of passes that are kept
 
 
 class Passes:
     """Recorded passes of a ghost over labelled examples, one for each choice of blocks, made when first needed.
 
-    One pass without early exits serves every exit threshold, since an input that exits changes nothing for the others.
+    One pass without early exits suffices for all exit thresholds, because an input that exits does not affect the others.
     """
 
     def __init__(self, ghost: Ghost, given: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -29,42 +29,42 @@ class Passes:
         self._made: dict[Settings, Recorded] = {}
 
     def __len__(self) -> int:
-        """How many examples there are."""
+        """Number of examples."""
         return len(self.labels)
 
     @property
     def inputs(self) -> Tensor:
-        """(N, ...)."""
+        """All inputs, (N, ...)."""
         return torch.cat([x for x, _ in self.given])
 
     def of(self, settings: Settings) -> Recorded:
-        """With the blocks that ``settings`` choose."""
+        """The pass with the blocks that ``settings`` select."""
         blocks = replace(settings, exit_threshold=None, exits=None, fallback_threshold=0.0, average=False)
         if blocks not in self._made:
-            if sum(one.nbytes for one in self._made.values()) > ROOM:
+            if sum(one.nbytes for one in self._made.values()) > PASSES_ROOM:
                 self._made = {key: one for key, one in self._made.items() if key == Settings()}
             self._made[blocks] = Recorded.of(self.ghost, self.given, blocks)
         return self._made[blocks]
 
     @property
     def whole(self) -> Tensor:
-        """(N, classes): the network's own answers."""
+        """Logits of the whole network, (N, classes)."""
         return self.of(Settings()).logits
 
 
-Exits = tuple[int, ...]
-Answers = tuple[Tensor, Tensor]  # answers (N,) and their confidence (N,)
+ExitIndices = tuple[int, ...]  # segments behind which inputs may exit
+ExitAnswers = tuple[Tensor, Tensor]  # answers (N,) and their confidences (N,)
 
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """Passes without early exits: each exit's answers beside the network's."""
+    """Passes without early exits, with the answers of each exit and of the network."""
 
     ghost: Ghost
     logits: Tensor  # (N, classes)
     ran: Tensor  # (N, blocks) of truth values
     exits: dict[int, tuple[Tensor, Tensor]]  # by segment: calibrated logits (N, classes), confidences (N,)
-    _answered: dict[tuple[Exits, bool], tuple[dict[int, Answers], Answers]] = field(default_factory=dict)
+    _answered: dict[tuple[ExitIndices, bool], tuple[dict[int, ExitAnswers], ExitAnswers]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, ghost: Ghost, given: Sequence[tuple[Tensor, Tensor]], settings: Settings) -> Recorded:
@@ -84,10 +84,10 @@ class Recorded:
     def nbytes(self) -> int:
         return sum(t.nbytes for t in (self.logits, self.ran, *(t for pair in self.exits.values() for t in pair)))
 
-    def exit_answers(self, used: Exits, average: bool) -> tuple[dict[int, Answers], Answers]:
-        """Answers of each exit in ``used``, by segment, and those at the end."""
+    def exit_answers(self, used: ExitIndices, average: bool) -> tuple[dict[int, ExitAnswers], ExitAnswers]:
+        """Answers of each exit in ``used``, by segment, and of the final classifier."""
         if (used, average) not in self._answered:
-            found: dict[int, Answers] = {}
+            found: dict[int, ExitAnswers] = {}
             sum_so_far: Average | None = None
             for c in used:
                 logits, confidence = self.exits[c]
@@ -99,16 +99,16 @@ class Recorded:
         return self._answered[used, average]
 
     def useful_gates(self, costs: Costs) -> tuple[int, ...]:
-        """Segments whose gate saves more time than it takes."""
+        """Segments whose gate saves more time than it costs."""
         saved = (~self.ran).float().mean(0) * costs.branches
         return tuple(
             c
             for c, segment in enumerate(self.ghost.segments)
-            if float(saved[list(segment.units)].sum()) > float(costs.gates[c])
+            if float(saved[list(segment.blocks)].sum()) > float(costs.gates[c])
         )
 
     def with_useful_exits(self, settings: Settings, costs: Costs) -> Settings:
-        """Without the exits that take more than they save, tried from the last to the first."""
+        """Drop the exits that cost more time than they save, from the last to the first."""
 
         def time_of(tried: Settings) -> float:
             return self._time(self._exiting(tried)[1], tried, costs)
@@ -121,26 +121,26 @@ class Recorded:
         return best if best.exits else replace(settings, exit_threshold=None, exits=None, average=False)
 
     def _exiting(self, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
-        """(answers, blocks that are reached, inputs that do not exit early) with ``settings``."""
+        """(answers, (N, blocks) whether a block is reached, (N,) whether an input does not exit early) with ``settings``."""
         reached = torch.ones_like(self.ran)
         inside = torch.ones(len(reached), dtype=torch.bool)
         found, (answer, _) = self.exit_answers(self._used(settings), settings.average)
         for c, (exit_answer, confidence) in found.items():
-            goes = inside & (confidence >= (settings.exit_threshold or 0))
-            answer = torch.where(goes, exit_answer, answer)
-            reached[goes, self.ghost.segments[c].units[-1] + 1 :] = False
-            inside &= ~goes
+            exits = inside & (confidence >= (settings.exit_threshold or 0))
+            answer = torch.where(exits, exit_answer, answer)
+            reached[exits, self.ghost.segments[c].blocks[-1] + 1 :] = False
+            inside &= ~exits
         return answer, reached, inside
 
-    def _used(self, settings: Settings) -> Exits:
+    def _used(self, settings: Settings) -> ExitIndices:
         return tuple(c for c in sorted(self.exits) if settings.uses_exit(c))
 
     def _time(self, reached: Tensor, settings: Settings, costs: Costs) -> float:
-        """Estimated time: blocks that run of those reached, gates and exits in use, and what always runs."""
+        """Estimated time: blocks that are reached and run, gates and exits in use, and the rest, which always runs."""
         reaching, running = costs.paid(reached.float().mean(0)), costs.paid((self.ran & reached).float().mean(0))
         spent = float((costs.blocks - costs.branches) @ reaching + costs.branches @ running) + costs.rest
         for c, segment in enumerate(self.ghost.segments):
-            here = reaching[segment.units[0]]
+            here = reaching[segment.blocks[0]]
             if settings.uses_gate(c) and not settings.fixed:
                 spent += float(here * costs.gates[c])
             if settings.uses_exit(c):
@@ -148,21 +148,21 @@ class Recorded:
         return spent
 
     def answers(self, settings: Settings, whole: Tensor) -> Tensor:
-        """(N,): the answers with ``settings``, where ``whole`` (N, classes) are the network's own."""
+        """Answers (N,) with ``settings``; ``whole`` (N, classes): logits of the whole network, for the fallback."""
         return self._answers(settings, whole)[0]
 
     def _answers(self, settings: Settings, whole: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(answers, blocks that were reached, inputs that stayed to the end, inputs that fell back)."""
+        """(answers, blocks that are reached, inputs that do not exit early, inputs that fall back)."""
         answer, reached, inside = self._exiting(settings)
         fallback = torch.zeros_like(inside)
         if settings.fallback_threshold > 0:
-            sure = self.exit_answers(self._used(settings), settings.average)[1][1]
-            fallback = inside & ~self.ran.all(1) & (sure < settings.fallback_threshold)
+            confidence = self.exit_answers(self._used(settings), settings.average)[1][1]
+            fallback = inside & ~self.ran.all(1) & (confidence < settings.fallback_threshold)
             answer = torch.where(fallback, whole.argmax(1), answer)
         return answer, reached, inside, fallback
 
     def point(self, settings: Settings, whole: Tensor, labels: Tensor, costs: Costs) -> Point:
-        """The point of ``settings``."""
+        """Evaluate ``settings``; ``whole`` (N, classes): logits of the whole network, ``labels`` (N,)."""
         answer, reached, inside, fallback = self._answers(settings, whole)
         right = answer == labels
         return Point(
@@ -170,6 +170,6 @@ class Recorded:
             error=100 * (1 - float(right.float().mean())),
             time=self._time(reached, settings, costs) + float(fallback.float().mean()),
             blocks=float((self.ran & reached).float().mean()),
-            left=1 - float(inside.float().mean()),
-            moved=float((right != (whole.argmax(1) == labels)).float().mean()),
+            exited=1 - float(inside.float().mean()),
+            changed=float((right != (whole.argmax(1) == labels)).float().mean()),
         )

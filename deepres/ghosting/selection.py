@@ -1,4 +1,4 @@
-"""Selection of settings by their measured time."""
+"""Selection of settings by measured time."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from deepres.ghosting.model import Ghost
 from deepres.ghosting.points import Point, pareto_front
 from deepres.ghosting.settings import Settings
 
+Measure = Callable[[Ghost, Tensor, int], tuple[float, tuple[float, float]]]
+
 
 def time_against_whole(ghost: Ghost, inputs: Tensor, batch: int) -> tuple[float, tuple[float, float]]:
-    """``time_against`` its own network, called straight; gates, exits and gathers are in the ghost's time."""
+    """Time of a call of ``ghost`` relative to its network, called directly: (median ratio, quartiles), as of ``time_against``."""
 
     def whole(x: Tensor) -> object:
         ghost.route(False)
@@ -30,11 +32,11 @@ def time_against_whole(ghost: Ghost, inputs: Tensor, batch: int) -> tuple[float,
 def within_budget(
     ghost: Ghost, points: Sequence[Point], budget: float, inputs: Tensor, batch: int, log: Callable[[str], None]
 ) -> Point:
-    """The point of least error whose *measured* time at this batch is within ``budget``; also sets it.
+    """Select the point of lowest error whose *measured* time at this batch size is within ``budget``, and set its settings.
 
-    Raises ``DeepresError`` where none is, with the figure of the fastest.
+    Raises ``DeepresError`` if there is none.
     """
-    fastest = math.inf
+    least = math.inf
     for point in sorted(pareto_front(points), key=lambda p: p.error):
         if point.time > 1.05 * budget:
             continue
@@ -43,19 +45,19 @@ def within_budget(
         log(f"{point.settings.describe()}: estimated {100 * point.time:.0f} %, measured {100 * ratio:.0f} %")
         if ratio <= budget:
             return point
-        fastest = min(fastest, ratio)
+        least = min(least, ratio)
     ghost.settings = Settings()
     why = (
-        f"the fastest of its settings takes {100 * fastest:.0f} % of the whole network's time"
-        if fastest < math.inf
-        else f"computing as little as it can leaves {100 * min(p.time for p in points):.0f} % of the whole network's time"
+        f"its fastest settings take {100 * least:.0f} % of the whole network's time"
+        if least < math.inf
+        else f"its fastest settings are estimated to take {100 * min(p.time for p in points):.0f} % of the whole network's time"
     )
-    raise DeepresError(f"a budget of {budget:g} cannot be kept at batch {batch}: {why}; allow more")
+    raise DeepresError(f"a budget of {budget:g} cannot be kept at batch {batch}: {why}; give a larger one")
 
 
 @torch.no_grad()
 def keeps_deadline(ghost: Ghost, inputs: Tensor, batch: int, *, calls: int = 100) -> tuple[float, float]:
-    """(share of calls within ``ghost.deadline``, the slowest call's seconds), over ``calls`` calls at this batch."""
+    """Time ``calls`` calls at this batch size: (share of them within ``ghost.deadline``, seconds of the slowest)."""
     assert ghost.deadline is not None
     pieces = itertools.cycle(piece for piece in inputs.split(batch) if len(piece) == batch)
     took = call_times(lambda: ghost(next(pieces)), inputs.device, repeats=calls, warmup=3)
@@ -69,15 +71,17 @@ def fastest(
     inputs: Tensor,
     batch: int,
     log: Callable[[str], None] = lambda text: None,
+    measure: Measure = time_against_whole,
 ) -> Point:
-    """The candidate whose *measured* time at this batch is the least; also sets it.
+    """Select the candidate of least *measured* time at this batch size, and set its settings.
 
-    It is ``whole`` if none is faster in all but a quarter of the turns: a time that is below 1 by luck is above it elsewhere.
+    Candidates whose upper quartile of the ratios is not below 1 are passed over, because a median below 1 can be chance. If none
+    remains, ``whole`` is selected.
     """
     chosen, least = whole, 1.0
     for point in candidates:
         ghost.settings = point.settings
-        ratio, (_, high) = time_against_whole(ghost, inputs, batch)
+        ratio, (_, high) = measure(ghost, inputs, batch)
         log(f"{point.settings.describe()}: estimated {100 * point.time:.0f} %, measured {100 * ratio:.0f} %")
         if high < 1 and ratio < least:
             chosen, least = point, ratio

@@ -1,4 +1,4 @@
-"""The thresholds by which a ghost decides."""
+"""Settings of a ghost: the thresholds of gates, exits and fallback."""
 
 from __future__ import annotations
 
@@ -6,30 +6,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# the names in files that were saved before
+from deepres.deprecation import renamed_fields
+
+# names in files that were saved before
 _OLD_NAMES = {"skip": "skip_threshold", "leave": "exit_threshold", "sure": "fallback_threshold", "mean": "average"}
 
 
+@renamed_fields(**_OLD_NAMES)
 @dataclass(frozen=True)
 class Settings:
     """Thresholds of the gates, the early exits and the fallback. The default computes the whole network.
 
     Three mechanisms save or spend time:
 
-    - a *gate* in front of a segment predicts what each of its blocks is worth for an input; blocks below ``skip_threshold`` are
-      skipped, and the input passes through by their shortcuts;
-    - an *early exit* behind a segment answers the inputs of which its head is confident enough, at ``exit_threshold``;
-    - the *fallback* computes the whole network for inputs that skipped blocks and whose answer at the end has a confidence below
+    - a *gate* in front of a segment predicts the importance of each of its blocks for an input; blocks below ``skip_threshold`` are
+      bypassed: the input takes their shortcuts;
+    - an *early exit* behind a segment answers the inputs for which its head is confident enough, at ``exit_threshold``;
+    - the *fallback* computes the whole network for inputs that skipped blocks and whose final answer has a confidence below
       ``fallback_threshold``.
     """
 
-    skip_threshold: float | None = None  # blocks worth less than this, per share of the time, are skipped; None: no block is
-    exit_threshold: float | None = None  # confidence from which on an input exits early; None: no input does
+    skip_threshold: float | None = None  # importance below which a block is skipped; None: no block is skipped
+    exit_threshold: float | None = None  # confidence at which an input exits early; None: no input exits early
     fallback_threshold: float = 0.0  # confidence below which an input that skipped blocks falls back to full depth
-    fixed: bool = False  # a block's mean worth decides, so that the same blocks run for every input and shapes are static
-    gates: tuple[int, ...] | None = None  # segments whose gates are used, those that save more than they cost; None: all
+    fixed: bool = False  # mean importance decides: the same blocks run for every input, so shapes are static
+    gates: tuple[int, ...] | None = None  # segments whose gates are used; None: all
     exits: tuple[int, ...] | None = None  # segments whose exits are used; None: all
-    average: bool = False  # an answer is the average of those of all exits so far, the network's own among them
+    average: bool = False  # answers are averages over all exits so far, the final classifier included
 
     def __post_init__(self) -> None:
         for name in ("gates", "exits"):  # lists where they are read from a file
@@ -51,11 +54,11 @@ class Settings:
         return self.skip_threshold is not None and (self.gates is None or c in self.gates)
 
     def uses_exit(self, c: int) -> bool:
-        """Whether inputs may leave at the exit behind segment ``c``."""
+        """Whether inputs may exit early behind segment ``c``."""
         return self.exit_threshold is not None and (self.exits is None or c in self.exits)
 
     def describe(self) -> str:
-        """What the settings do, in a few words."""
+        """Describe the settings in a few words."""
         if self.whole:
             return "the whole network"
         parts = []

@@ -189,7 +189,7 @@ def _work(pipe: Connection, spec: Spec) -> None:
 def _load(spec: Spec) -> tuple[Any, Facts, list[Any]]:
     """(the network or ghost, its facts, a ghost's settings from as chosen to ever faster)."""
     from deepres.data import Prepare
-    from deepres.ghosting import Ghost, Settings, load_ghost
+    from deepres.ghosting import Ghost, load_ghost
     from deepres.ghosting.make import FILE, HEADS
     from deepres.ghosting.points import Point, pareto_front
     from deepres.models import open_model
@@ -202,8 +202,8 @@ def _load(spec: Spec) -> tuple[Any, Facts, list[Any]]:
         model, noted = load_ghost(folder)
         opened = open_model(model.net)
         told = json.loads((folder / FILE).read_text())
-        points = [Point(**{**point, "settings": Settings.from_dict(point["settings"])}) for point in told["points"]]
-        chosen = Point(**{**told["point"], "settings": model.settings})
+        points = [Point.from_dict(point) for point in told["points"]]
+        chosen = Point.from_dict(told["point"])
         faster = [p.settings for p in sorted(pareto_front(points), key=lambda p: -p.time) if p.time < chosen.time]
         steps = [model.settings, *faster[:: max(1, len(faster) // 4)][:4]]
     else:
@@ -212,6 +212,6 @@ def _load(spec: Spec) -> tuple[Any, Facts, list[Any]]:
     model = model.eval().to(pick_device(spec.device))
     prepare = Prepare.from_notes(noted["prepare"]) if noted.get("prepare") else opened.preparation()
     classes = noted.get("classes") or opened.classes or [str(i) for i in range(opened.spec.classes or 0)]
-    blocks = len(model.units) if isinstance(model, Ghost) else 0
+    blocks = len(model.blocks) if isinstance(model, Ghost) else 0
     facts = Facts(folder.name, tuple(classes), prepare.to_notes(), blocks, max(0, len(steps) - 1))
     return model, facts, steps

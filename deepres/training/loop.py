@@ -20,7 +20,7 @@ from deepres.callback import Callback
 from deepres.data import Data, open_data
 from deepres.errors import DeepresError
 from deepres.evaluation import Evaluation, measure
-from deepres.exits.supervision import Exits
+from deepres.exits.supervision import DeepSupervision
 from deepres.models import from_others, read
 from deepres.models.store import locate
 from deepres.nn import config
@@ -185,7 +185,7 @@ def _train(
     if state is not None and run.speed == "auto":
         run = dataclasses.replace(run, speed=state["speed"])
     assert isinstance(run.recipe, Recipe)
-    exits = [Exits(run.recipe.exits)] if run.recipe.exits else []
+    exits = [DeepSupervision(run.recipe.exits)] if run.recipe.exits else []
     if exits and any(callback.changes_network for callback in callbacks):
         raise DeepresError("exits cannot be trained while a network is shrunk; train them on what comes out, with --init")
     trainer = Trainer(run, data, context, model, [Reporter(show=show), *exits, *callbacks])

@@ -112,9 +112,9 @@ def test_costs_of_gates_and_exits_wait_for_the_device(device: QueueingDevice) ->
     """Without waiting, a gate or an exit on a GPU costs what it takes to queue its kernels: nothing."""
     made = Ghost(deepres.create("resnet14-cifar"))
     inputs = torch.zeros(4, 3, 8, 8)
-    for block in (unit.sites[0].block for unit in made.units):
+    for block in (block.sites[0].block for block in made.blocks):
         slowed(block, device, 10.0)
-    channels = [made.units[segment.units[0]].sites[0].block(inputs.new_zeros(1, width, 4, 4)).shape[1]
+    channels = [made.blocks[segment.blocks[0]].sites[0].block(inputs.new_zeros(1, width, 4, 4)).shape[1]
                 for segment, width in zip(made.segments, (16, 16, 32), strict=True)]  # fmt: skip
     entering = [16, *channels[:-1]]
     for c, (before, behind) in enumerate(zip(entering, channels, strict=True)):

@@ -1,5 +1,6 @@
 """Exits that learn with the network: its signal can be read earlier, the gradient is the loss's, and a run resumes to the bit."""
 
+import dataclasses
 import os
 import signal
 from pathlib import Path
@@ -11,8 +12,8 @@ import torch.nn.functional as F
 import deepres
 from deepres import DeepresError, Run
 from deepres.adapters import find_blocks, segments
-from deepres.data import open_data
-from deepres.exits.supervision import Exits
+from deepres.data import Batch, open_data
+from deepres.exits.supervision import DeepSupervision
 from deepres.ghosting.recording import batches
 from deepres.models import read
 from deepres.training import Interrupted, Recipe, Trainer
@@ -23,31 +24,34 @@ NET = {"net": "resnet20-cifar", "data": "digits", "recipe": HOW, "speed": "exact
 CPU = torch.device("cpu")
 
 
+class Stop(deepres.Callback):
+    """Asks the process to end after a step, as a scheduler does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def after_step(self, trainer: Trainer, batch: Batch) -> None:
+        if trainer.progress.done == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 @pytest.fixture(scope="module")
-def learnt(tmp_path_factory: pytest.TempPathFactory) -> tuple[deepres.training.Result, Exits]:
-    kept: list[Exits] = []
-
-    class Kept(Exits):
-        def __init__(self, weight: float) -> None:
-            super().__init__(weight)
-            kept.append(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deepres.training.loop.Exits", Kept)
-        result = deepres.train(Run(**NET, out=str(tmp_path_factory.mktemp("exits") / "run")), show=False)
-    return result, kept[0]
+def learnt(tmp_path_factory: pytest.TempPathFactory) -> tuple[deepres.training.Result, DeepSupervision]:
+    exits = DeepSupervision(0.5)
+    run = Run(**NET | {"recipe": dataclasses.replace(HOW, exits=0.0)}, out=str(tmp_path_factory.mktemp("exits") / "run"))
+    return deepres.train(run, show=False, callbacks=[exits]), exits
 
 
 @pytest.fixture
-def trained(learnt: tuple[deepres.training.Result, Exits]) -> deepres.training.Result:
+def trained(learnt: tuple[deepres.training.Result, DeepSupervision]) -> deepres.training.Result:
     return learnt[0]
 
 
-def test_network_and_exits_learn(learnt: tuple[deepres.training.Result, Exits]) -> None:
+def test_network_and_exits_learn(learnt: tuple[deepres.training.Result, DeepSupervision]) -> None:
     result, exits = learnt
     assert result.test.top1 < 15
     units = find_blocks(result.model)
-    ends = [units[segment.units[-1]].sites[0].block for segment in segments(units)[:-1]]
+    ends = [units[segment.blocks[-1]].sites[0].block for segment in segments(units)[:-1]]
     assert len(ends) == len(exits.heads) == 2
     signals: list[torch.Tensor] = []
     handles = [block.register_forward_hook(lambda _, __, out: signals.append(out)) for block in ends]
@@ -69,7 +73,7 @@ def test_what_is_left_is_the_plain_network(trained: deepres.training.Result) -> 
 
 def test_the_loss_and_its_gradient_are_those_of_a_slow_version() -> None:
     trainer = Trainer(Run(**NET), open_data("digits"), DistributedContext(CPU))
-    exits = Exits(0.5)
+    exits = DeepSupervision(0.5)
     exits.run_begins(trainer)
     torch.manual_seed(0)
     for head in exits.heads:
@@ -80,7 +84,7 @@ def test_the_loss_and_its_gradient_are_those_of_a_slow_version() -> None:
 
     x, signals = model.stem(batch.images), []
     units = find_blocks(model)
-    ends = {units[segment.units[-1]].path for segment in segments(units)[:-1]}
+    ends = {units[segment.blocks[-1]].path for segment in segments(units)[:-1]}
     for s, stage in enumerate(model.stages):
         for b, block in enumerate(stage.blocks):
             x = block(x)
@@ -97,20 +101,10 @@ def test_the_loss_and_its_gradient_are_those_of_a_slow_version() -> None:
     torch.testing.assert_close(*(torch.autograd.grad(loss, first)[0] for loss in (found, expected)))
 
 
-def test_stopped_and_resumed_to_the_same_bits(
-    trained: deepres.training.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = Trainer.step
-
-    def stepping(self: Trainer, batch: object) -> None:
-        real(self, batch)  # type: ignore[arg-type]
-        if self.progress.done == 9:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(Trainer, "step", stepping)
+def test_stopped_and_resumed_to_the_same_bits(trained: deepres.training.Result, tmp_path: Path) -> None:
+    """The recipe's ``exits`` adds the same callback."""
     with pytest.raises(Interrupted):
-        deepres.train(Run(**NET, out=str(tmp_path / "run")), show=False)
-    monkeypatch.undo()
+        deepres.train(Run(**NET, out=str(tmp_path / "run")), show=False, callbacks=[Stop(9)])
     deepres.resume(tmp_path / "run", show=False)
     assert trained.out is not None
     (found, _), (expected, _) = (read(out / "last.safetensors") for out in (tmp_path / "run", trained.out))

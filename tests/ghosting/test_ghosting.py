@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ from deepres.exits.fitting import ROUNDS, fit_exit, fit_readers
 from deepres.ghosting import Gate, Ghost, GhostResult, Point, Settings, ghost, load_ghost, save_ghost
 from deepres.ghosting.candidates import frontier
 from deepres.ghosting.confirm import clopper_pearson, confirmed, rise_bound, within_error
-from deepres.ghosting.fit import costs, fit, harms
+from deepres.ghosting.fit import Costs, block_divergences, costs, fit_ghost
 from deepres.ghosting.points import pareto_front
 from deepres.ghosting.recorded import Passes
-from deepres.ghosting.recording import batches, look
+from deepres.ghosting.recording import batches, record_signals
 from deepres.ghosting.selection import fastest
 from deepres.training import recipe, train
 
@@ -48,7 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, data: Data) -> Path:
 @pytest.fixture(scope="module")
 def fitted(run: Path, data: Data) -> Ghost:
     made = Ghost(deepres.load(run))
-    fit(made, data, examples=300)
+    fit_ghost(made, data, examples=300)
     return made
 
 
@@ -57,63 +58,63 @@ def images(data: Data) -> torch.Tensor:
     return next(batches(data, "test", 48, CPU))[0]
 
 
-def some(made: Ghost, data: Data) -> Settings:
-    """Skips and leaves for some inputs, not for all."""
-    worth = torch.cat([gate.bias for gate in made.gates if isinstance(gate, Gate)])
-    return Settings(float(worth.median()), 0.9, 0.5)
+def some(made: Ghost, images: torch.Tensor) -> Settings:
+    """Settings with which some blocks are skipped, and half of ``images`` exit behind the first segment."""
+    skip = float(torch.cat([gate.bias for gate in made.gates if isinstance(gate, Gate)]).median())
+    first = made.record(images, Settings(skip))[2][0]
+    assert first is not None
+    return Settings(skip, float(first[1].median()), 0.5)
 
 
 def test_by_default_it_is_the_network_to_the_bit(fitted: Ghost, images: torch.Tensor) -> None:
     fitted.settings = Settings()
     assert torch.equal(fitted(images), fitted.net(images))
     assert torch.equal(fitted(images, trace=True), fitted.net(images))
-    assert fitted.trace is not None and fitted.trace.ran.all() and (fitted.trace.left == -1).all()
+    assert fitted.trace is not None and fitted.trace.ran.all() and (fitted.trace.exited_at == -1).all()
 
 
-def test_a_setting_that_is_faster_by_luck_alone_is_not_taken(
-    fitted: Ghost, images: torch.Tensor, data: Data, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_setting_that_is_faster_by_luck_alone_is_not_taken(fitted: Ghost, images: torch.Tensor) -> None:
     whole, *points = (Point(Settings(exit_threshold=leave), 5.0, 0.5, 1.0, 0.0) for leave in (None, 0.9, 0.8, 0.7))
     measured = {0.9: (0.93, (0.9, 1.04)), 0.8: (0.96, (0.95, 0.98)), 0.7: (0.97, (0.9, 0.99))}
-    monkeypatch.setattr(
-        "deepres.ghosting.selection.time_against_whole", lambda made, x, n: measured[made.settings.exit_threshold]
-    )
-    assert fastest(fitted, points, whole, images, 1) is points[1] and fitted.settings == points[1].settings
-    assert fastest(fitted, points[:1], whole, images, 1) is whole and fitted.settings.whole
-    assert fastest(fitted, [], whole, images, 1) is whole
+    select = partial(fastest, measure=lambda made, inputs, batch: measured[made.settings.exit_threshold])
+    assert select(fitted, points, whole, images, 1) is points[1] and fitted.settings == points[1].settings
+    assert select(fitted, points[:1], whole, images, 1) is whole and fitted.settings.whole
+    assert select(fitted, [], whole, images, 1) is whole
 
 
-def test_the_answer_does_not_depend_on_the_batch(fitted: Ghost, images: torch.Tensor, data: Data) -> None:
-    fitted.settings = some(fitted, data)
+def test_the_answer_does_not_depend_on_the_batch(fitted: Ghost, images: torch.Tensor) -> None:
+    fitted.settings = some(fitted, images)
     whole = fitted(images, trace=True)
-    ran, left, again = fitted.trace.ran, fitted.trace.left, fitted.trace.again
-    assert (left >= 0).float().mean() > 0 and 0 < ran.float().mean() < 1 and len(ran.unique(dim=0)) > 2
+    ran, exited_at, recomputed = fitted.trace.ran, fitted.trace.exited_at, fitted.trace.recomputed
+    assert (exited_at >= 0).float().mean() > 0 and 0 < ran.float().mean() < 1 and len(ran.unique(dim=0)) > 2
     for i in (0, 7, 47):
         alone = fitted(images[i : i + 1], trace=True)
         torch.testing.assert_close(alone[0], whole[i], atol=1e-4, rtol=1e-4)
         assert (
-            torch.equal(fitted.trace.ran[0], ran[i]) and fitted.trace.left[0] == left[i] and fitted.trace.again[0] == again[i]
+            torch.equal(fitted.trace.ran[0], ran[i])
+            and fitted.trace.exited_at[0] == exited_at[i]
+            and fitted.trace.recomputed[0] == recomputed[i]
         )
     order = torch.randperm(len(images))
     torch.testing.assert_close(fitted(images[order]), whole[order], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("mean", [False, True])
-def test_a_slow_obvious_version_agrees(fitted: Ghost, images: torch.Tensor, data: Data, mean: bool) -> None:
+def test_a_slow_obvious_version_agrees(fitted: Ghost, images: torch.Tensor, mean: bool) -> None:
     """Every branch computed, one input at a time, through the sites' own scales."""
-    fitted.settings = dataclasses.replace(some(fitted, data), fallback_threshold=0.0, average=mean)
-    found = fitted(images[:24], trace=True)
+    fitted.settings = dataclasses.replace(some(fitted, images), fallback_threshold=0.0, average=mean)
+    found = fitted(images, trace=True)
     trace = fitted.trace
-    assert len(trace.left.unique()) > 1
-    for i in range(24):
+    assert len(trace.exited_at.unique()) > 1
+    for i in range(len(images)):
         x = fitted.net.stem(images[i : i + 1]) if hasattr(fitted.net, "stem") else None
         assert x is not None
         answer, said = None, []
         for c, segment in enumerate(fitted.segments):
             gate, head = fitted.gates[c], fitted.exits[c]
             worth = gate(x) if isinstance(gate, Gate) else None
-            for place in segment.units:
-                block = fitted.units[place].sites[0].block
+            for place in segment.blocks:
+                block = fitted.blocks[place].sites[0].block
                 out = type(block).forward(block, x)
                 if place in segment.skippable and worth[0, segment.skippable.index(place)] < fitted.settings.skip_threshold:
                     out = x
@@ -126,10 +127,10 @@ def test_a_slow_obvious_version_agrees(fitted: Ghost, images: torch.Tensor, data
                 now = torch.stack(said).mean(0) if mean and said else logits[0]
                 if known and now.softmax(0).max() >= fitted.settings.exit_threshold:
                     answer = now
-                    assert trace.left[i] == c
+                    assert trace.exited_at[i] == c
                     break
         if answer is None:
-            assert trace.left[i] == -1
+            assert trace.exited_at[i] == -1
             answer = fitted.net.head(fitted.net.stages[-1].close(x))[0]
             if mean:
                 answer = torch.stack([*said, (answer / fitted.temperature).log_softmax(0)]).mean(0)
@@ -159,21 +160,18 @@ def test_norms_are_folded_into_what_reads() -> None:
     assert not any(len(one) for one in readers([torch.randn(2, 17, 48)] * 3))
 
 
-def test_reading_is_learnt_as_well_where_not_all_signals_can_be_kept(
-    run: Path, data: Data, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reading_is_learnt_as_well_where_not_all_signals_can_be_kept(run: Path, data: Data) -> None:
     """Part by part, in several rounds, each of which runs the network once over all the examples."""
     given, held = list(batches(data, "train", 1000, CPU)), list(batches(data, "val", 200, CPU))
     errors, ran = [], []
     for room in (2 << 30, 1 << 20):
-        monkeypatch.setattr("deepres.exits.fitting.SIGNALS_ROOM", room)
         made, seen = Ghost(deepres.load(run)), []
         counter = made.net.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(len(args[0])))
-        reading = fit_readers(made.net, made.ends, given)
+        reading = fit_readers(made.net, made.ends, given, room=room)
         counter.remove()
         ran.append(sum(seen) - 2)  # but for the first look at the signals' sizes
         assert [len(one) for one in reading] == [4, 2]
-        fitted, told = look(made, given, reading), look(made, held, reading)
+        fitted, told = record_signals(made, given, reading), record_signals(made, held, reading)
         for c, one in enumerate(reading):
             head = fit_exit(fitted.outputs[c], fitted.logits.softmax(1), told.outputs[c], told.labels, one)
             errors.append(float((head.linear(told.outputs[c])[0].argmax(1) != told.labels).float().mean()))
@@ -185,36 +183,34 @@ def test_reading_is_learnt_as_well_where_not_all_signals_can_be_kept(
 @pytest.mark.parametrize(
     "asked", [{}, {"gates": (0,), "exits": (1,)}, {"gates": (1,), "exits": (0,)}, {"skip_threshold": None, "exits": (1,)}]
 )
-def test_blocks_at_which_nothing_is_decided_change_nothing(
-    fitted: Ghost, images: torch.Tensor, data: Data, asked: dict
-) -> None:  # type: ignore[type-arg]
+def test_blocks_at_which_nothing_is_decided_change_nothing(fitted: Ghost, images: torch.Tensor, asked: dict) -> None:  # type: ignore[type-arg]
     """Without a trace their calls go straight to them."""
-    fitted.settings = dataclasses.replace(some(fitted, data), **asked)
+    fitted.settings = dataclasses.replace(some(fitted, images), **asked)
     noted = fitted(images, trace=True)
     assert not fitted.trace.ran.all()
     torch.testing.assert_close(fitted(images), noted, atol=0, rtol=0)
 
 
-def test_skipped_means_not_computed(fitted: Ghost, images: torch.Tensor, data: Data) -> None:
-    fitted.settings = dataclasses.replace(some(fitted, data), fallback_threshold=0.0)
+def test_skipped_means_not_computed(fitted: Ghost, images: torch.Tensor) -> None:
+    fitted.settings = dataclasses.replace(some(fitted, images), fallback_threshold=0.0)
     rows: dict[int, int] = {}
     handles = [
         unit.sites[0].block.branch.register_forward_pre_hook(
             lambda _, args, i=i: rows.__setitem__(i, rows.get(i, 0) + len(args[0]))
         )
-        for i, unit in enumerate(fitted.units)
+        for i, unit in enumerate(fitted.blocks)
     ]
     fitted(images, trace=True)
     for handle in handles:
         handle.remove()
     counted = fitted.trace.ran.sum(0).tolist()
-    assert [rows.get(i, 0) for i in range(len(fitted.units))] == counted and sum(counted) < fitted.trace.ran.numel()
+    assert [rows.get(i, 0) for i in range(len(fitted.blocks))] == counted and sum(counted) < fitted.trace.ran.numel()
 
 
-def test_what_is_strange_gets_the_full_depth(fitted: Ghost, images: torch.Tensor, data: Data) -> None:
-    fitted.settings = some(fitted, data)
+def test_what_is_strange_gets_the_full_depth(fitted: Ghost, images: torch.Tensor) -> None:
+    fitted.settings = some(fitted, images)
     fitted(50 * torch.randn_like(images), trace=True)
-    assert fitted.trace.ran.float().mean() > 0.99 and (fitted.trace.left >= 0).float().mean() < 0.01
+    assert fitted.trace.ran.float().mean() > 0.99 and (fitted.trace.exited_at >= 0).float().mean() < 0.01
 
 
 def test_a_fixed_choice_is_the_same_for_all(fitted: Ghost, images: torch.Tensor) -> None:
@@ -250,7 +246,7 @@ def test_a_fixed_choice_is_an_ordinary_network(name: str) -> None:
         exported = torch.export.export(net, (x,)).module()
         torch.testing.assert_close(exported(x), expected, atol=1e-5, rtol=1e-5)
     made.settings = Settings(0.5)
-    with pytest.raises(DeepresError, match="depends on the input"):
+    with pytest.raises(DeepresError, match="depend on the input"):
         made.static()
 
 
@@ -259,7 +255,7 @@ def test_the_frontier_foretells_what_happens(fitted: Ghost, data: Data) -> None:
     points = frontier(Passes(fitted, given), costs(fitted, given[0][0][:32]))
     assert {point.settings.average for point in points} == {False, True}
     assert points[0].settings.whole and points[0].time == pytest.approx(1, abs=0.3)
-    averaged = max((point for point in points if point.settings.average), key=lambda point: point.left)
+    averaged = max((point for point in points if point.settings.average), key=lambda point: point.exited)
     for point in (points[5], points[len(points) // 2], points[-3], averaged):
         fitted.settings = point.settings
         right, ran = 0, []
@@ -275,18 +271,21 @@ def test_the_frontier_foretells_what_happens(fitted: Ghost, data: Data) -> None:
     assert all(a.time < b.time for mine in kinds.values() for a, b in pairwise(mine))
 
 
-def test_larger_shares_are_not_tried_where_several_in_a_row_add_nothing(
-    fitted: Ghost, data: Data, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_larger_shares_are_not_tried_where_several_in_a_row_add_nothing(fitted: Ghost, data: Data) -> None:
     whole = Point(Settings(), 5.0, 1.0, 1.0, 0.0)
     useless = dataclasses.replace(whole, error=9.0, time=1.1)
     useful = dataclasses.replace(whole, error=6.0, time=0.5)
     given = [[whole], [], [], [], [useless], [useless], [useful], [useless], [useless], [useless], [useful], [useful]]
-    asked = []
-    monkeypatch.setattr("deepres.ghosting.candidates._points", lambda *_: asked.append(1) or given[len(asked) - 1])
+    asked: list[float | None] = []
+
+    def evaluate(passes: Passes, settings: Settings, costs: Costs) -> list[Point]:
+        asked.append(settings.skip_threshold)
+        return given[len(asked) - 1]
+
     held = Passes(fitted, list(batches(data, "val", 150, CPU)))
-    points = frontier(held, costs(fitted, held.given[0][0][:32]), kinds=("fitted",))
-    assert len(asked) == 10 and points[0] is whole and [point.time for point in pareto_front(points)] == [0.5, 1.0]
+    points = frontier(held, costs(fitted, held.given[0][0][:32]), kinds=("fitted",), evaluate=evaluate)
+    assert len(asked) == 10 and asked[0] is None and asked[1:] == sorted(asked[1:])
+    assert points[0] is whole and [point.time for point in pareto_front(points)] == [0.5, 1.0]
 
 
 def test_what_is_foretold_to_save_nothing_is_not_asked() -> None:
@@ -331,10 +330,10 @@ def test_the_bound_of_a_rise_holds_as_often_as_it_says() -> None:
 
 def test_harm_is_the_divergence_without_the_block(fitted: Ghost, data: Data) -> None:
     given = list(batches(data, "train", 20, CPU))
-    seen = look(fitted, given)
-    found = harms(fitted, given, seen.logits, lambda what, share: None)
-    place = next(i for i, unit in enumerate(fitted.units) if not unit.reshapes)
-    block = fitted.units[place].sites[0].block
+    seen = record_signals(fitted, given)
+    found = block_divergences(fitted, given, seen.logits, lambda what, share: None)
+    place = next(i for i, unit in enumerate(fitted.blocks) if not unit.reshapes)
+    block = fitted.blocks[place].sites[0].block
     with torch.no_grad():
         handle = block.register_forward_hook(lambda _, args, out: args[0])
         without = fitted.net(given[0][0]).log_softmax(1)
@@ -342,14 +341,14 @@ def test_harm_is_the_divergence_without_the_block(fitted: Ghost, data: Data) -> 
         before = fitted.net(given[0][0]).log_softmax(1)
     expected = (before.exp() * (before - without)).sum(1).clamp(min=1e-6).log10()
     torch.testing.assert_close(found[: len(expected), place], expected, atol=1e-2, rtol=1e-2)
-    assert torch.isinf(found[:, [i for i, unit in enumerate(fitted.units) if unit.reshapes]]).all()
+    assert torch.isinf(found[:, [i for i, unit in enumerate(fitted.blocks) if unit.reshapes]]).all()
 
 
 def test_chunks_end_with_their_lists() -> None:
     units = find_blocks(deepres.create("resnet56-cifar"))
     found = segments(units, 5)
-    assert [len(segment.units) for segment in found] == [4, 5] * 3
-    assert sum((segment.units for segment in found), ()) == tuple(range(27))
+    assert [len(segment.blocks) for segment in found] == [4, 5] * 3
+    assert sum((segment.blocks for segment in found), ()) == tuple(range(27))
     assert [i for i in range(27) if not any(i in segment.skippable for segment in found)] == [9, 18]
 
 
@@ -364,7 +363,7 @@ def test_no_time_left_means_leaving_at_once(fitted: Ghost, images: torch.Tensor,
         alone = torch.cat([fitted(image) for image in images.split(1)])
     finally:
         fitted.deadline = None
-    assert (trace.left == 0).all() and not trace.ran[:, fitted.segments[0].units[-1] + 1 :].any()
+    assert (trace.exited_at == 0).all() and not trace.ran[:, fitted.segments[0].blocks[-1] + 1 :].any()
     assert (answers.amax(1) > answers.amin(1)).all()
     torch.testing.assert_close(alone, answers, atol=1e-3, rtol=1e-3)
 
@@ -395,12 +394,14 @@ def test_llama_s_classifier_which_indexes_the_whole_batch() -> None:
             made.settings = settings
             found = logits_of(made, tokens)
             made(tokens, trace=True)
-            assert not made.trace.ran.all() and (settings.skip_threshold is not None or 0 < (made.trace.left == 0).sum() < 8)
+            assert not made.trace.ran.all() and (
+                settings.skip_threshold is not None or 0 < (made.trace.exited_at == 0).sum() < 8
+            )
             torch.testing.assert_close(
                 torch.cat([logits_of(made, row) for row in tokens.split(1)]), found, rtol=1e-4, atol=1e-5
             )
         made.settings = Settings(None, threshold)
-        found, stayed = made(tokens, trace=True), made.trace.left < 0
+        found, stayed = made(tokens, trace=True), made.trace.exited_at < 0
         torch.testing.assert_close(logits_of(made, tokens)[stayed], expected[stayed], rtol=1e-4, atol=1e-5)
 
 
@@ -419,8 +420,14 @@ def test_the_network_that_is_given_stays_where_it_is() -> None:
     assert {p.device.type for p in net.parameters()} == {p.device.type for p in Ghost(net).net.parameters()} == {"meta"}
 
 
-def test_within_an_error_and_kept_on_disk(run: Path, data: Data, images: torch.Tensor, tmp_path: Path) -> None:
-    made = ghost(run, "digits", error=1.0, batch=16, examples=300)
+@pytest.fixture(scope="module")
+def made(run: Path) -> GhostResult:
+    return ghost(run, "digits", error=1.0, batch=16, examples=300)
+
+
+def test_within_an_error_and_kept_on_disk(
+    made: GhostResult, run: Path, data: Data, images: torch.Tensor, tmp_path: Path
+) -> None:
     assert isinstance(made, GhostResult) and made.verified.n == 359 and set(made.times) == {1, 16}
     assert made.verified.rise < 5 and 0 < made.verified.bound < 10 and len(made.verified.by_class) == 10
     assert made.verified.ghost == pytest.approx(
@@ -433,14 +440,14 @@ def test_within_an_error_and_kept_on_disk(run: Path, data: Data, images: torch.T
     if made.model.settings.exit_threshold is not None:
         for whole, says in ((made.verified.ghost, False), (made.verified.ghost + 10, True)):
             worse = dataclasses.replace(made, verified=dataclasses.replace(made.verified, whole=whole))
-            assert ("would gain from longer training" in " ".join(worse.summary())) == says
+            assert ("longer training would improve it" in " ".join(worse.summary())) == says
     save_ghost(made, tmp_path / "ghost")
     again, noted = load_ghost(tmp_path / "ghost")
     assert noted["classes"] == list(data.classes) and again.settings == made.model.settings
     assert torch.equal(again(images), made.model(images))
     assert json.loads((tmp_path / "ghost" / "ghost.json").read_text())["verified"]["n"] == 359
     assert deepres.load(tmp_path / "ghost" / "net.safetensors").config == deepres.load(run).config
-    with pytest.raises(DeepresError, match="holds no ghost"):
+    with pytest.raises(DeepresError, match="holds no readable ghost"):
         load_ghost(tmp_path)
 
 
@@ -471,7 +478,7 @@ def test_other_libraries_networks(build: Callable[[], nn.Module], channels: int,
     made = Ghost(net)
     for c, segment in enumerate(made.segments):
         seen: list[torch.Tensor] = []
-        block = made.units[segment.units[0]].sites[0].block
+        block = made.blocks[segment.blocks[0]].sites[0].block
         handle = block.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
         made(x)
         handle.remove()
@@ -494,11 +501,11 @@ def test_other_libraries_networks(build: Callable[[], nn.Module], channels: int,
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, "give either a budget"),
-        ({"budget": 0.5, "error": 1.0}, "give either a budget"),
+        ({}, "give either budget"),
+        ({"budget": 0.5, "error": 1.0}, "give either budget"),
         ({"budget": 1.5}, "above 0 and at most 1"),
         ({"error": -1.0}, "0 or more"),
-        ({"budget": 0.5, "gates": "none", "exits": False}, "nothing to save time with"),
+        ({"budget": 0.5, "gates": "none", "exits": False}, "no time can be saved"),
         ({"budget": 0.5, "gates": "some"}, "gates is one of"),
         ({"budget": 0.5, "batch": 0}, "batch is at least 1"),
         ({"budget": 0.5, "deadline": 0.0}, "above 0"),
@@ -527,13 +534,12 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "On the test split of 359 examples" in said and "At batch 8 a call takes" in said
     assert {"ghost.json", "ghost.safetensors", "net.safetensors", "report.html"} <= {p.name for p in out.iterdir()}
     page = (out / "report.html").read_text()
-    assert "Which blocks are skipped for which class" in page and "Clopper-Pearson" in page
+    assert "Blocks that run for each class" in page and "Clopper-Pearson" in page
     assert main(["ghost", str(run)]) == 2
     assert "Give --budget" in capsys.readouterr().err
 
 
-def test_the_page_in_a_browser(run: Path, tmp_path: Path, browse: Callable[..., Any]) -> None:
-    made = ghost(run, "digits", error=1.0, batch=8, examples=300)
+def test_the_page_in_a_browser(made: GhostResult, tmp_path: Path, browse: Callable[..., Any]) -> None:
     from deepres.ghosting.page import ghost_page
 
     path = ghost_page(made, name="net", data="digits", footer="").write(tmp_path / "report.html")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import deepres
 from deepres.cli.main import main
 from deepres.data import open_data
+from deepres.ghosting import Point
 
 SAVED = Path(__file__).parents[1] / "saved"
 
@@ -45,6 +46,10 @@ def test_a_ghost_with_its_settings(expected: dict[str, Tensor], digits: Tensor) 
     ghost, noted = deepres.load_ghost(SAVED / "ghost")
     check(ghost(digits), expected["ghost"])
     assert noted["classes"] == list("0123456789")
+    told = json.loads((SAVED / "ghost" / "ghost.json").read_text())
+    points = [Point.from_dict(point) for point in told["points"]]
+    assert Point.from_dict(told["point"]).settings.whole
+    assert [point.exited for point in points] == [point["left"] for point in told["points"]]
 
 
 @torch.no_grad()

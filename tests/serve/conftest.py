@@ -10,7 +10,7 @@ import deepres
 from deepres.data import open_data
 from deepres.ghosting import Ghost, GhostResult, Settings, save_ghost
 from deepres.ghosting.confirm import Verified
-from deepres.ghosting.fit import fit
+from deepres.ghosting.fit import fit_ghost
 from deepres.ghosting.points import Point
 
 
@@ -19,7 +19,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ghost; what it answers is no matter here."""
     data = open_data("digits")
     made = Ghost(deepres.create("resnet20-cifar", in_channels=1, width=0.5))
-    fit(made, data, examples=64)
+    fit_ghost(made, data, examples=64)
     point, faster = Point(Settings(), 10.0, 1.0, 1.0, 0.0), Point(Settings(0.0, 0.1), 20.0, 0.5, 0.5, 0.5)
     seen = Verified(1, 10.0, 10.0, 0, 0, 1.0, 1.0, 0.0, 0.0, {}, (), (), ())
     return save_ghost(
