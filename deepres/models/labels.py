@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from deepres.data import Data, Resident, Split
+from deepres.models.wordnet import are_ids, imagenet_places
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,17 @@ def match_labels(
     """Find the output of a network for each class of a data set.
 
     ``labels``: the network's own, in the order of its ``outputs``, or None where it has none. Names are compared without regard to
-    case, ``_``, ``-`` and spaces; of a label with synonyms, such as ``"tench, Tinca tinca"``, any one is enough. The data may hold
-    fewer classes than the network tells apart. By position where no name agrees and the numbers do, if
-    ``positional``; labels that were taken from a folder of images shall agree by name.
+    case, ``_``, ``-`` and spaces; of a label with synonyms, such as ``"tench, Tinca tinca"``, any one is enough. WordNet ids are placed
+    by ImageNet's order of the 1000. The data may hold fewer classes than the network tells apart. By position where no name agrees and
+    the numbers do, if ``positional``; labels that were taken from a folder of images shall agree by name.
     """
     here = tuple(range(len(classes)))
+    size = outputs if labels is None else len(labels)
+    if size == 1000 and are_ids(classes) and not (labels and are_ids(labels)):
+        usual = imagenet_places(classes, labels)
+        if usual is not None:
+            why = f"{len(classes)} WordNet ids are matched with the network's outputs by ImageNet's usual order"
+            return LabelMatch("name", usual, why)
     if labels is None:
         if outputs is None or outputs == len(classes):
             return LabelMatch("position", here)

@@ -12,6 +12,8 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from pictures import picture, tree, write
@@ -86,7 +88,9 @@ def test_a_bad_row_is_named(row: str, says: str, tmp_path: Path) -> None:
         open_data(tmp_path / "list.csv")
 
 
-@pytest.mark.parametrize("name", ["train.csv", "train/metadata.csv", "train/metadata.jsonl", "train/_classes.csv"])
+@pytest.mark.parametrize(
+    "name", ["train.csv", "train/metadata.csv", "train/metadata.jsonl", "train/metadata.parquet", "train/_classes.csv"]
+)
 def test_tables_in_folders(name: str, tmp_path: Path) -> None:
     write(tmp_path, [f"train/{i}.png" for i in range(12)])
     kind = {"train.csv": "id,breed\n", "train/_classes.csv": "filename,cat,dog\n"}.get(name, "file_name,label\n")
@@ -96,6 +100,9 @@ def test_tables_in_folders(name: str, tmp_path: Path) -> None:
     if name.endswith("jsonl"):
         kind, body = "", [f'{{"file_name": "{i}.png", "label": "{"cat" if i % 2 else "dog"}"}}' for i in range(12)]
     (tmp_path / name).write_text(kind + "\n".join(body))
+    if name.endswith("parquet"):
+        cells = [row.split(",") for row in body]
+        pq.write_table(pa.table({"file_name": [one for one, _ in cells], "label": [two for _, two in cells]}), tmp_path / name)
     data = open_data(tmp_path)
     assert data.classes == ("cat", "dog") and len(data.train) + len(data.val) + len(data.test) == 12
 
@@ -166,6 +173,35 @@ def test_cifars_pickles_and_a_hostile_one(tmp_path: Path) -> None:
     with pytest.raises(DeepresError, match="asks for"):
         open_data(tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+def test_tables_of_pixels(tmp_path: Path) -> None:
+    """Kaggle's MNIST and sign language, and FER-2013."""
+    head = "label," + ",".join(f"pixel{i}" for i in range(25)) + "\n"
+    rows = "".join(f"{i % 2 + 9}," + ",".join([str(i)] * 25) + "\n" for i in range(16))
+    (tmp_path / "signs").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / f"signs/sign_{split}.csv").write_text(head + rows)
+    (tmp_path / "signs/unlabelled.csv").write_text((head + rows).replace("label", "id", 1))
+    data = open_data(tmp_path / "signs")
+    assert data.classes == ("9", "10") and data.shape == (1, 5, 5) and "for want of labels: unlabelled.csv" in str(data)
+    assert isinstance(data.test, Resident) and data.test.pixels[:, 0, 4, 4].tolist() == list(range(16))
+    assert data.test.labels.tolist() == [0, 1] * 8
+    one = open_data(tmp_path / "signs/sign_train.csv")
+    assert len(one.train) + len(one.val) + len(one.test) == 16
+    usage = ["Training"] * 12 + ["PublicTest"] * 4 + ["PrivateTest"] * 4
+    fer = "".join(f"{i % 3},{' '.join([str(i)] * 16)},{part}\n" for i, part in enumerate(usage))
+    (tmp_path / "fer2013.csv").write_text("emotion,pixels,Usage\n" + fer)
+    data = open_data(tmp_path / "fer2013.csv")
+    assert (len(data.train), len(data.val), len(data.test)) == (12, 4, 4) and data.shape == (1, 4, 4)
+    assert isinstance(data.test, Resident) and data.test.pixels[:, 0, 0, 0].tolist() == [16, 17, 18, 19]
+    for bad in ("256 " + "1 " * 15, "x " * 16):
+        (tmp_path / "bad.csv").write_text(f"emotion,pixels,Usage\n0,{'1 ' * 16},Training\n1,{bad},Training\n")
+        with pytest.raises(DeepresError, match=r"bad\.csv:3: pixels are numbers"):
+            open_data(tmp_path / "bad.csv")
+    (tmp_path / "bad.csv").write_text(f"emotion,pixels\n0,{'1 ' * 5}\n1,{'1 ' * 5}\n")
+    with pytest.raises(DeepresError, match="5 pixels, which is no square"):
+        open_data(tmp_path / "bad.csv")
 
 
 def test_mnists_files(tmp_path: Path) -> None:

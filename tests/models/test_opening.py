@@ -246,6 +246,20 @@ def test_labels_match_by_name_then_by_position() -> None:
     assert not match_labels(None, 1000, ["cat", "dog"]).fits
 
 
+def test_wordnet_ids_are_matched_by_imagenets_order() -> None:
+    ids = ["n01440764", "n03250847", "n15075141"]  # tench, drumstick, toilet tissue
+    assert (
+        match_labels(None, 1000, ids).order == (0, 542, 999)
+        and "ImageNet's usual order" in match_labels(None, 1000, ids).remark
+    )
+    own = [f"thing {i}" for i in range(1000)]
+    assert not match_labels(own, 1000, ids).fits  # a network of 1000 other classes
+    own[0], own[542], own[999] = "tench", "drumstick", "toilet tissue, toilet paper, bathroom tissue"
+    assert match_labels(own, 1000, ids).order == (0, 542, 999)
+    assert not match_labels(None, 1000, ["n99999999", "n01440764"]).fits
+    assert match_labels(None, 3, ids).by == "position"
+
+
 class Oracle(nn.Module):
     """Always right on the blue level of ``levels``, with its outputs in another order than a folder's."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deepres.data.files import Listing
-from deepres.data.readers import arrays, arrow, kaggle, table, tars
+from deepres.data.readers import arrays, arrow, kaggle, pixels, table, tars
 from deepres.data.readers.arrays import Arrays
 from deepres.data.tree import folder_tree, zip_tree
 from deepres.errors import DeepresError
@@ -28,6 +28,7 @@ def _suffix(*suffixes: str) -> Callable[[Path], bool]:
 
 
 READERS = (
+    Reader("a table of pixels", pixels.is_pixels, pixels.read),
     Reader("a table of paths and labels", _suffix(".csv", ".tsv", ".jsonl"), table.read),
     Reader("a NumPy archive", _suffix(".npz"), arrays.npz),
     Reader("a Parquet or Arrow file", _suffix(".parquet", ".arrow"), arrow.read),
@@ -37,6 +38,7 @@ READERS = (
     Reader("MNIST's idx files", lambda path: path.is_dir() and arrays.is_mnist(path), arrays.mnist),
     Reader("Parquet or Arrow files", lambda path: path.is_dir() and arrow.is_arrow_folder(path), arrow.read_folder),
     Reader("tar shards", lambda path: any(path.glob("*.tar")), lambda path: tars.read(str(path), sorted(path.glob("*.tar")))),
+    Reader("tables of pixels", lambda path: path.is_dir() and pixels.is_pixels_folder(path), pixels.read_folder),
     Reader("a folder", Path.is_dir, lambda path: kaggle.read(folder_tree(path))),
 )
 

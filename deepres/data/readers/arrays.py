@@ -50,10 +50,16 @@ def npz(path: Path) -> Arrays:
     }
     if not pairs:
         raise DeepresError(f"{path}: no images and labels, or x_train and y_train; it holds {', '.join(arrays) or 'nothing'}")
-    return _listing(str(path), {split: (arrays[images], arrays[labels]) for split, (images, labels) in pairs.items()})
+    return listing(str(path), {split: (arrays[images], arrays[labels]) for split, (images, labels) in pairs.items()})
 
 
-def _listing(name: str, splits: dict[str, tuple[np.ndarray, np.ndarray]], classes: tuple[str, ...] = ()) -> Arrays:
+def listing(
+    name: str, splits: dict[str, tuple[np.ndarray, np.ndarray]], classes: tuple[str, ...] = (), notes: tuple[str, ...] = ()
+) -> Arrays:
+    """Arrays of images and labels by split, as torch tensors with the classes numbered.
+
+    Raises ``DeepresError`` for fewer than two classes, and for arrays that are not images or not one label for each.
+    """
     labels = {split: _labels(name, pair[1]) for split, pair in splits.items()}
     kinds = np.unique(np.concatenate(list(labels.values())))
     if not classes:
@@ -69,7 +75,7 @@ def _listing(name: str, splits: dict[str, tuple[np.ndarray, np.ndarray]], classe
         if len(pixels) != len(labels[split]):
             raise DeepresError(f"{name}: has {len(pixels)} images and {len(labels[split])} labels")
         found[split] = Resident(pixels, torch.from_numpy(labels[split].astype(np.int64)))
-    return Arrays(classes, found)
+    return Arrays(classes, found, notes)
 
 
 def _labels(name: str, values: np.ndarray) -> np.ndarray:
@@ -136,7 +142,7 @@ def cifar(folder: Path) -> Arrays:
         classes = tuple(_unpickled(meta)["label_names" if ten else "fine_label_names"]) if meta.is_file() else ()
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise DeepresError(f"{folder}: not CIFAR's Python files ({error})") from error
-    return _listing(str(folder), splits, classes)
+    return listing(str(folder), splits, classes)
 
 
 def _unpickled(path: Path) -> dict[str, Any]:
@@ -165,7 +171,7 @@ def mnist(folder: Path) -> Arrays:
     )
     if missing:
         raise DeepresError(f"{folder}: the file of the {missing} is missing")
-    return _listing(str(folder), {split: (pair["images"], pair["labels"]) for split, pair in parts.items()})
+    return listing(str(folder), {split: (pair["images"], pair["labels"]) for split, pair in parts.items()})
 
 
 def _idx(path: Path) -> np.ndarray:

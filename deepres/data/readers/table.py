@@ -135,7 +135,9 @@ def head_of(name: str, content: bytes, find: Callable[[str], Item | None]) -> bo
 
 
 def _cells(name: str, content: bytes) -> tuple[list[str] | None, Rows]:
-    """(header or None, rows with their line numbers)."""
+    """(header or None, rows with their line numbers; of a Parquet file, with their numbers from 0)."""
+    if name.endswith(".parquet"):
+        return _parquet(name, content)
     text = content.decode("utf-8-sig", errors="surrogateescape")
     if name.endswith(".jsonl"):
         rows: Rows = []
@@ -163,6 +165,20 @@ def _cells(name: str, content: bytes) -> tuple[list[str] | None, Rows]:
     if rows and any(cell.strip().lower() in known for cell in rows[0][1]) and not any(map(is_image_name, rows[0][1])):
         return [cell.strip().lower() for cell in rows[0][1]], rows[1:]
     return None, rows
+
+
+def _parquet(name: str, content: bytes) -> tuple[list[str], Rows]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise DeepresError(f"{name}: Parquet files need pyarrow; pip install 'deepres[arrow]'") from error
+    try:
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DeepresError(f"{name}: not a whole Parquet file ({error})") from error
+    rows = ([str(value) for value in record.values()] for record in table.to_pylist())
+    return [column.lower() for column in table.column_names], list(enumerate(rows))
 
 
 def _columns(
