@@ -13,7 +13,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deepres.data.cache import cache_folder, user_path
 from deepres.data.dataset import Data, Resident, Streamed, decode_all, split_off
 from deepres.data.decode import UnreadableImage, open_image
 from deepres.data.files import Item, fingerprint
@@ -22,6 +21,7 @@ from deepres.data.readers import Arrays, find
 from deepres.data.splits import SPLIT_SEED, complete
 from deepres.data.text import is_text, read_text
 from deepres.errors import DeepresError, nearest
+from deepres.paths import cache_folder, user_path
 
 SMALL = 96  # images up to this side are kept decoded in memory, larger ones are streamed
 RESIDENT_BYTES = 4 << 30

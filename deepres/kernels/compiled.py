@@ -21,6 +21,8 @@ from pathlib import Path
 
 import torch
 
+from deepres.paths import cache_folder
+
 SWITCH = "DEEPRES_KERNELS"  # the environment variable that turns them off: "eager"
 _SOURCE = "norm_act.cpp"
 _COMPILERS = ("c++", "g++", "clang++")
@@ -63,8 +65,8 @@ def _load() -> tuple[ctypes.CDLL | None, Status]:
             None, f"there are kernels for AVX2 and AVX-512 on Linux, not for {capability} on {platform.system()}"
         )
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), *_COMPILERS))), None)
-    path = _path(capability)
     try:
+        path = _path(capability)
         if not path.exists():
             if compiler is None:
                 return None, Status(None, f"no C++ compiler was found ({', '.join(_COMPILERS)}, or the variable CXX)")
@@ -76,7 +78,7 @@ def _load() -> tuple[ctypes.CDLL | None, Status]:
         last = next((line for line in error.stderr.splitlines() if "error" in line), "no message")
         return None, Status(None, f"{compiler} could not build the kernels: {last.strip()}")
     except (OSError, subprocess.TimeoutExpired) as error:
-        return None, Status(None, f"the kernels could not be built in {path.parent} ({error})")
+        return None, Status(None, f"the kernels could not be built in the cache folder ({error})")
 
 
 def build(compiler: str, capability: str, path: Path) -> None:
@@ -102,12 +104,8 @@ def _source() -> str:
 def _path(capability: str) -> Path:
     """Where the library for these sources, this PyTorch and this capability is kept."""
     key = hashlib.sha256("\n".join((_source(), torch.__version__, *_FLAGS[capability])).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("DEEPRES_CACHE") or Path("~/.cache/deepres").expanduser()) / "kernels"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        folder = Path(tempfile.gettempdir()) / f"deepres-{os.getuid()}" / "kernels"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder = cache_folder() / "kernels"
+    folder.mkdir(parents=True, exist_ok=True)
     return folder / f"norm_act-{capability.lower()}-{key}.so"
 
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from deepres import kernels
 from deepres.adapters import flat, logits_in
-from deepres.data import cache_folder
 from deepres.evaluation.timing import alternate
+from deepres.paths import cache_folder
 from deepres.training.fusion import accelerate
 
 COMPILE_SECONDS = 60.0  # what compiling costs at first, roughly; a run has to be long enough to earn it back

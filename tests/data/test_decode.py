@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from deepres.data import Prepare, UnreadableImage, fit, image_suffixes, is_image_name, open_data, open_image, pixels
-from deepres.data import cache as cache_module
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -104,21 +103,6 @@ def test_suffixes_are_those_of_pillow() -> None:
 def test_transparency_of_every_mode_is_laid_on_white() -> None:
     grey = Image.new("L", (4, 4), 9)
     assert np.asarray(open_image(encoded(grey, "PNG", transparency=9))).min() == 255
-
-
-def test_the_cache_falls_back_where_home_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unknown() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "home", unknown)
-    monkeypatch.setenv("DEEPRES_CACHE", str(tmp_path / "chosen"))
-    assert cache_module.cache_folder() == tmp_path / "chosen"
-    monkeypatch.delenv("DEEPRES_CACHE")
-    monkeypatch.setattr(cache_module.tempfile, "gettempdir", lambda: str(tmp_path))
-    cache_module._default_folder.cache_clear()
-    folder = cache_module.cache_folder()
-    assert folder.parent == tmp_path and folder.stat().st_mode & 0o077 == 0
-    cache_module._default_folder.cache_clear()
 
 
 def test_home_is_expanded_in_data_paths(small_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

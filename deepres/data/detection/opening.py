@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from deepres.data.cache import user_path
 from deepres.data.detection.coco import coco_files, read_coco
 from deepres.data.detection.examples import Annotated, BoxData, Problem, checked
 from deepres.data.detection.voc import is_voc, read_voc
@@ -15,6 +14,7 @@ from deepres.data.detection.yolo import read_yolo, yolo_file
 from deepres.data.loader import seeded
 from deepres.data.splits import SPLIT_SEED, TEST_SHARE
 from deepres.errors import DeepresError
+from deepres.paths import user_path
 
 VAL_SHARE = 0.15
 SHOWN = 5  # problems that an error quotes

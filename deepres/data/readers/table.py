@@ -8,12 +8,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from deepres.data.cache import user_path
 from deepres.data.decode import image_suffixes, is_image_name
 from deepres.data.files import Item, Listing, listed
 from deepres.data.readers.classes import split_of, split_within
 from deepres.data.tree import is_system
 from deepres.errors import DeepresError
+from deepres.paths import user_path
 
 PATHS = (
     "path",

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from deepres.data.cache import cache_folder
 from deepres.errors import DeepresError
+from deepres.paths import cache_folder
 
 BATCH = 64  # rows that are in memory at a time
 

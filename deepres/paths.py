@@ -1,4 +1,4 @@
-"""Paths that people give, and the folder for what can be made again."""
+"""Paths as users give them, and the cache folder: the one rule for all packages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def user_path(name: str | Path) -> Path:
 
 
 def cache_folder() -> Path:
-    """Folder for what can be made again: decoded sets, measured speeds.
+    """The cache folder, for what can be made again: decoded data sets, measured speeds, compiled kernels.
 
     ``DEEPRES_CACHE`` where that is set, else ``~/.cache/deepres``, or a private temporary folder where home cannot be found or
     written.
