@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import deepres
 from deepres.cli.main import main
 from deepres.data import open_data
-from deepres.ghosting import Point
+from deepres.ghosting import Point, Settings
 
 SAVED = Path(__file__).parents[1] / "saved"
 
@@ -48,7 +48,7 @@ def test_a_ghost_with_its_settings(expected: dict[str, Tensor], digits: Tensor) 
     assert noted["classes"] == list("0123456789")
     told = json.loads((SAVED / "ghost" / "ghost.json").read_text())
     points = [Point.from_dict(point) for point in told["points"]]
-    assert Point.from_dict(told["point"]).settings.whole
+    assert Point.from_dict(told["point"]).settings == Settings(exit_threshold=0.4, exits=(0,))
     assert [point.exited for point in points] == [point["left"] for point in told["points"]]
 
 
