@@ -25,7 +25,8 @@ def child(memory: str, speed: str) -> None:
     from deepres.training import Trainer, recipe
     from deepres.training.distribute import DistributedContext
     from deepres.training.progress import peak_memory
-    from deepres.training.speed import SPEEDS, exactness
+    from deepres.training.speed import SPEEDS
+    from deepres.training.speed_trial import exactness
 
     images = Resident(torch.randint(0, 256, (BATCH, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 10, (BATCH,)))
     data = Data("random", tuple("0123456789"), images, images, images, Prepare(32, 3, (0.5,) * 3, (0.25,) * 3))

@@ -22,7 +22,8 @@ from deepres.data import Batch, Data, Prepare, Resident
 from deepres.training import Trainer, recipe
 from deepres.training.distribute import DistributedContext
 from deepres.training.heap import heap_kept
-from deepres.training.speed import SPEEDS, exactness
+from deepres.training.speed import SPEEDS
+from deepres.training.speed_trial import exactness
 
 CASES: dict[str, tuple[Callable[[], torch.nn.Module], int, int, int]] = {  # peer, batch, size, classes
     "resnet20-cifar": (lambda: CifarResNet(20), 128, 32, 10),

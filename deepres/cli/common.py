@@ -48,6 +48,11 @@ def say(text: str) -> None:
     Console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+def keywords(command: Any, *kinds: type[Any]) -> dict[str, Any]:
+    """The options of a command that it inherits from the dataclasses ``kinds``, as keyword arguments."""
+    return {field.name: getattr(command, field.name) for kind in kinds for field in dataclasses.fields(kind)}
+
+
 COMMAND = "command.json"
 
 

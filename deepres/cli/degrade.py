@@ -24,7 +24,7 @@ class Degrade:
         from rich.console import Console
 
         from deepres.cli.live import Board
-        from deepres.paper.degrade import degrade, to_json
+        from deepres.paper.degradation import degrade, to_json
         from deepres.paper.degrade_page import degradation_page, degradation_table
 
         out = self.out or default_out("degrade")

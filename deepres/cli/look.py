@@ -11,24 +11,23 @@ from tyro.conf import Positional
 
 from deepres.cli.common import (
     default_out,
+    keywords,
     say,
     shares,
 )
 from deepres.errors import DeepresError
+from deepres.lens.options import LookOptions
+from deepres.models.options import OpenOptions
 
 
-@dataclass(frozen=True)
-class Look:
+@dataclass(frozen=True, kw_only=True)
+class Look(LookOptions, OpenOptions):
     """Show what the depth of a network does: one interactive page for one network, or several side by side."""
 
     models: Positional[tuple[str, ...]]  # runs, files, names of ours, torchvision.models:NAME, timm:NAME, hf:FOLDER
     data: str = "digits"  # digits, cifar10, or a folder of images or tar shards
     split: Literal["train", "val", "test"] = "val"  # which part of the data is looked at
-    examples: int = 1000  # at most
-    weights: Path | None = None  # a state_dict for a network that is built by name
-    pairs: int = 60  # pairs of branches to leave out; 0: none, nor deletions and exchanges
-    lesions: bool = True  # leave each branch out in turn, a pass over the examples each
-    size: int | None = None  # side of the input in pixels [what the network was trained with]
+    examples: int = 1000  # number of examples, at most
     batch: int = 100  # images of a pass
     device: str = "auto"  # auto, cpu, cuda
     out: Path | None = None  # folder for report.html and findings.json [runs/look-DATE]
@@ -62,10 +61,9 @@ class Look:
                         paired.model,
                         examples.batches(self.batch),
                         name=name,
-                        ablations=self.lesions,
-                        pairs=self.pairs,
                         device=examples.device,
                         progress=watch,
+                        **keywords(self, LookOptions),
                     )
                 )
             say(name)

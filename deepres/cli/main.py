@@ -10,12 +10,11 @@ from typing import Any
 import tyro
 
 from deepres import __version__
-from deepres.cli.terminal import expand_home, report_unforeseen, tolerate_any_name
+from deepres.cli.terminal import expand_home, rename_options, report_unforeseen, tolerate_any_name
 from deepres.errors import DeepresError, nearest
 
 DESCRIPTION = "Deep residual learning, complete: build, train, look inside, shrink, speed up and serve residual networks."
-# command -> one line for `deepres --help`. The class of the same name in deepres/cli/COMMAND.py holds its options; the module is
-# imported when its command is called, since most of them need torch, which takes seconds to import.
+# command -> one line for `deepres --help`. The class of the same name in deepres/cli/COMMAND.py holds its options.
 COMMANDS = {
     "degrade": "Show the degradation problem: deeper plain networks train worse, residual ones do not.",
     "pack": "Pack a folder of images into tar shards.",
@@ -31,6 +30,7 @@ COMMANDS = {
     "nets": "List the networks that have a name.",
     "optimize": "Measure a trained network's throughput before and after `deepres.optimize`.",
 }
+RENAMED = {"look": {"lesions": "ablations"}}  # command -> old name of an option -> its name now
 EXIT_CODES = """exit codes:
   0   done
   1   done in part: something was skipped and named, or the run was interrupted and can be resumed
@@ -74,6 +74,7 @@ def _run(argv: list[str]) -> int:
     name, *rest = argv
     if name not in COMMANDS:
         raise DeepresError(f"there is no command {name!r}{nearest(name, COMMANDS) or '; `deepres --help` lists them'}")
+    rest = rename_options(rest, RENAMED.get(name, {}))
     return int(tyro.cli(command(name), prog=f"deepres {name}", args=rest).run())
 
 

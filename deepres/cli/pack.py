@@ -8,33 +8,25 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from deepres.cli.common import counted, default_out, say
+from deepres.cli.common import counted, default_out, keywords, say
+from deepres.data.options import PackOptions
 from deepres.errors import DeepresError
 
 
-@dataclass(frozen=True)
-class Pack:
+@dataclass(frozen=True, kw_only=True)
+class Pack(PackOptions):
     """Pack a folder of images into tar shards. Exit code 1 if some images could not be read; they are named and left out."""
 
     folder: Positional[Path]  # CLASS/x.jpg or SPLIT/CLASS/x.jpg
     out: Path | None = None  # folder for the shards [runs/pack-DATE]
-    shard: str = "512MiB"  # size of a shard
-    verify: bool = True  # decode each image first
 
     def run(self) -> int:
         from deepres.data import pack
-        from deepres.training.run import parse_bytes
 
         if not self.folder.is_dir():
             raise DeepresError(f"{self.folder}: no such folder")
         with counted("packing") as watch:
-            packed = pack(
-                self.folder,
-                self.out or default_out("pack"),
-                shard_bytes=parse_bytes(self.shard),
-                verify=self.verify,
-                watch=watch,
-            )
+            packed = pack(self.folder, self.out or default_out("pack"), watch=watch, **keywords(self, PackOptions))
         for name in packed.unreadable:
             print(f"left out, cannot be read: {name}", file=sys.stderr)
         say(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from deepres.serve import Limits, serve
+from deepres.serve.limits import Limits
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Serve:
     device: str = "auto"  # auto, cpu, cuda
 
     def run(self) -> int:
+        from deepres.serve import serve
+
         return serve(
             self.model,
             host=self.host,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import importlib.metadata
 import io
 import os
 import platform
@@ -21,6 +22,19 @@ def expand_home(argument: str) -> str:
     """Expand ``~`` and ``~user`` at the start of a value, which shells leave alone in ``--out=~/x`` and ``hf:~/x``."""
     found = re.fullmatch(r"((?:--[\w-]+=)?(?:\w+:)?)(~[\w.-]*(?:/.*)?)", argument, re.DOTALL)
     return found[1] + os.path.expanduser(found[2]) if found else argument
+
+
+def rename_options(arguments: list[str], names: dict[str, str]) -> list[str]:
+    """``arguments`` with each option under its present name; a line on standard error for each old name."""
+    renamed = []
+    for argument in arguments:
+        found = re.fullmatch(r"--(no-)?([\w-]+)((?:=.*)?)", argument, re.DOTALL)
+        new = names.get(found[2].replace("_", "-")) if found else None
+        if found and new:
+            print(f"deepres: --{found[2]} is now called --{new}; the old name goes in the next version", file=sys.stderr)
+            argument = f"--{found[1] or ''}{new}{found[3]}"
+        renamed.append(argument)
+    return renamed
 
 
 def _encode(error: UnicodeError) -> tuple[str | bytes, int]:
@@ -43,11 +57,9 @@ def tolerate_any_name() -> None:
 
 def report_unforeseen(error: Exception, argv: list[str]) -> str:
     """Write a traceback, with the versions and the command line, into a temporary file. Returns a line that names it."""
-    import torch
-
     said = (str(error).strip().splitlines() or [""])[0]
     what = f"{type(error).__name__}: {said}" if said else type(error).__name__
-    head = f"deepres {__version__}, torch {torch.__version__}, Python {platform.python_version()}, {platform.platform()}"
+    head = f"deepres {__version__}, torch {importlib.metadata.version('torch')}, Python {platform.python_version()}, {platform.platform()}"
     text = "\n".join([head, shlex.join(["deepres", *argv]), "", "".join(traceback.format_exception(error))])
     try:
         with tempfile.NamedTemporaryFile(

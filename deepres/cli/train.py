@@ -16,7 +16,7 @@ from tyro.conf import Suppress
 from deepres.callback import Callback
 from deepres.cli.common import default_out, say
 from deepres.errors import DeepresError
-from deepres.training import Run, train
+from deepres.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Train(Run):
         """Nothing is checked here: the command line may name a run instead of giving one. ``_run`` checks what comes of it."""
 
     def run(self) -> int:
+        from deepres.training import train
+
         run = self._run()
         callbacks: list[Callback] = []
         if self.lens is not None:

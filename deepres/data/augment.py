@@ -8,7 +8,6 @@ The transforms of ``torchvision.transforms.v2`` draw from torch's global generat
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-Augment = Literal["none", "pad-crop", "pad-crop-flip", "scale-crop", "random-resized-crop"]
+from deepres.data.options import Augment
 
 # AlexNet's colour augmentation (Krizhevsky et al. 2012, section 4.1): principal components of ImageNet's RGB values.
 _EIGENVALUES = torch.tensor([0.2175, 0.0188, 0.0045])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deepres.detection.detector import Detector, DetectorConfig, assemble
 from deepres.errors import DeepresError
 from deepres.models import read
-from deepres.models.build import Origin, origin, to_json
+from deepres.models.builders import Origin, origin, to_json
 from deepres.models.names import our_name, to_others
 from deepres.models.store import locate, write_tensors
 from deepres.nn.resnet import ResNet, ResNetConfig

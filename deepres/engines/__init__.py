@@ -1,5 +1,5 @@
 """Inference engines: run a trained network as fast as this machine can, with the same predictions."""
 
-from deepres.engines.torch_compiled import Optimized, fold_norms, optimize, throughput
+import lazy_loader
 
-__all__ = ["Optimized", "fold_norms", "optimize", "throughput"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

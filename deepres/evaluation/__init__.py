@@ -1,8 +1,5 @@
 """Testing protocols, timing, and using a trained network."""
 
-from deepres.evaluation.measure import Evaluation, measure
-from deepres.evaluation.profile import block_times, branch_times
-from deepres.evaluation.timing import time_against
-from deepres.evaluation.use import Prediction, evaluate, predict
+import lazy_loader
 
-__all__ = ["Evaluation", "Prediction", "block_times", "branch_times", "evaluate", "measure", "predict", "time_against"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -14,7 +14,7 @@ from deepres.adapters import logits_of
 from deepres.data import Prepare, Resident, Split, UnreadableImage, open_image
 from deepres.data.crop import fit, pixels, scaled, window
 from deepres.errors import DeepresError
-from deepres.evaluation.measure import Evaluation, _Tally
+from deepres.evaluation.measurement import Evaluation, _Tally
 
 Protocol = Literal["one-crop", "ten-crop", "multiscale"]
 SCALES = (224, 256, 384, 480, 640)  # short sides, pixels

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deepres.adapters import device_of, logits_of
 from deepres.data import Data, Prepare, Split, UnreadableImage, is_image_name, open_image
 from deepres.errors import DeepresError
-from deepres.evaluation.measure import Evaluation, measure
+from deepres.evaluation.measurement import Evaluation, measure
 from deepres.evaluation.protocols import SCALES, Member, Protocol, measure_views
 from deepres.models import Paired, open_trained, open_with_data
 

@@ -4,23 +4,6 @@ Read: settings, gates -> context -> route -> model -> recording -> fit -> points
 make -> page.
 """
 
-from deepres.ghosting.confirm import Verified
-from deepres.ghosting.context import Trace
-from deepres.ghosting.gates import Gate
-from deepres.ghosting.make import GhostResult, ghost, load_ghost, save_ghost
-from deepres.ghosting.model import Ghost
-from deepres.ghosting.points import Point
-from deepres.ghosting.settings import Settings
+import lazy_loader
 
-__all__ = [
-    "Gate",
-    "Ghost",
-    "GhostResult",
-    "Point",
-    "Settings",
-    "Trace",
-    "Verified",
-    "ghost",
-    "load_ghost",
-    "save_ghost",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

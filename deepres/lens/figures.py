@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import plotly.graph_objects as go
 
-from deepres.lens.look import LookResult, SiteFinding
+from deepres.lens.measurements import LookResult, SiteFinding
 from deepres.lens.monitor import Snapshot
 from deepres.report import charts
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from deepres.lens import figures
-from deepres.lens.look import LookResult, SiteFinding
+from deepres.lens.measurements import LookResult, SiteFinding
 from deepres.lens.monitor import Snapshot
 from deepres.lens.probes import Probes
+from deepres.lens.sentences import summary
 from deepres.lens.signals import EDGES
-from deepres.lens.summary import summary
 from deepres.report import Page, Table, data_uri
 
 MOST_CLASSES = 40  # of the table of classes

@@ -10,7 +10,7 @@ from torch import nn
 from deepres.adapters import spec_of
 from deepres.adapters.surgery import NOTE
 from deepres.errors import DeepresError
-from deepres.models.build import Origin
+from deepres.models.builders import Origin
 
 
 def replace_head(model: nn.Module, classes: int) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from deepres.adapters import ModelSpec, spec_of
 from deepres.data import Prepare
 from deepres.errors import DeepresError
-from deepres.models.build import Origin, build
+from deepres.models.builders import Origin, build
 from deepres.models.checkpoint import read
 from deepres.models.head import replace_head
 from deepres.models.store import locate, restore

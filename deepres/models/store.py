@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deepres.errors import DeepresError
-from deepres.models.build import Origin, allow_builder, build, origin, to_json
+from deepres.models.builders import Origin, allow_builder, build, origin, to_json
 from deepres.models.checkpoint import KEY, read
 from deepres.models.names import infer_config
 from deepres.models.weights import Matched, load_weights

@@ -1,5 +1,5 @@
 """The papers' claims, each as a run."""
 
-from deepres.paper.degrade import Curve, Findings, degrade
+import lazy_loader
 
-__all__ = ["Curve", "Findings", "degrade"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

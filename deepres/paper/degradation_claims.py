@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from deepres.lens import gradient_norms
-from deepres.lens.responses import responses
+from deepres.lens.layers import responses
 from deepres.lens.sample import Sample
 from deepres.nn import deepen
 from deepres.paper.experiment import MARGIN, VANISHED, Experiment, claim, curve, train_all, train_row

@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from deepres.paper.degrade import Findings
+from deepres.paper.degradation import Findings
 from deepres.report import Page, Table, charts, mean_and_deviation
 
 # plain in warm, residual in cool colours; the deeper, the stronger

@@ -11,7 +11,7 @@ from torch import nn
 
 from deepres.adapters import GradientSplit, sites
 from deepres.lens.gradient_split import gradients
-from deepres.lens.responses import responses
+from deepres.lens.layers import responses
 from deepres.lens.sample import Sample
 from deepres.paper.experiment import Experiment, claim, clearly_less, train_all
 from deepres.paper.lab import Curves, Lab, Outcome, Row, over

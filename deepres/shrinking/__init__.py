@@ -3,10 +3,6 @@
 Read: cost -> target -> schedule -> constraint -> teacher -> importance -> removal -> curriculum -> api -> page.
 """
 
-from deepres.shrinking.api import ShrinkResult, shrink, time_ratio
-from deepres.shrinking.constraint import ResidualConstraint
-from deepres.shrinking.curriculum import InverseCurriculum
-from deepres.shrinking.schedule import ShrinkSchedule
-from deepres.shrinking.target import Target
+import lazy_loader
 
-__all__ = ["InverseCurriculum", "ResidualConstraint", "ShrinkResult", "ShrinkSchedule", "Target", "shrink", "time_ratio"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

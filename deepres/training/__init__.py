@@ -1,29 +1,5 @@
-"""Training. Read: recipe -> run -> trainer -> step -> epoch -> checkpoint -> loop; the other modules serve these."""
+"""Training. Read: recipes -> run -> trainer -> step -> epoch -> checkpoint -> loop; the other modules serve these."""
 
-from deepres.training.distribute import local_norms
-from deepres.training.epoch import Interrupted
-from deepres.training.fusion import accelerate, undo_acceleration
-from deepres.training.guard import NonFinite
-from deepres.training.loop import Result, resume, train
-from deepres.training.progress import Record, read_log
-from deepres.training.recipe import RECIPES, Recipe, recipe
-from deepres.training.run import Run
-from deepres.training.trainer import Trainer
+import lazy_loader
 
-__all__ = [
-    "RECIPES",
-    "Interrupted",
-    "NonFinite",
-    "Recipe",
-    "Record",
-    "Result",
-    "Run",
-    "Trainer",
-    "accelerate",
-    "local_norms",
-    "read_log",
-    "recipe",
-    "resume",
-    "train",
-    "undo_acceleration",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -30,12 +30,13 @@ from deepres.training.deprecated import callbacks_from
 from deepres.training.distribute import ONE_VALUE, DistributedContext, join_processes
 from deepres.training.epoch import finish_epoch, train_epoch
 from deepres.training.fusion import undo_acceleration
-from deepres.training.network import training_model
+from deepres.training.network import training_model, usual_recipe
 from deepres.training.progress import Progress, Record, read_log
-from deepres.training.recipe import Recipe, usual_recipe
+from deepres.training.recipes import Recipe
 from deepres.training.reporter import Reporter
 from deepres.training.run import RUN_FILE, Run
-from deepres.training.speed import SPEEDS, exactness
+from deepres.training.speed import SPEEDS
+from deepres.training.speed_trial import exactness
 from deepres.training.trainer import LAST, Trainer
 
 

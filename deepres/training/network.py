@@ -54,3 +54,14 @@ def _shape_for(data: Data, net: str) -> dict[str, int]:
             f"{net}: takes {'text' if decoder else 'images'}, and {data.name} holds {'text' if data.is_text else 'images'}"
         )
     return {"vocabulary": len(data.classes), "context": data.prepare.size} if decoder else {"image": data.prepare.size}
+
+
+def usual_recipe(model: nn.Module) -> str:
+    """Name of the recipe that a network trains well by: ``"transformer"`` for one with layer norms, else ``"fast-cifar"``.
+
+    Networks of attention, and ConvNeXts, are trained with AdamW; the high rates of SGD make them diverge.
+    """
+    layer_norms = any(
+        isinstance(m, nn.LayerNorm) or type(m).__name__.endswith(("LayerNorm", "RMSNorm")) for m in model.modules()
+    )
+    return "transformer" if layer_norms else "fast-cifar"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deepres.adapters import sites
 from deepres.errors import DeepresError
-from deepres.training.recipe import Optimizer, Recipe
+from deepres.training.recipes import Optimizer, Recipe
 
 if TYPE_CHECKING:
     from deepres.training.trainer import Trainer

@@ -4,50 +4,53 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deepres.data.options import parse_bytes
 from deepres.errors import DeepresError, nearest
-from deepres.training.recipe import Recipe, recipe
+from deepres.training.recipes import Recipe, recipe
 from deepres.training.speed import SPEEDS
 
 RUN_FILE = "run.json"
-_SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-
-def parse_bytes(text: str) -> int:
-    """``"3GiB"`` -> 3221225472."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise DeepresError(f"memory {text!r} is neither 'auto', 'all' nor a size such as '3GiB'")
-    return int(float(match[1]) * _SIZES[match[2].upper()])
 
 
 @dataclass(frozen=True)
-class Run:
-    """One training run. ``Run("resnet20-cifar", "digits")`` is enough."""
+class _Subject:
+    """What is trained on what; the fields of ``Run`` that may be given by position."""
 
-    net: str  # a name from `deepres nets`, such as resnet20-cifar
+    net: str  # a name from `deepres nets`, such as resnet20-cifar, or a reference such as timm:resnet26
     data: str = "digits"  # digits, cifar10, or a folder of images or tar shards
     recipe: Recipe | str = "auto"  # a recipe or its name; auto: by the kind of network, see `usual_recipe`
     out: str | None = None  # folder for weights, checkpoints and logs; None: nothing is written
     seed: int = 0  # of the weights, the order of the examples and all random draws
-    epochs: float | None = None  # instead of the recipe's
+    epochs: float | None = None  # passes over the training set, instead of the recipe's
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a run is computed. ``shrink`` takes these fields too."""
+
     batch: int | None = None  # examples per step over all processes, instead of the recipe's
     lr: float | None = None  # highest learning rate, instead of the recipe's
-    exits: float | None = None  # weight in the loss of early exits, which `deepres ghost` can use; 0.5 is usual
-    width: float = 1.0  # multiplies the network's channels
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)  # more fields of the network's configuration
     size: int | None = None  # side of the input in pixels [the images' own, or 224]
-    init: str | None = None  # weights to start from: a run or a file; a head of another size is left out
     # auto, exact (float32, the same bits every time), float32, bf16, each also with -channels-last, -fused or -compiled behind it
     speed: str = "auto"
     memory: str = "auto"  # auto, all (no activation checkpointing), or the most to use, such as 3GiB
-    sync_norm: bool = False  # compute batch norm over the global batch of all processes
     device: str = "auto"  # auto, cpu, cuda
     workers: int | None = None  # processes that decode large images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(RunOptions, _Subject):
+    """One training run. ``Run("resnet20-cifar", "digits")`` is enough."""
+
+    exits: float | None = None  # weight of early exits in the loss, which `deepres ghost` can use; 0.5 is usual
+    width: float = 1.0  # multiplies the network's channels
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)  # more fields of the network's configuration
+    init: str | None = None  # weights to start from: a run or a file; a head of another size is left out
+    sync_norm: bool = False  # compute batch norm over the global batch of all processes
     keep: int = 2  # checkpoints to keep
     checkpoint_minutes: float = 5.0  # minutes between checkpoints inside an epoch; there is one after each epoch too
     watch_test: bool = False  # also measure the test error after each epoch; nothing is chosen by it
@@ -62,7 +65,10 @@ class Run:
         if self.speed not in ("auto", *SPEEDS):
             raise DeepresError(f"unknown speed {self.speed!r}{nearest(self.speed, SPEEDS) or f'; there are auto, {SPEEDS}'}")
         if self.memory not in ("auto", "all"):
-            parse_bytes(self.memory)
+            try:
+                parse_bytes(self.memory)
+            except DeepresError as error:
+                raise DeepresError(f"memory is neither 'auto' nor 'all', and {error}") from error
         if self.keep < 1:
             raise DeepresError(f"keep is the number of checkpoints to keep and at least 1, not {self.keep}")
 

@@ -1,31 +1,14 @@
-"""How the arithmetic is done: precision, memory layout, compilation. ``auto`` tries and remembers what is fastest here."""
+"""How the arithmetic of a run is done: precision, memory layout, compilation. ``speed_trial`` finds what is fastest."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import hashlib
-import json
-import os
-import platform
-import statistics
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from deepres import kernels
-from deepres.adapters import flat, logits_in
-from deepres.evaluation.timing import alternate
-from deepres.paths import cache_folder
-from deepres.training.fusion import accelerate
-
-COMPILE_SECONDS = 60.0  # what compiling costs at first, roughly; a run has to be long enough to earn it back
-TIE = 0.02  # what a trial cannot tell apart
-TRIAL = 0.01  # of the run: what a trial of compiled modes may take
+if TYPE_CHECKING:  # this module is imported for its names, by a command line that may need no torch
+    import torch
 
 
 @dataclass(frozen=True)
@@ -41,9 +24,15 @@ class Speed:
 
     @property
     def layout(self) -> torch.memory_format:
+        """Memory layout of images and convolution weights."""
+        import torch
+
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        """Context in which the forward pass is computed on ``device``."""
+        import torch
+
         return torch.autocast(device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
 
 
@@ -64,125 +53,3 @@ SPEEDS = {
         Speed("bf16-fused-compiled", bf16=True, channels_last=True, fused=True, compile=True),
     )
 }
-
-
-@contextlib.contextmanager
-def exactness(speed: Speed) -> Iterator[None]:
-    """While open: only deterministic algorithms, if ``speed`` asks for them; without denormals, which CPUs crawl over."""
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.backends.cudnn.benchmark,
-        torch.backends.cudnn.deterministic,
-        torch.backends.cuda.matmul.allow_tf32,
-        torch.backends.cudnn.allow_tf32,
-    )
-    torch.set_flush_denormal(True)
-    if speed.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = not speed.deterministic
-    torch.backends.cudnn.deterministic = speed.deterministic
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not speed.deterministic
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
-        torch.use_deterministic_algorithms(before[0])
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before[1], before[2]
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[3], before[4]
-
-
-def _stepper(model: nn.Module, images: Tensor, labels: Tensor, speed: Speed) -> Callable[[], None]:
-    """A training step of a copy of ``model``."""
-    net = copy.deepcopy(model).to(memory_format=speed.layout).train()
-    if speed.fused:
-        accelerate(net)
-    call = torch.compile(net) if speed.compile else net
-    optimizer = torch.optim.SGD(net.parameters(), 1e-4, 0.9)
-    x = images.to(memory_format=speed.layout) if images.ndim == 4 else images
-
-    def step() -> None:
-        with speed.autocast(images.device):
-            loss = F.cross_entropy(*flat(logits_in(call(x)), labels))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step
-
-
-def race(
-    model: nn.Module, images: Tensor, labels: Tensor, speeds: Sequence[Speed], *, enough: float = 10.0
-) -> dict[str, float]:
-    """Seconds of a training step in each mode, the modes taking turns for about ``enough`` seconds, after one to warm up (and compile).
-
-    What counts is the median over the rounds of each mode's part of its round: other work slows a machine down for seconds or
-    minutes, and then all modes alike. A compiled mode that fails (no compiler) is left out.
-    """
-    steps = {}
-    for speed in speeds:
-        with contextlib.suppress(Exception) if speed.compile else contextlib.nullcontext():
-            step = _stepper(model, images, labels, speed)
-            step()
-            steps[speed.name] = step
-    rounds = list(zip(*alternate(steps, images.device, turns=25, seconds=enough).values(), strict=True))
-    fastest = min(map(sum, rounds))
-    parts = zip(*([t / sum(times) for t in times] for times in rounds), strict=True)
-    return {name: fastest * statistics.median(part) for name, part in zip(steps, parts, strict=True)}
-
-
-def _has_norms(model: nn.Module) -> bool:
-    return any(type(module) is nn.BatchNorm2d for module in model.modules())
-
-
-def _machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    model = platform.processor()
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as cpu:
-        model = next((line.split(":")[1].strip() for line in cpu if line.startswith("model name")), model)
-    return f"{model} {torch.backends.cpu.get_cpu_capability()} x{torch.get_num_threads()}"
-
-
-def choose(model: nn.Module, images: Tensor, labels: Tensor, steps: int) -> Speed:
-    """The fastest mode for a run of ``steps`` on this machine, found by a trial of a few steps each and remembered.
-
-    Compiled modes are only tried where the whole run is long enough to earn back what compiling costs, against the best other one.
-    """
-    key = hashlib.sha256(
-        repr((str(model), tuple(images.shape), _machine(images.device), torch.__version__)).encode()
-    ).hexdigest()[:24]
-    path = cache_folder() / "speed.json"
-    known: dict[str, dict[str, float]] = {}
-    with contextlib.suppress(OSError, ValueError):
-        known = json.loads(path.read_text())
-    times = dict(known.get(key, {}))
-    emulated = images.device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported()  # bf16, many times slower
-    fusible = images.device.type == "cpu" and _has_norms(model) and kernels.status().capability is not None
-    able = [
-        speed
-        for speed in SPEEDS.values()
-        if not speed.deterministic and not (speed.bf16 and emulated) and not (speed.fused and not fusible)
-    ]
-    new = [speed for speed in able if not speed.compile and speed.name not in times]
-    if new:
-        times |= race(model, images, labels, new)
-    best = SPEEDS[min((speed.name for speed in able if not speed.compile), key=times.__getitem__)]
-    new = [speed for speed in able if speed.compile and speed.bf16 == best.bf16 and speed.name not in times]
-    # compiling gains up to about half; try it where a quarter saved would repay it
-    if new and 0.25 * times[best.name] * steps > COMPILE_SECONDS:
-        times |= race(model, images, labels, [best, *new], enough=min(120.0, TRIAL * times[best.name] * steps))
-    if times != known.get(key):
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(f".{os.getpid()}.part")
-            part.write_text(json.dumps({**known, key: times}))
-            os.replace(part, path)
-    compiled = known.get(key, {})  # what was measured before is in the compiler's own cache
-    whole = {  # a tie goes to the compiled mode, which keeps fewer activations
-        name: seconds * steps * (1 - TIE * SPEEDS[name].compile)
-        + (COMPILE_SECONDS if SPEEDS[name].compile and name not in compiled else 0)
-        for name, seconds in times.items()
-        if SPEEDS.get(name) in able
-    }
-    return SPEEDS[min(whole, key=whole.__getitem__)]

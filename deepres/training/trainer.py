@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from deepres.callback import Callback
 from deepres.data import Augment, Batch, Data, Loader, Resident, seeded
+from deepres.data.options import parse_bytes
 from deepres.errors import DeepresError
 from deepres.evaluation import Evaluation, measure
 from deepres.models import read, save
@@ -25,9 +26,10 @@ from deepres.training.heap import heap_kept
 from deepres.training.network import training_model
 from deepres.training.optimizer import KEPT, SideOptimizer, optimizer_for
 from deepres.training.progress import Pace, Progress
-from deepres.training.recipe import Recipe
-from deepres.training.run import Run, parse_bytes
-from deepres.training.speed import SPEEDS, Speed, choose
+from deepres.training.recipes import Recipe
+from deepres.training.run import Run
+from deepres.training.speed import SPEEDS, Speed
+from deepres.training.speed_trial import choose
 from deepres.training.step import take_step
 
 BEST, LAST = "best.safetensors", "last.safetensors"

@@ -2,6 +2,8 @@
 
 import dataclasses
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,15 +84,45 @@ def test_a_wrong_input_gets_one_sentence_and_exit_code_2(
     assert err.startswith("deepres: ") and err.count("\n") == 1 and says in err, err
 
 
-@pytest.mark.parametrize(("name", "differ"), [("shrink", set()), ("ghost", {"device"}), ("look", {"device"})])
-def test_defaults_of_a_command_are_those_of_the_function(name: str, differ: set[str]) -> None:
-    function = deepres.lens.look if name == "look" else getattr(deepres, name)
-    parameters = inspect.signature(function).parameters
-    shared = [field for field in dataclasses.fields(command(name)) if field.name in parameters and field.name not in differ]
-    assert shared
-    for field in shared:
-        if field.default is not dataclasses.MISSING and field.name not in ("model", "data", "target", "resume"):
-            assert field.default == parameters[field.name].default, field.name
+# command -> the Python functions that take its options as keywords
+FUNCTIONS = {
+    "look": (deepres.lens.look, deepres.models.open_with_data),
+    "pack": (deepres.data.pack,),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_options_of_a_command_are_keywords_of_the_function(name: str) -> None:
+    kind = command(name)
+    bases = [
+        base for base in kind.__mro__[1:] if dataclasses.is_dataclass(base) and not base.__module__.startswith("deepres.cli")
+    ]
+    inherited = {field.name: field.default for base in bases for field in dataclasses.fields(base)}
+    parameters = [one for function in FUNCTIONS[name] for one in inspect.signature(function).parameters.values()]
+    keywords = {one.name: one.default for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY}
+    assert inherited and inherited == {key: keywords[key] for key in inherited}
+    own = {field.name for field in dataclasses.fields(kind)} - inherited.keys()  # those that only the command line has
+    assert own.isdisjoint(keywords.keys() - {"device"})  # `look` leaves a model where it is; a command chooses the device
+
+
+def test_help_of_every_command_imports_no_torch() -> None:
+    script = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        assert name not in ("torch", "numpy"), f"{name} is imported"
+sys.meta_path.insert(0, Refuse())
+from deepres.cli.main import COMMANDS, main
+for name in COMMANDS:
+    try:
+        main([name, "--help"])
+    except SystemExit as stopped:
+        assert stopped.code == 0, name
+    else:
+        raise AssertionError(name)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_info_without_a_network_describes_the_machine(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,11 +23,11 @@ from deepres.data import open_data
 from deepres.evaluation import block_times, branch_times
 from deepres.lens.ablations import bypassed, interval, pairs_to_try, places, swapped
 from deepres.lens.gradient_split import gradients
+from deepres.lens.layers import responses
 from deepres.lens.monitor import Monitor, parse_every, read_snapshots, take_snapshot
 from deepres.lens.page import look_page
 from deepres.lens.paths import path_lengths
 from deepres.lens.probes import FEATURES, RIDGE, _pooled, probes
-from deepres.lens.responses import responses
 from deepres.lens.sample import Sample
 from deepres.lens.signals import SignalSums, channel_axis, signals
 from deepres.models.opening import open_model

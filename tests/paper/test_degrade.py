@@ -14,7 +14,7 @@ import deepres
 from deepres import DeepresError
 from deepres.data import open_data
 from deepres.lens import LayerGradient, gradient_norms
-from deepres.paper.degrade import Curve, Findings, degrade, to_json
+from deepres.paper.degradation import Curve, Findings, degrade, to_json
 from deepres.paper.degrade_page import degradation_page, degradation_table
 from deepres.training import Record
 

@@ -18,7 +18,7 @@ from deepres.data import open_data
 from deepres.lens import Monitor
 from deepres.models import read
 from deepres.training import Interrupted, Recipe, Trainer, memory, recipe
-from deepres.training.recipe import usual_recipe
+from deepres.training.network import usual_recipe
 
 
 class Stop(Callback):

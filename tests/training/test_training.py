@@ -20,7 +20,8 @@ from deepres.models import read
 from deepres.training import Interrupted, NonFinite, Recipe, Trainer, checkpoint, read_log, recipe
 from deepres.training.distribute import DistributedContext, pick_device
 from deepres.training.optimizer import last_step, optimizer_for, set_rate
-from deepres.training.speed import SPEEDS, choose, race
+from deepres.training.speed import SPEEDS, Speed
+from deepres.training.speed_trial import choose, trial
 
 TINY = Recipe("tiny", epochs=2, batch=64, lr=0.05, schedule="one-cycle", warmup=0.3, augment="pad-crop")
 NET = {"net": "resnet8-cifar", "data": "digits", "recipe": TINY, "speed": "exact", "width": 0.5}
@@ -327,11 +328,11 @@ def test_speed_is_measured_once_and_remembered(monkeypatch: pytest.MonkeyPatch, 
     seconds = {"float32": 3.0, "float32-channels-last": 2.0, "bf16": 1.5, "bf16-channels-last": 1.0}
     seconds |= {"float32-fused": 1.8, "bf16-fused": 1.4}
 
-    def fake(_: object, __: object, ___: object, speeds: list[deepres.training.speed.Speed], **____: float) -> dict[str, float]:
+    def fake(_: object, __: object, ___: object, speeds: list[Speed], **____: float) -> dict[str, float]:
         tried.extend(speed.name for speed in speeds)
         return {speed.name: seconds.get(speed.name, 0.9) for speed in speeds}
 
-    monkeypatch.setattr("deepres.training.speed.race", fake)
+    monkeypatch.setattr("deepres.training.speed_trial.trial", fake)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     model, x, y = deepres.create("resnet8-cifar"), torch.zeros(2, 3, 8, 8), torch.zeros(2).long()
     assert choose(model, x, y, steps=10).name == "bf16-channels-last"
@@ -351,7 +352,7 @@ def test_modes_race_in_turns_and_one_that_cannot_compile_is_left_out(monkeypatch
         raise RuntimeError("no C++ compiler")
 
     monkeypatch.setattr(torch, "compile", no_compiler)
-    times = race(model, x, y, [SPEEDS["float32"], SPEEDS["float32-compiled"], SPEEDS["float32-channels-last"]], enough=0)
+    times = trial(model, x, y, [SPEEDS["float32"], SPEEDS["float32-compiled"], SPEEDS["float32-channels-last"]], enough=0)
     assert list(times) == ["float32", "float32-channels-last"] and all(0 < value < 10 for value in times.values())
     assert same(before, model.state_dict())
 

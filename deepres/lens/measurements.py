@@ -18,9 +18,10 @@ from deepres.errors import DeepresError
 from deepres.evaluation import branch_times
 from deepres.lens.ablations import Ablation, Deletion, bypassed, deletions, pairs_to_try
 from deepres.lens.gradient_split import Gradient, gradients
+from deepres.lens.layers import Response, responses
+from deepres.lens.options import LookOptions
 from deepres.lens.paths import Paths, path_lengths
 from deepres.lens.probes import Probes, probes
-from deepres.lens.responses import Response, responses
 from deepres.lens.sample import Sample
 from deepres.lens.signals import Signal, signals
 
@@ -109,9 +110,9 @@ def look(
     batches: Iterable[Any],
     *,
     name: str = "",
-    ablations: bool = True,
-    pairs: int = 60,
-    backward: int = 64,
+    ablations: bool = LookOptions.ablations,
+    pairs: int = LookOptions.pairs,
+    backward: int = LookOptions.backward,
     device: torch.device | str | None = None,
     progress: Callable[[str, float], None] = lambda what, share: None,
 ) -> LookResult:

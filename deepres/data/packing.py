@@ -14,6 +14,7 @@ import torch
 from deepres.data.decode import UnreadableImage, is_image_name, open_image, suffix_of
 from deepres.data.files import Item, Listing
 from deepres.data.loader import seeded
+from deepres.data.options import PackOptions
 from deepres.data.readers import find
 from deepres.errors import DeepresError
 
@@ -31,14 +32,14 @@ def pack(
     root: str | Path,
     out: str | Path,
     *,
-    shard_bytes: int = 512 << 20,
-    verify: bool = True,
+    shard_bytes: int = PackOptions.shard_bytes,
+    verify: bool = PackOptions.verify,
     watch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Packed:
     """Write ``OUT/SPLIT-00000.tar``, ... with members ``SPLIT/CLASS/NAME``, which ``open_data(OUT)`` reads.
 
-    Images go in as they are, in a shuffled order, so that each shard holds something of every class. With ``verify`` each is
-    decoded first; what cannot be is left out and named. A shard appears whole or not at all.
+    Images are stored unchanged and in a shuffled order, so that each shard holds images of every class. A shard appears whole or not
+    at all. ``PackOptions`` explains ``shard_bytes`` and ``verify``; ``watch(done, total)`` is called before each image.
 
     Raises ``DeepresError`` for a folder without images, and where ``out`` holds shards already.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from deepres.lens.look import LookResult, SiteFinding
+from deepres.lens.measurements import LookResult, SiteFinding
 
 IDLE_POINTS = 0.1  # change of the error, in points, below which a branch counts as idle
 HEALTHY_DECADES = 3.0  # the gradient counts as healthy while strongest / weakest is below 10 to this power

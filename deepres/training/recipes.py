@@ -7,9 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from torch import nn
-
-from deepres.data import Augment
+from deepres.data.options import Augment
 from deepres.errors import DeepresError, nearest
 
 Schedule = Literal["steps", "one-cycle", "cosine", "plateau"]
@@ -200,17 +198,6 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "language-muon": language_muon,
     "digits": digits,
 }
-
-
-def usual_recipe(model: nn.Module) -> str:
-    """Name of the recipe that a network trains well by: ``"transformer"`` for one with layer norms, else ``"fast-cifar"``.
-
-    Networks of attention, and ConvNeXts, are trained with AdamW; the high rates of SGD make them diverge.
-    """
-    layer_norms = any(
-        isinstance(m, nn.LayerNorm) or type(m).__name__.endswith(("LayerNorm", "RMSNorm")) for m in model.modules()
-    )
-    return "transformer" if layer_norms else "fast-cifar"
 
 
 def recipe(name: str, **changes: Any) -> Recipe:

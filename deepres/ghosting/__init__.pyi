@@ -1,0 +1,10 @@
+from .confirm import Verified as Verified
+from .context import Trace as Trace
+from .gates import Gate as Gate
+from .make import GhostResult as GhostResult
+from .make import ghost as ghost
+from .make import load_ghost as load_ghost
+from .make import save_ghost as save_ghost
+from .model import Ghost as Ghost
+from .points import Point as Point
+from .settings import Settings as Settings

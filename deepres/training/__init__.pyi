@@ -1,0 +1,15 @@
+from .distribute import local_norms as local_norms
+from .epoch import Interrupted as Interrupted
+from .fusion import accelerate as accelerate
+from .fusion import undo_acceleration as undo_acceleration
+from .guard import NonFinite as NonFinite
+from .loop import Result as Result
+from .loop import resume as resume
+from .loop import train as train
+from .progress import Record as Record
+from .progress import read_log as read_log
+from .recipes import RECIPES as RECIPES
+from .recipes import Recipe as Recipe
+from .recipes import recipe as recipe
+from .run import Run as Run
+from .trainer import Trainer as Trainer
