@@ -61,16 +61,20 @@ class Evaluate:
             print(text)
             return 0
         console = Console()
+        what, bits = (
+            ("examples", "") if result.bits_per_byte is None else ("tokens", f", {result.bits_per_byte:.4f} bits per byte")
+        )
         say(
-            f"{self.split}: {result.n:,} examples, top-1 error {result.top1:.2f} %, top-5 {result.top5:.2f} %, "
-            f"loss {result.loss:.4f}, calibration error {result.calibration:.2f} %"
+            f"{self.split}: {result.n:,} {what}, top-1 error {result.top1:.2f} %, top-5 {result.top5:.2f} %, "
+            f"loss {result.loss:.4f}{bits}, calibration error {result.calibration:.2f} %"
             + (f", {result.unreadable} images could not be read" if result.unreadable else "")
         )
         names = list(result.per_class)
         worst = sorted(names, key=lambda name: -result.per_class[name])[:20]
         rows = []
         for name in worst:
-            row = dict(zip(result.classes, result.confusion[result.classes.index(name)], strict=False))
+            mistaken = result.confusion[result.classes.index(name)] if result.confusion else []
+            row = dict(zip(result.classes, mistaken, strict=False))
             others = sorted(((n, c) for n, c in row.items() if n != name and c), key=lambda pair: -pair[1])[:3]
             shown = name if name.isprintable() and name.strip() else repr(name)
             rows.append([shown, f"{result.per_class[name]:.2f} %", ", ".join(f"{n} {c}" for n, c in others)])

@@ -52,10 +52,12 @@ class Train(Run):
             callbacks.append(Monitor(self.lens, run.out, say=lambda text: print(text, file=sys.stderr)))
         result = train(run, resume=self.resume is not None, callbacks=callbacks)
         if int(os.environ.get("RANK", "0")) == 0:
+            test, bits = result.test, result.test.bits_per_byte
+            text = f"test loss {test.loss:.4f}, {bits:.4f} bits per byte, " if bits is not None else ""
             say(
-                f"\n{run.net}: test error {result.test.top1:.2f} % (top-5 {result.test.top5:.2f} %) on {result.test.n:,} examples, "
-                f"with the weights of epoch {result.best_epoch} (best on the validation split, {result.val_error:.2f} %), "
-                f"{result.seconds:.0f} s\n{result.out}"
+                f"\n{run.net}: {text}test error {test.top1:.2f} % (top-5 {test.top5:.2f} %) on {test.n:,} "
+                f"{'examples' if bits is None else 'tokens'}, with the weights of epoch {result.best_epoch} (best on the validation "
+                f"split, {result.val_error:.2f} %), {result.seconds:.0f} s\n{result.out}"
             )
         return 0
 

@@ -1,4 +1,7 @@
-"""Where examples come from. Read: decode -> crop -> files -> dataset -> sources; augment -> decoders -> loader."""
+"""Where examples come from.
+
+Read: decode -> crop -> files -> dataset -> sources; augment -> decoders -> loader; of texts vocabulary -> documents -> text.
+"""
 
 import lazy_loader
 

@@ -26,3 +26,8 @@ from .packing import pack as pack
 from .prepare import Prepare as Prepare
 from .prepare import Tokens as Tokens
 from .sources import open_data as open_data
+from .vocabulary import BytePairs as BytePairs
+from .vocabulary import Characters as Characters
+from .vocabulary import TokenStream as TokenStream
+from .vocabulary import Vocabulary as Vocabulary
+from .vocabulary import train_byte_pairs as train_byte_pairs

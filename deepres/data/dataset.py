@@ -15,7 +15,7 @@ from deepres.data.prepare import Prepare, Tokens
 
 @dataclass(frozen=True, eq=False)
 class Resident:
-    """A split that lives in memory: uint8 (N, C, H, W) and labels (N,); of a text (N, L) and (N, L)."""
+    """A split that lives in memory: uint8 (N, C, H, W) and labels (N,); of a text (N, L) tokens and (N, L) next ones, uint8 or int32."""
 
     pixels: Tensor
     labels: Tensor
@@ -84,10 +84,11 @@ class Data:
     def __str__(self) -> str:
         parts = f"{len(self.train)} train, {len(self.val)} validation, {len(self.test)} test"
         left = f", {len(self.unreadable)} unreadable left out" if self.unreadable else ""
-        each = f"{self.prepare.size} characters" if self.is_text else "x".join(map(str, self.shape))
-        return "\n".join(
-            [f"{self.name}: {len(self.classes)} classes, {parts}{left}, {each}", *(f"  {note}" for note in self.notes)]
-        )
+        each, kinds = "x".join(map(str, self.shape)), f"{len(self.classes)} classes"
+        if isinstance(self.prepare, Tokens):
+            what = self.prepare.vocabulary.kind if self.prepare.vocabulary is not None else "tokens"
+            each, kinds = f"{self.prepare.size} tokens each", f"{len(self.classes)} {what}"
+        return "\n".join([f"{self.name}: {kinds}, {parts}{left}, {each}", *(f"  {note}" for note in self.notes)])
 
     def report(self) -> dict[str, Any]:
         """Counts and notes, for a run's ``result.json``."""

@@ -169,7 +169,7 @@ class Loader:
             ready = self._finish(images, epoch, mine)
             if size is not None and size != ready.shape[-1]:
                 ready = _interpolated(ready, size)
-            labels = split.labels[index]
+            labels = split.labels[index].long()  # of a text they are as small as its tokens
             self.waited += time.perf_counter() - began
             yield Batch(ready, labels, len(rows), full)
 

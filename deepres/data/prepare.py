@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from deepres.data.crop import fit, pixels
+from deepres.data.vocabulary import Vocabulary, vocabulary_from_notes
 from deepres.errors import DeepresError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -64,7 +65,7 @@ class Prepare:
     @classmethod
     def from_notes(cls, notes: dict[str, Any]) -> Prepare:
         if notes["channels"] == 0:
-            return Tokens(notes["size"])
+            return Tokens(notes["size"], vocabulary=vocabulary_from_notes(notes.get("tokens")))
 
         def frozen(value: Any) -> Any:
             return tuple(frozen(v) for v in value) if isinstance(value, list) else value
@@ -86,9 +87,14 @@ class Tokens(Prepare):
     channels: int = 0
     mean: tuple[Any, ...] = ()
     std: tuple[float, ...] = ()
+    vocabulary: Vocabulary | None = None  # None where it is not known, as for a file of an earlier version
+
+    def to_notes(self) -> dict[str, Any]:
+        tokens = {"tokens": self.vocabulary.to_notes()} if self.vocabulary is not None else {}
+        return {**super().to_notes(), **tokens}
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 (N, L) -> int64."""
+        """uint8 or int32 (N, L) -> int64."""
         return images.long()
 
     def image(self, image: Image.Image) -> Tensor:

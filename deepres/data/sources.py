@@ -20,6 +20,7 @@ from deepres.data.prepare import Prepare
 from deepres.data.readers import Arrays, find
 from deepres.data.splits import SPLIT_SEED, complete
 from deepres.data.text import is_text, read_text
+from deepres.data.vocabulary import Vocabulary
 from deepres.errors import DeepresError, nearest
 from deepres.paths import cache_folder, user_path
 
@@ -27,7 +28,14 @@ SMALL = 96  # images up to this side are kept decoded in memory, larger ones are
 RESIDENT_BYTES = 4 << 30
 
 
-def open_data(name: str | Path, *, size: int | None = None, channels: int | None = None, val_share: float = 0.1) -> Data:
+def open_data(
+    name: str | Path,
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+    val_share: float = 0.1,
+    tokens: str | Path | Vocabulary | None = None,
+) -> Data:
     """Open a classification set.
 
     ``name``: ``"digits"`` (1,797 handwritten digits of 8x8, built in), ``"cifar10"`` or ``"cifar100"`` (torchvision's
@@ -36,7 +44,8 @@ def open_data(name: str | Path, *, size: int | None = None, channels: int | None
     A validation split of ``val_share`` is taken off the training set unless the folder has one beside
     its test set; a folder without splits also gives 15 % of each class for testing.
 
-    A ``.txt`` file is read as characters, for language models; ``size`` is then the characters of an example [128].
+    A ``.txt`` file, JSON lines with a ``text`` field, or a folder of these is a text for language models. ``tokens`` says by which
+    tokens it is read (see ``data.text.read_text``) [characters]; ``size`` is then the number of tokens of an example [128].
 
     ``size``: side of the input in pixels; default: the images' own where they agree on one up to 96, else 224.
 
@@ -48,7 +57,7 @@ def open_data(name: str | Path, *, size: int | None = None, channels: int | None
         raise DeepresError(f"size is the side of the input in pixels and at least 1, not {size}")
     path = user_path(name)
     if is_text(path):
-        return read_text(path, size, val_share)
+        return read_text(path, size, val_share, tokens)
     if path.exists():
         return _found(path, size, channels, val_share)
     built_in = {"digits": _digits, "cifar10": _cifar, "cifar100": _cifar}

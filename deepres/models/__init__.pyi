@@ -29,5 +29,6 @@ from .pairing import open_with_data as open_with_data
 from .store import locate as locate
 from .store import notes as notes
 from .store import save as save
+from .tokens import vocabulary_of as vocabulary_of
 from .weights import Matched as Matched
 from .weights import load_weights as load_weights

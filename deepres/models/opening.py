@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from deepres.adapters import ModelSpec, spec_of
-from deepres.data import Prepare
+from deepres.data import Prepare, Tokens
 from deepres.errors import DeepresError
 from deepres.models.builders import Origin, build
 from deepres.models.checkpoint import read
 from deepres.models.head import replace_head
 from deepres.models.store import locate, restore
+from deepres.models.tokens import hugging_face_tokens, saved_vocabulary
 from deepres.models.weights import load_weights, shape_in
 from deepres.nn import zoo
 from deepres.nn.transformers import TRANSFORMERS, transformer
@@ -219,7 +220,13 @@ def _opened(
             spec = spec.with_processor(json.loads(processor.read_text()))
         except (ValueError, TypeError, ZeroDivisionError) as error:
             raise DeepresError(f"{processor}: not the preprocessing of a Hugging Face model ({error})") from error
-    prepare, names = noted.get("prepare"), noted.get("classes") or spec.labels
+    names = noted.get("classes") or spec.labels
+    prepare = Prepare.from_notes(noted["prepare"]) if noted.get("prepare") else None
+    if spec.inputs == "tokens" and folder is not None and prepare is None:
+        prepare = hugging_face_tokens(folder, spec.longest)
+    if isinstance(prepare, Tokens):
+        prepare = replace(prepare, vocabulary=saved_vocabulary(prepare, names))
+        names = prepare.vocabulary.names if prepare.vocabulary is not None else names
     if not given:
         annotate(model, **noted)
     return OpenedModel(
@@ -227,7 +234,7 @@ def _opened(
         name=name,
         spec=spec,
         classes=tuple(names) if names and len(names) == spec.classes else None,
-        prepare=Prepare.from_notes(prepare) if prepare else None,
+        prepare=prepare,
         trained=trained,
         given=given,
         notes=noted,

@@ -9,11 +9,12 @@ from pathlib import Path
 from torch import nn
 
 from deepres.adapters import ModelSpec
-from deepres.data import Data, open_data
+from deepres.data import Data, Tokens, open_data
 from deepres.data.text import is_text
 from deepres.errors import DeepresError
 from deepres.models.labels import LabelMatch, match_labels, relabel
 from deepres.models.opening import OpenedModel, library_prepare, open_model
+from deepres.models.tokens import vocabulary_of
 
 _LARGE = 96  # pixels; smaller images are used at their own size, with their own mean and deviation
 
@@ -55,7 +56,8 @@ def open_with_data(
     """
     if isinstance(reference, nn.Module) or Path(str(reference)).exists():
         return data_for(open_model(reference, weights=weights), data, size=size)
-    known = data if isinstance(data, Data) else open_data(data, size=size)
+    tokens = vocabulary_of(weights or str(reference)) if is_text(data) else None
+    known = data if isinstance(data, Data) else open_data(data, size=size, tokens=tokens)
     opened = open_model(reference, weights=weights, classes=len(known.classes), channels=(known.prepare.channels or None))
     return data_for(opened, data, size=size, known=known)
 
@@ -63,7 +65,7 @@ def open_with_data(
 def data_for(opened: OpenedModel, data: Data | str | Path, *, size: int | None = None, known: Data | None = None) -> Paired:
     """The data that go with a network: opened at its size and channels, prepared and labelled as it wants them.
 
-    ``size``: side of the input in pixels, or the context of a language model in characters, instead of the network's. A ``Data`` is
+    ``size``: side of the input in pixels, or the context of a language model in tokens, instead of the network's. A ``Data`` is
     taken at the size that it has; ``known`` is ``data`` already opened, by default.
 
     Raises ``DeepresError`` for data that the network cannot take.
@@ -113,24 +115,25 @@ def _text_for(opened: OpenedModel, data: Data | str | Path, size: int | None, kn
     if opened.spec.inputs != "tokens":
         name = known.name if known is not None else data
         raise DeepresError(f"{opened.name}: takes images and {name} is a text")
+    tokens = opened.prepare.vocabulary if isinstance(opened.prepare, Tokens) else None
     if known is None:
         assert not isinstance(data, Data)
-        known = open_data(data, size=size)
+        known = open_data(data, size=size, tokens=tokens)
     longest = opened.spec.longest or known.prepare.size
     if size is not None and size > longest:
-        raise DeepresError(f"{opened.name}: reads at most {longest} characters at a time, and --size asks for {size}")
+        raise DeepresError(f"{opened.name}: reads at most {longest} tokens at a time, and --size asks for {size}")
     context = size or min(longest, opened.prepare.size if opened.prepare is not None else known.prepare.size)
     if not isinstance(data, Data) and context != known.prepare.size:
-        known = open_data(data, size=context)
+        known = open_data(data, size=context, tokens=tokens)
     return _matched(opened, known)
 
 
 def _matched(opened: OpenedModel, data: Data) -> Paired:
     labels = opened.classes
-    if data.is_text:  # its classes are characters, which differ by case and are never taken for one another
+    if data.is_text:  # its classes are tokens, which differ by case and are never taken for one another
         fits = list(labels) == list(data.classes) if labels else opened.spec.classes == len(data.classes)
         return Paired(
-            opened, data, LabelMatch("position" if fits else "none", remark="" if fits else "its characters are others")
+            opened, data, LabelMatch("position" if fits else "none", remark="" if fits else "it is read by other tokens")
         )
     match = match_labels(labels, opened.spec.classes, data.classes, positional=not opened.notes.get("classes"))
     if match.fits:

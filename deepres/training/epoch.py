@@ -74,11 +74,15 @@ def finish_epoch(trainer: Trainer) -> Record:
         seconds=progress.seconds + time.perf_counter() - began,
         test_error=test,
         unreadable=trainer.loader.unreadable,
+        val_loss=val.loss,
+        bits_per_byte=val.bits_per_byte,
+        tokens=trainer.data.prepare.size if trainer.data.is_text else 0,
     )
     if progress.gentle:
         progress.gentle = record.train_error > 80
-    if val.top1 < progress.best:
-        progress.best, progress.best_epoch, progress.since_best = val.top1, record.epoch, 0
+    score = trainer.score(val)
+    if score < progress.best:
+        progress.best, progress.best_epoch, progress.since_best = score, record.epoch, 0
         trainer.keep_best()
     else:
         progress.since_best += 1

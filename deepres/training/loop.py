@@ -30,7 +30,7 @@ from deepres.training.deprecated import callbacks_from
 from deepres.training.distribute import ONE_VALUE, DistributedContext, join_processes
 from deepres.training.epoch import finish_epoch, train_epoch
 from deepres.training.fusion import undo_acceleration
-from deepres.training.network import training_model, usual_recipe
+from deepres.training.network import training_model, training_tokens, usual_recipe
 from deepres.training.progress import Progress, Record, read_log
 from deepres.training.recipes import Recipe
 from deepres.training.reporter import Reporter
@@ -109,12 +109,13 @@ def train(
         if data is None:
             if not context.is_main:
                 context.barrier()  # the first process decodes and fills the cache
-            data = open_data(run.data, size=run.size, channels=run.options.get("in_channels") or _channels(run.init))
+            channels = run.options.get("in_channels") or _channels(run.init)
+            data = open_data(run.data, size=run.size, channels=channels, tokens=training_tokens(run))
             if context.is_main:
                 context.barrier()
         if run.recipe == "auto":
             model = model if model is not None else training_model(run, data, context.device)
-            run = dataclasses.replace(run, recipe=usual_recipe(model))
+            run = dataclasses.replace(run, recipe="language" if data.is_text else usual_recipe(model))
         out = Path(run.out) if run.out else None
         made: list[Path] = []
         if out is not None and context.is_main:
@@ -214,8 +215,10 @@ def _conclude(trainer: Trainer, history: list[Record], out: Path | None) -> Resu
     """Load the best weights and test them: the only look at the test set that counts."""
     trainer.keep_weights(LAST)
     progress = trainer.progress
+    val_error = next((one.val_error for one in history if one.epoch == progress.best_epoch), progress.best)
     if math.isinf(progress.best):  # a callback changed the network after the last validation
-        progress.best, progress.best_epoch = trainer.measure("val").top1, progress.epoch
+        found = trainer.measure("val")
+        progress.best, progress.best_epoch, val_error = trainer.score(found), progress.epoch, found.top1
         trainer.keep_best()
     trainer.load_best()
     final, data, run = trainer.deploy(), trainer.data, trainer.run
@@ -232,7 +235,7 @@ def _conclude(trainer: Trainer, history: list[Record], out: Path | None) -> Resu
     if out is not None and trainer.context.is_main:
         summary = {
             "best_epoch": progress.best_epoch,
-            "val_error": progress.best,
+            "val_error": val_error,
             "seconds": progress.seconds,
             "speed": trainer.speed.name,
             "torch": torch.__version__,
@@ -243,9 +246,7 @@ def _conclude(trainer: Trainer, history: list[Record], out: Path | None) -> Resu
     trainer.context.barrier()  # what the first process wrote is there for all, when they return
     memory.recompute(final, memory.RecomputePlan())
     undo_acceleration(final)
-    return Result(
-        run, final.eval(), history, progress.best_epoch, progress.best, test, progress.seconds, trainer.speed.name, out
-    )
+    return Result(run, final.eval(), history, progress.best_epoch, val_error, test, progress.seconds, trainer.speed.name, out)
 
 
 def resume(out: str | Path, *, show: bool = True) -> Result:

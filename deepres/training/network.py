@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from deepres.data import Data
+from deepres.data import Data, Tokens, Vocabulary
 from deepres.errors import DeepresError
-from deepres.models import open_model
+from deepres.models import open_model, vocabulary_of
 from deepres.nn.transformers import TRANSFORMERS
 from deepres.training.run import Run
 
@@ -31,16 +31,34 @@ def training_model(run: Run, data: Data, device: torch.device, say: Callable[[st
         options = {**_shape_for(data, run.net), **options}
     elif ours:
         options["width"] = run.width
+    if isinstance(data.prepare, Tokens):
+        _check_vocabulary(run, data.prepare.vocabulary)
     classes, channels = len(data.classes), data.prepare.channels or None
     opened = open_model(run.net, weights=run.init, classes=classes, channels=channels, new_head=not data.is_text, **options)
     if opened.spec.classes not in (None, classes):
-        raise DeepresError(f"{run.net}: has {opened.spec.classes} classes and {data.name} has {classes}")
+        what = "tokens" if data.is_text else "classes"
+        raise DeepresError(f"{run.net}: has {opened.spec.classes} {what} and {data.name} has {classes}")
     longest = opened.spec.longest
     if data.is_text and longest is not None and longest < data.prepare.size:
-        raise DeepresError(f"{run.net}: reads at most {longest} characters at a time; give --size {longest} or less")
+        raise DeepresError(f"{run.net}: reads at most {longest} tokens at a time; give --size {longest} or less")
     for remark in opened.remarks:
         say(remark)
     return opened.model.to(device)
+
+
+def training_tokens(run: Run) -> str | Vocabulary | None:
+    """By which tokens a text is read: as ``run`` says, else as the weights that it starts from; None for the usual."""
+    return run.tokens or vocabulary_of(run.init or run.net)
+
+
+def _check_vocabulary(run: Run, vocabulary: Vocabulary | None) -> None:
+    source = run.init or run.net
+    theirs = vocabulary_of(source)
+    if theirs is not None and vocabulary is not None and theirs != vocabulary:
+        raise DeepresError(
+            f"{source}: its weights are for {len(theirs):,} tokens ({theirs.kind}), and the text is read by {len(vocabulary):,} others "
+            f"({vocabulary.kind}); leave --tokens out to read it by theirs"
+        )
 
 
 def _shape_for(data: Data, net: str) -> dict[str, int]:

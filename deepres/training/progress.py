@@ -23,7 +23,7 @@ class Progress:
     step: int = 0  # finished steps of the present epoch
     done: int = 0  # finished steps in all
     seconds: float = 0.0
-    best: float = math.inf  # lowest validation error so far, %
+    best: float = math.inf  # lowest validation error so far, %; of a language model the lowest loss, nats
     best_epoch: int = 0
     since_best: int = 0  # epochs, for the plateau schedule
     factor: float = 1.0  # of the rate, after plateaus
@@ -63,14 +63,18 @@ class Record:
     seconds: float  # of the run so far, earlier parts included
     test_error: float | None = None  # only if the run watches it
     unreadable: int = 0
+    val_loss: float | None = None  # nats; None in logs of earlier versions
+    bits_per_byte: float | None = None  # of the validation text, by a language model
+    tokens: int = 0  # of an example of text
 
     def __str__(self) -> str:
         test = f"  test {self.test_error:6.2f} %" if self.test_error is not None else ""
         bad = f"  {self.unreadable} unreadable images replaced" if self.unreadable else ""
-        return (
-            f"epoch {self.epoch:3d}  loss {self.loss:.4f}  train {self.train_error:6.2f} %  val {self.val_error:6.2f} %{test}"
-            f"  lr {self.lr:<7.2g}  {self.images_per_second:,.0f} images/s{bad}"
-        )
+        pace = f"{self.images_per_second * (self.tokens or 1):,.0f} {'tokens' if self.tokens else 'images'}/s"
+        val = f"{self.val_error:6.2f} %{test}"
+        if self.bits_per_byte is not None:
+            val = f"loss {self.val_loss:.4f}  {self.bits_per_byte:.4f} bits per byte{test}"
+        return f"epoch {self.epoch:3d}  loss {self.loss:.4f}  train {self.train_error:6.2f} %  val {val}  lr {self.lr:<7.2g}  {pace}{bad}"
 
 
 def peak_memory(device: torch.device) -> int:

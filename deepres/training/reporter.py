@@ -59,7 +59,8 @@ class Reporter(Callback):
         if self._progress:
             pace, memory = trainer.pace, peak_memory(trainer.context.device)
             waiting = pace.waited / pace.seconds if pace.seconds else 0.0
-            now = f"{pace.rate:,.0f} images/s  data wait {waiting:.0%}  {memory / 2**30:.1f} GiB"
+            each, what = (trainer.data.prepare.size, "tokens") if trainer.data.is_text else (1, "images")
+            now = f"{pace.rate * each:,.0f} {what}/s  data wait {waiting:.0%}  {memory / 2**30:.1f} GiB"
             self._progress.update(self._task, completed=trainer.progress.done, now=now)
 
     def after_epoch(self, trainer: Trainer, record: Record) -> None:

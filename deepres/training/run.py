@@ -21,7 +21,7 @@ class _Subject:
     """What is trained on what; the fields of ``Run`` that may be given by position."""
 
     net: str  # a name from `deepres nets`, such as resnet20-cifar, or a reference such as timm:resnet26
-    data: str = "digits"  # digits, cifar10, or a folder of images or tar shards
+    data: str = "digits"  # digits, cifar10, a folder of images or tar shards, or a text (.txt, .jsonl, a folder of these)
     recipe: Recipe | str = "auto"  # a recipe or its name; auto: by the kind of network, see `usual_recipe`
     out: str | None = None  # folder for weights, checkpoints and logs; None: nothing is written
     seed: int = 0  # of the weights, the order of the examples and all random draws
@@ -49,6 +49,9 @@ class Run(RunOptions, _Subject):
     exits: float | None = None  # weight of early exits in the loss, which `deepres ghost` can use; 0.5 is usual
     width: float = 1.0  # multiplies the network's channels
     options: dict[str, Any] = dataclasses.field(default_factory=dict)  # more fields of the network's configuration
+    # of a text: characters, bpe:4096 (so many byte pairs, found in the training part) or a tokenizer.json
+    # [those of the weights to start from, else characters]
+    tokens: str | None = None
     init: str | None = None  # weights to start from: a run or a file; a head of another size is left out
     sync_norm: bool = False  # compute batch norm over the global batch of all processes
     keep: int = 2  # checkpoints to keep

@@ -176,6 +176,10 @@ class Trainer:
             workers=self.run.workers,
         )
 
+    def score(self, found: Evaluation) -> float:
+        """The figure by which epochs are compared, the lower the better: the error, or the loss of a language model."""
+        return found.loss if self.data.is_text else found.top1
+
     def deploy(self) -> nn.Module:
         """The weights to test and to keep: the averaged ones where there are some."""
         return self.averaged.module if self.averaged is not None else self.model

@@ -267,29 +267,3 @@ def test_cifar_files_on_disk_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", Fake)
     data = open_data("cifar10")
     assert (len(data.train), len(data.val), len(data.test)) == (36, 4, 10) and data.shape == (3, 32, 32)
-
-
-def test_a_text_becomes_characters_and_what_comes_next(tmp_path: Path) -> None:
-    text = "to be, or not to be: that is the question.\n" * 40
-    (tmp_path / "play.txt").write_text(text)
-    data = open_data(tmp_path / "play.txt", size=16)
-    assert data.is_text and data.classes == tuple(sorted(set(text))) and str(data).endswith("16 characters")
-    read = ["".join(data.classes[i] for i in part.pixels.flatten().tolist()) for part in (data.train, data.val, data.test)]
-    assert all(part in text for part in read) and text.startswith(read[0])  # each is a piece of the text in its own order
-    assert len(read[0]) + len(read[1]) + len(read[2]) > 0.9 * len(text)
-    for part in (data.train, data.val, data.test):
-        assert torch.equal(part.labels[:, :-1], part.pixels[:, 1:].long())
-    batch = next(Loader(data.train, data.prepare, 4).epoch(0))
-    assert batch.images.shape == batch.labels.shape == (4, 16) and batch.images.dtype == torch.int64
-    assert type(Prepare.from_notes(data.prepare.to_notes())) is type(data.prepare)
-
-
-def test_bad_texts_get_a_sentence(tmp_path: Path) -> None:
-    for name, content, says in (
-        ("short.txt", b"to be", "too few"),
-        ("picture.txt", bytes(range(128, 256)) * 50, "not a text"),
-        ("many.txt", "".join(map(chr, range(1000, 6000))).encode(), "kinds of characters"),
-    ):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(DeepresError, match=says):
-            open_data(tmp_path / name)
