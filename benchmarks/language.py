@@ -30,7 +30,8 @@ from deepres.data import Data, open_data
 from deepres.evaluation import measure
 from deepres.training import Recipe, Trainer, recipe
 from deepres.training.distribute import DistributedContext
-from deepres.training.speed import SPEEDS, exactness
+from deepres.training.speed import SPEEDS
+from deepres.training.speed_trial import exactness
 
 NET, BATCH, CONTEXT = "gpt-tiny", 12, 64  # 4 layers of 128 channels
 CASES = {"adamw": ("language", 5e-3, 2000), "muon": ("language-muon", 8e-3, 1200)}  # recipe, learning rate, steps
