@@ -102,7 +102,9 @@ def agreement(root: Path, run: Path | None) -> dict[str, object]:
 @torch.no_grad()
 def _compare(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, object]:
     # not compiled: the same rounding, and a processor without bf16 emulates it
-    settled, rough = (deepres.optimize(model, dtype=torch.bfloat16, compile=False, recompute=again) for again in (True, False))
+    settled, rough = (
+        deepres.optimize(model, engine="torch-eager", precision="bf16", answers=kind) for kind in ("exact", "close")
+    )
     again = 0
 
     def count(_: torch.nn.Module, args: tuple[torch.Tensor]) -> None:

@@ -28,7 +28,7 @@ COMMANDS = {
     "serve": "Serve a trained network or a ghost over HTTP.",
     "info": "Describe a network: stages, parameters, multiply-adds, memory. Without one: versions and devices.",
     "nets": "List the networks that have a name.",
-    "optimize": "Measure a trained network's throughput before and after `deepres.optimize`.",
+    "optimize": "Find the fastest engine of this machine that keeps a network's answers.",
 }
 RENAMED = {"look": {"lesions": "ablations"}}  # command -> old name of an option -> its name now
 EXIT_CODES = """exit codes:

@@ -3,29 +3,102 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
+
+from deepres.cli.common import say, table
+
+if TYPE_CHECKING:
+    import torch
+
+    from deepres.engines import Optimized
 
 
 @dataclass(frozen=True)
 class Optimize:
-    """Measure how fast a trained network runs as it is and after `deepres.optimize`, on this machine."""
+    """Find the fastest engine of this machine that keeps a network's answers, and measure it beside all others."""
 
     model: Positional[str]  # a name, a run's folder or a weights file
-    size: int | None = None  # side of the input in pixels [32 for CIFAR networks, else 224]
-    batch: int = 32  # images of a pass that is timed
+    data: str | None = None  # images as the network will get them, to compare answers on [noise, which has many close calls]
+    engine: tuple[str, ...] = ("auto",)  # auto, or some of: torch, torch-eager, openvino, onnxruntime, cuda-graphs, tensorrt
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"  # auto: float32, and bf16 where the processor computes it
+    answers: Literal["auto", "exact", "close"] = (
+        "auto"  # whether inputs that low precision cannot decide are computed again in float32
+    )
+    batch: int = 32  # images of a pass
+    size: int | None = None  # side of the input in pixels [what the network was trained with]
+    weights: Path | None = None  # a checkpoint for a network that is built by name
+    out: Path | None = None  # keep the choice in this folder, for `deepres.engines.build_choice`
+    again: bool = False  # measure again what was measured and remembered before
+    device: str = "auto"  # auto, cpu, cuda
 
     def run(self) -> int:
+        from deepres.engines import optimize
+
+        model, images = self._network()
+        asked: Any = self.engine[0] if len(self.engine) == 1 else self.engine
+        fast = optimize(
+            model,
+            images[: self.batch],
+            images=images,
+            engine=asked,
+            precision=self.precision,
+            answers=self.answers,
+            again=self.again,
+            measure=True,
+            log=_progress,
+        )
+        _print(fast)
+        if self.out is not None:
+            fast.save(self.out)
+            say(f"the choice is kept in {self.out}")
+        return 0
+
+    def _network(self) -> tuple[torch.nn.Module, torch.Tensor]:
+        """The network on its device, and images (N, C, H, W) of at least a batch."""
         import torch
 
         from deepres import models
-        from deepres.engines import optimize, throughput
+        from deepres.engines.inputs import validation_images
+        from deepres.training.distribute import pick_device
 
-        opened = models.open_model(self.model)
-        model, size = opened.model, self.size or opened.preparation().size
-        images = torch.rand(self.batch, opened.spec.channels or 3, size, size)
-        before = throughput(model, images)
-        fast = optimize(model, images)
-        after = throughput(fast, images)
-        print(f"as it is {before:,.1f} images/s, optimized {after:,.1f} images/s: {after / before:.2f} x, batch {self.batch}")
-        return 0
+        device = pick_device(self.device)
+        if self.data is not None:
+            pair = models.open_with_data(self.model, self.data, weights=self.weights, size=self.size)
+            return pair.model.to(device), validation_images(pair.data, at_least=self.batch).to(device)
+        opened = models.open_model(self.model, weights=self.weights)
+        say("without --data, answers are compared on noise, which has more close calls than photographs")
+        prepare = opened.preparation(self.size)
+        return opened.model.to(device), prepare.example(self.batch, torch.Generator().manual_seed(0)).to(device)
+
+
+def _progress(text: str) -> None:
+    import sys
+
+    print(f"deepres: {text}", file=sys.stderr)
+
+
+def _print(fast: Optimized) -> None:
+    from rich.console import Console
+
+    rows = []
+    for one in fast.candidates:
+        if one.problem:
+            rows.append([one.name, "", "", "", "", f"not run: {one.problem}"])
+            continue
+        if one.engine == "as it is":
+            rows.append(
+                ["the network as it is", "", f"{one.rate:,.1f} ({one.lowest:,.1f} to {one.highest:,.1f})", "1.00", "", ""]
+            )
+            continue
+        chosen = (one.engine, one.precision, one.answers) == (fast.choice.engine, fast.choice.precision, fast.choice.answers)
+        changed = f"{one.changed} of {one.images}"
+        kind = "" if one.precision == "float32" else one.answers
+        speed = f"{one.rate:,.1f} ({one.lowest:,.1f} to {one.highest:,.1f})"
+        rows.append([one.name, kind, speed, f"{one.ratio:.2f}", changed, "chosen" if chosen else ""])
+    Console(width=None).print(table(["engine", "answers", "images/s", "ratio", "answers changed", ""], rows))
+    say(f"{fast.choice}, batch {fast.choice.shape[0]}")
+    if fast.advice:
+        say(fast.advice.replace("answers='close'", "--answers close"))

@@ -42,9 +42,9 @@ def test_folding_changes_nothing_but_the_rounding(model: nn.Module) -> None:
 @torch.no_grad()
 def test_optimized_agrees_and_leaves_the_original_alone(model: nn.Module) -> None:
     expected = model(X)
-    exact = deepres.optimize(model, X, dtype=torch.float32, compile=False)
+    exact = deepres.optimize(model, X, precision="float32", engine="torch-eager")
     torch.testing.assert_close(exact(X), expected, rtol=1e-3, atol=1e-4)
-    low = deepres.optimize(model, X, dtype=torch.bfloat16, compile=False)
+    low = deepres.optimize(model, X, precision="bf16", engine="torch-eager")
     assert low(X).dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(low(X), expected).min() > 0.999
     assert not low.training
@@ -74,9 +74,9 @@ def test_close_calls_are_recomputed_in_float32() -> None:
     head.bias.zero_()
     wanted = model(images).argmax(1)
     assert 0.1 < wanted.float().mean() < 0.9
-    rough = deepres.optimize(model, images, dtype=torch.bfloat16, compile=False, recompute=False)
+    rough = deepres.optimize(model, images, precision="bf16", engine="torch-eager", answers="close")
     assert rough.exact is None and (rough(images).argmax(1) != wanted).any()
-    exact = deepres.optimize(model, images, dtype=torch.bfloat16, compile=False)
+    exact = deepres.optimize(model, images, precision="bf16", engine="torch-eager")
     again: list[int] = []
     assert exact.exact is not None
     exact.exact.register_forward_pre_hook(lambda _, args: again.append(len(args[0])))
@@ -90,7 +90,7 @@ def test_close_calls_are_recomputed_in_float32() -> None:
 @torch.no_grad()
 def test_compiled_too() -> None:
     model = deepres.create("resnet8-cifar").eval()
-    fast = deepres.optimize(model, X, dtype=torch.float32)
+    fast = deepres.optimize(model, X, precision="float32", engine="torch")
     torch.testing.assert_close(fast(X), model(X), rtol=1e-3, atol=1e-4)
 
 
@@ -104,7 +104,7 @@ def test_what_cannot_be_traced_still_runs() -> None:
             return self.norm(self.conv(x)) if x.sum() > 0 else self.conv(x)
 
     model = Branching().eval()
-    torch.testing.assert_close(deepres.optimize(model, X, dtype=torch.float32, compile=False)(X), model(X))
+    torch.testing.assert_close(deepres.optimize(model, X, precision="float32", engine="torch-eager")(X), model(X))
 
 
 @torch.no_grad()
@@ -135,8 +135,12 @@ def test_folding_keeps_dtype_and_takes_linear_layers() -> None:
     torch.testing.assert_close(folded(X.double()), model.eval()(X.double()))
 
 
-def test_the_old_name_still_works() -> None:
+def test_the_old_names_still_work() -> None:
     model = deepres.create("resnet8-cifar").eval()
     with pytest.warns(DeprecationWarning, match="recompute"):
         fast = deepres.optimize(model, dtype=torch.bfloat16, compile=False, settle=True)
-    assert fast.exact is not None
+    assert fast.exact is not None and (fast.choice.engine, fast.choice.precision) == ("torch-eager", "bf16")
+    with pytest.warns(DeprecationWarning, match="precision="):
+        exact = deepres.optimize(model, X, dtype=torch.float32, compile=False)
+    with torch.no_grad():
+        torch.testing.assert_close(exact(X), model(X), rtol=1e-3, atol=1e-4)

@@ -1,0 +1,213 @@
+"""``optimize``: run a network on the fastest engine of this machine, with the answers of the original."""
+
+from __future__ import annotations
+
+import statistics
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from deepres.adapters.spec import device_of
+from deepres.deprecation import renamed
+from deepres.engines.answers import Answers
+from deepres.engines.compare import Trial, choice_of, compare, fastest
+from deepres.engines.engine import DTYPES, Precision
+from deepres.engines.optimized import CHOICE, Candidate, Choice, Optimized
+from deepres.engines.registry import engines_for
+from deepres.engines.remembered import key_of, recall, remember
+from deepres.engines.source import Source
+from deepres.errors import DeepresError
+from deepres.evaluation.timing import call_times
+
+MUCH = 1.1  # close calls that cost more than a tenth of the time are worth a question
+
+
+@renamed(settle="recompute")
+def optimize(
+    model: nn.Module,
+    example: Tensor | None = None,
+    *,
+    engine: str | Sequence[str] = "auto",
+    precision: Precision | Literal["auto"] = "auto",
+    answers: Answers | Literal["auto"] = "auto",
+    images: Tensor | None = None,
+    choice: Choice | str | Path | None = None,
+    again: bool = False,
+    measure: bool = False,
+    seconds: float = 30.0,
+    log: Callable[[str], None] = lambda text: None,
+    dtype: torch.dtype | None = None,
+    compile: bool | None = None,
+    recompute: bool | None = None,
+) -> Optimized:
+    """Make the same network for inference only, on the fastest engine of this machine that keeps its answers.
+
+    ``example``: a batch as the network will get it, (N, C, H, W) or tokens (N, L). Engines are measured on it in alternating turns, and
+    the choice is remembered for this network, these images, this machine and the installed versions. Without an example nothing can be
+    measured, and PyTorch compiles at the first call. Any number of inputs can be given to the result.
+
+    ``engine``: "auto" for all that are installed, a name of ``deepres.engines.ENGINES``, or several names.
+    ``precision``: "auto" for float32 and bf16 where the processor computes it, "float32", "bf16", "fp16" (GPUs).
+    ``answers``: "exact" computes an input whose two best logits are too close for low precision once more in float32, so that the
+    predicted class is the original's; "close" leaves it. "auto" is exact on a CPU, and close on a GPU, where looking at the logits
+    would wait for the device; where exact answers cost more than a tenth of the time, ``Optimized.advice`` says so.
+    ``images``: more inputs, to compare answers and to count close calls on; by default the example. Photographs have fewer close
+    calls than noise.
+    ``choice``: build this one, or the one that a file or ``Optimized.save`` holds, without measuring.
+    ``again``: measure again what is remembered. ``measure``: measure even if only one engine and precision was asked for.
+    ``seconds``: time that the turns may take, building not included. ``log`` is told what is under way.
+
+    ``dtype``, ``compile`` and ``recompute`` are what earlier versions took instead of ``precision``, ``engine`` and ``answers``.
+
+    ``model`` is left as it was. Raises ``DeepresError`` for an engine that is not known or installed, and where none can run the network.
+    """
+    engine, precision, answers = _old_keywords(engine, precision, answers, dtype, compile, recompute)
+    device = device_of(model)
+    if choice is not None:
+        if example is None:
+            raise DeepresError("a choice is built for inputs of one shape: give an example")
+        return build_choice(model, example.to(device), choice)
+    wanted: Answers = answers if answers != "auto" else "exact" if device.type == "cpu" else "close"
+    if example is None:
+        return _unmeasured(model, engine, precision, wanted)
+    source = Source(model, example.to(device))
+    images = source.example if images is None else images.to(device)
+    trials = plan(engine, precision, device)
+    if len(trials) == 1 and not measure:
+        return _only(source, trials[0], wanted)
+    key = key_of(model, images, len(example), [trial.name for trial in trials], wanted)
+    if not again and (known := recall(key)) is not None:
+        optimized = build_choice(model, source.example, known[0])
+        optimized.candidates = known[1]
+        return optimized
+    as_is = compare(source, trials, images, seconds=seconds, log=log)
+    best = fastest(trials, wanted)
+    if best is None:
+        raise DeepresError("no engine can run this network with the same answers: " + _problems(trials))
+    trial, candidate = best
+    found = choice_of(trial, candidate, source.example.shape)
+    candidates = (*sorted((c for t in trials for c in t.found), key=lambda c: -c.ratio), as_is)
+    remember(key, found, candidates)
+    assert trial.runner is not None
+    optimized = Optimized(trial.runner, found, trial.exact if found.answers == "exact" else None, candidates)
+    if answers == "auto":
+        optimized.advice = advice(trials, candidate)
+    return optimized
+
+
+def plan(engine: str | Sequence[str], precision: str, device: torch.device) -> list[Trial]:
+    """The engines and precisions to try on ``device``.
+
+    Raises ``DeepresError`` where no engine computes in ``precision``.
+    """
+    engines = engines_for(engine, device)
+    trials = [Trial(one, kind) for one in engines for kind in one.precisions(device) if precision in ("auto", kind)]
+    if not trials:  # asked for by name, it may be emulated
+        trials = [Trial(one, kind) for one in engines for kind in one.emulated if kind == precision]
+    if not trials:
+        can = sorted({kind for one in engines for kind in one.precisions(device)})
+        who = ", ".join(one.name for one in engines)
+        raise DeepresError(f"precision {precision}: not computed by {who} on this machine; there is {', '.join(can)}")
+    return trials
+
+
+def advice(trials: Sequence[Trial], chosen: Candidate) -> str:
+    """A sentence on what exact answers cost, where that is more than a tenth of the time; else an empty string."""
+    rough = fastest(trials, "close")
+    if rough is None or chosen.answers != "exact" or rough[1].ratio < MUCH * chosen.ratio:
+        return ""
+    other = rough[1]
+    return (
+        f"exact answers cost {1 - chosen.ratio / other.ratio:.0%} of the speed: {other.name} with close calls left as they are gives "
+        f"{other.rate:,.1f} images/s and changes {other.changed} of {other.images} answers; answers='close' takes it"
+    )
+
+
+def build_choice(model: nn.Module, example: Tensor, choice: Choice | str | Path) -> Optimized:
+    """Build what was chosen before, without measuring. A folder of ``Optimized.save`` is loaded, else the network is converted.
+
+    Raises ``DeepresError`` for a file that holds no choice, and where its engine cannot run here.
+    """
+    folder = None
+    if not isinstance(choice, Choice):
+        folder = Path(choice) if Path(choice).is_dir() else None
+        choice = Choice.load(Path(choice) / CHOICE if folder is not None else choice)
+    (engine,) = engines_for([choice.engine], device_of(model))
+    if tuple(example.shape[1:]) != choice.shape[1:]:
+        raise DeepresError(f"the choice is for inputs of {choice.shape[1:]}, not {tuple(example.shape[1:])}; measure again")
+    example = example[:1].expand(choice.shape).contiguous() if len(example) < choice.shape[0] else example[: choice.shape[0]]
+    source = Source(model, example)
+    runner = engine.load(folder, example, choice.precision) if folder is not None else None
+    runner = runner or engine.build(source, example, choice.precision)
+    exact = engine.exact(source, runner) if _recomputes(choice.precision, choice.answers) else None
+    return Optimized(runner, choice, exact)
+
+
+def _old_keywords(
+    engine: Any, precision: Any, answers: Any, dtype: torch.dtype | None, compile: bool | None, recompute: bool | None
+) -> tuple[Any, Any, Any]:
+    """(engine, precision, answers), from the arguments of version 0.1 where these are given."""
+    old = {"dtype": dtype, "compile": compile, "recompute": recompute}
+    given = [name for name, value in old.items() if value is not None]
+    if not given:
+        return engine, precision, answers
+    new = {"dtype": "precision=", "compile": "engine='torch' or 'torch-eager'", "recompute": "answers='exact' or 'close'"}
+    message = "; ".join(f"optimize({name}=) is now {new[name]}" for name in given)
+    warnings.warn(f"{message}; the old names go in the next version", DeprecationWarning, stacklevel=4)
+    engine = "torch-eager" if compile is False else "torch" if engine == "auto" else engine
+    if dtype is not None:
+        found = [name for name, kind in DTYPES.items() if kind == dtype]
+        if not found:
+            raise DeepresError(f"{dtype}: no engine computes in it; there are {', '.join(map(str, DTYPES.values()))}")
+        precision = found[0]
+    if recompute is not None:
+        answers = "exact" if recompute else "close"
+    return engine, precision, answers
+
+
+def _recomputes(precision: str, answers: str) -> bool:
+    return answers == "exact" and precision in ("bf16", "fp16")
+
+
+def _only(source: Source, trial: Trial, answers: Answers) -> Optimized:
+    """The one engine that was asked for, where there is nothing to compare."""
+    choice = Choice(trial.engine.name, trial.precision, answers, tuple(source.example.shape))
+    runner = trial.engine.build(source, source.example, trial.precision)
+    exact = trial.engine.exact(source, runner) if _recomputes(trial.precision, answers) else None
+    optimized = Optimized(runner, choice, exact)
+    optimized(source.example)  # compiles, and measures the margin
+    return optimized
+
+
+def _unmeasured(model: nn.Module, engine: str | Sequence[str], precision: str, answers: Answers) -> Optimized:
+    """PyTorch alone, which compiles at the first call."""
+    device = device_of(model)
+    name = "torch" if engine == "auto" else engine if isinstance(engine, str) else engine[0]
+    (one,) = engines_for([name], device)
+    if name not in ("torch", "torch-eager"):
+        raise DeepresError(f"engine {name}: converts for inputs of one shape; give optimize an example")
+    can = one.precisions(device)
+    kind = can[-1] if precision == "auto" else plan([name], precision, device)[0].precision
+    source = Source(model, torch.empty(0))
+    runner = one.build(source, source.example, kind)
+    exact = one.exact(source, runner) if _recomputes(kind, answers) else None
+    return Optimized(runner, Choice(name, kind, answers, ()), exact)
+
+
+def _problems(trials: Sequence[Trial]) -> str:
+    said = []
+    for trial in trials:
+        for candidate in trial.found:
+            said.append(f"{candidate.name}: {candidate.problem or f'{candidate.changed} of {candidate.images} answers change'}")
+    return "; ".join(said)
+
+
+@torch.no_grad()
+def throughput(model: nn.Module, images: Tensor, *, repeats: int = 5) -> float:
+    """Median throughput of ``repeats`` calls, after two to warm up, in images per second."""
+    return len(images) / statistics.median(call_times(partial(model, images), images.device, repeats=repeats, warmup=2))

@@ -1,0 +1,132 @@
+"""Measure engines against each other and against the network as it is: time in alternating turns, and answers."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from deepres.adapters import logits_of
+from deepres.engines.answers import Answers, changed_answers, measure_close_calls
+from deepres.engines.engine import Engine, Precision, Runner
+from deepres.engines.optimized import Candidate, Choice
+from deepres.engines.source import Source
+from deepres.evaluation.timing import alternate
+
+AS_IS = "as it is"
+TURNS = 7
+WARMUP = 2
+
+
+@dataclass(eq=False)
+class Trial:
+    """An engine and a precision that are tried."""
+
+    engine: Engine
+    precision: Precision
+    runner: Runner | None = None
+    exact: nn.Module | None = None
+    margin: float | None = None
+    found: list[Candidate] = field(default_factory=list)  # one for each kind of answers
+
+    @property
+    def name(self) -> str:
+        return f"{self.engine.name} {self.precision}"
+
+
+@torch.no_grad()
+def compare(
+    source: Source,
+    trials: Sequence[Trial],
+    images: Tensor,
+    *,
+    seconds: float = 30.0,
+    log: Callable[[str], None] = lambda text: None,
+) -> Candidate:
+    """Build every trial for batches of the shape of ``source.example`` and note in it what was measured.
+
+    ``images``: inputs as the network will get them, at least a batch, on which answers are compared and close calls counted.
+    ``seconds``: begin no further turn after this long. Returns the measured candidate of the network as it is, in float32.
+    """
+    example, batch = source.example, len(source.example)
+    for trial in trials:
+        log(f"building {trial.name}")
+        try:
+            trial.runner = trial.runner or trial.engine.build(source, example, trial.precision)
+            trial.runner(example)
+        except Exception as error:  # a compiler or converter fails in its own ways; the other engines are still tried
+            trial.runner = None
+            trial.found = [Candidate(trial.engine.name, trial.precision, "exact", problem=_sentence(error))]
+    running = {trial.name: trial for trial in trials if trial.runner is not None}
+    as_is = partial(logits_of, source.model)
+    calls: dict[str, Callable[[], object]] = {AS_IS: partial(as_is, example)}
+    calls |= {name: partial(trial.runner, example) for name, trial in running.items() if trial.runner is not None}
+    log("measuring in turns")
+    times = alternate(calls, example.device, turns=TURNS, warmup=WARMUP, seconds=seconds)
+    original = _over(as_is, images, batch)
+    for name, trial in running.items():
+        log(f"comparing the answers of {name}")
+        assert trial.runner is not None
+        logits = _over(trial.runner, images, batch)
+        trial.found = [_candidate(trial, "close", times, batch, original, logits)]
+        if trial.precision in ("bf16", "fp16") and logits.ndim == 2 and logits.shape[1] > 1:
+            trial.exact = trial.engine.exact(source, trial.runner)
+            again = measure_close_calls(logits, trial.exact, images, batch)
+            trial.margin = again.margin
+            slower = {**times, name: [value + again.seconds for value in times[name]]}
+            exact = _candidate(trial, "exact", slower, batch, original, again.logits)
+            trial.found.append(replace(exact, close=again.share))
+        elif trial.precision == "float32":
+            trial.found = [replace(trial.found[0], answers="exact")]
+    plain = times[AS_IS]
+    return Candidate(AS_IS, "float32", "exact", *_rates(plain, batch), ratio=1.0, images=len(images))
+
+
+def _candidate(
+    trial: Trial, answers: Answers, times: dict[str, list[float]], batch: int, original: Tensor, logits: Tensor
+) -> Candidate:
+    mine = times[trial.name]
+    return Candidate(
+        trial.engine.name,
+        trial.precision,
+        answers,
+        *_rates(mine, batch),
+        ratio=statistics.median(whole / own for whole, own in zip(times[AS_IS], mine, strict=True)),
+        changed=changed_answers(original, logits),
+        images=original[..., 0].numel(),
+        difference=float((original - logits).abs().max()),
+    )
+
+
+def _rates(times: Sequence[float], batch: int) -> tuple[float, float, float]:
+    return batch / statistics.median(times), batch / max(times), batch / min(times)
+
+
+def _over(call: Callable[[Tensor], Tensor], images: Tensor, batch: int) -> Tensor:
+    """Logits of all images, in batches as they will come."""
+    return torch.cat([call(part).float() for part in images.split(batch)])
+
+
+def _sentence(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]
+
+
+def fastest(trials: Sequence[Trial], answers: Answers) -> tuple[Trial, Candidate] | None:
+    """The fastest candidate whose answers are of the wanted kind. Answers that are to be exact must not have changed."""
+    eligible = [
+        (trial, candidate)
+        for trial in trials
+        for candidate in trial.found
+        if not candidate.problem and (answers == "close" or (candidate.answers == "exact" and not candidate.changed))
+    ]
+    return max(eligible, key=lambda pair: pair[1].ratio, default=None)
+
+
+def choice_of(trial: Trial, candidate: Candidate, shape: Sequence[int]) -> Choice:
+    margin = trial.margin if candidate.answers == "exact" else None
+    return Choice(trial.engine.name, trial.precision, candidate.answers, tuple(shape), margin)

@@ -1,0 +1,80 @@
+"""OpenVINO on a CPU: converted through ``torch.export``, float32 and bf16."""
+
+from __future__ import annotations
+
+import threading
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepres.engines.engine import Engine, Precision, Runner, computes_bf16
+from deepres.engines.exporters import need_engine
+from deepres.engines.source import Source
+
+FILE = "model.xml"
+HINTS = {"float32": "f32", "bf16": "bf16", "int8": "bf16"}  # int8 is in the graph; the hint is for the layers that are not
+
+
+@cache
+def core() -> Any:
+    return need_engine("openvino").Core()
+
+
+class OpenVINORunner(Runner):
+    """A model compiled for one batch size, and once more for all others as soon as one comes. ``shape`` None: for all at once."""
+
+    def __init__(self, model: Any, shape: tuple[int, ...] | None, precision: Precision) -> None:
+        super().__init__()
+        self.model, self.precision = model, precision
+        self._batch = shape[0] if shape else 0
+        self._static: Any = None
+        self._dynamic: Any = None
+        if shape:
+            static = model.clone()
+            static.reshape(list(shape))
+            self._static = self._compiled(static)
+        self._lock = threading.Lock()  # a request holds its own outputs until the next call
+
+    def _compiled(self, model: Any) -> Any:
+        hint = HINTS[self.precision]
+        if hint == "bf16" and not computes_bf16(torch.device("cpu")):
+            hint = "f32"
+        settings = {
+            "INFERENCE_PRECISION_HINT": hint,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
+        return core().compile_model(model, "CPU", settings).create_infer_request()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self._lock:
+            if len(x) != self._batch and self._dynamic is None:
+                self._dynamic = self._compiled(self.model)
+            request = self._static if len(x) == self._batch else self._dynamic
+            found = request.infer({0: x.detach().contiguous().numpy()}, share_inputs=True, share_outputs=True)
+            return torch.from_numpy(found[0]).float().clone()
+
+    def save(self, folder: Path) -> None:
+        need_engine("openvino").save_model(self.model, folder / FILE, compress_to_fp16=False)
+
+
+class OpenVINO(Engine):
+    """OpenVINO's CPU plugin."""
+
+    name = "openvino"
+    package = "openvino"
+
+    def precisions(self, device: torch.device) -> tuple[Precision, ...]:
+        return ("float32", "bf16") if computes_bf16(device) else ("float32",)
+
+    def build(self, source: Source, example: Tensor, precision: Precision) -> Runner:
+        return OpenVINORunner(source.openvino, tuple(example.shape), precision)
+
+    def exact(self, source: Source, runner: Runner) -> nn.Module:
+        return OpenVINORunner(source.openvino, None, "float32")
+
+    def load(self, folder: Path, example: Tensor, precision: Precision) -> Runner | None:
+        return OpenVINORunner(core().read_model(folder / FILE), tuple(example.shape), precision)

@@ -1,0 +1,122 @@
+"""A network as the chosen engine runs it, called like the original."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepres.engines.answers import Answers, close_calls, margin_of
+from deepres.engines.engine import Precision, Runner
+from deepres.errors import DeepresError
+
+CHOICE = "choice.json"
+FIRST = 64  # images that the margin is measured on, where no images were given before
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a network is run: enough to build the same again without measuring."""
+
+    engine: str
+    precision: Precision
+    answers: Answers
+    shape: tuple[int, ...]  # of the batch that it is built for
+    margin: float | None = None  # below which two logits are a close call; None until it is measured on the first images
+
+    def save(self, path: str | Path) -> None:
+        """Write the choice as JSON."""
+        Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Choice:
+        """Read what ``save`` wrote. Raises ``DeepresError`` for anything else."""
+        try:
+            values = json.loads(Path(path).read_text())
+            return cls(**{**values, "shape": tuple(values["shape"])})
+        except OSError as error:
+            raise DeepresError(f"{path}: cannot be read ({error.strerror})") from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise DeepresError(f"{path}: not a choice of an engine, as `deepres optimize --out` writes it ({error})") from error
+
+    def __str__(self) -> str:
+        return f"{self.engine} {self.precision}" + ("" if self.precision == "float32" else f", {self.answers} answers")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One engine and precision, and what was measured of it."""
+
+    engine: str
+    precision: Precision
+    answers: Answers
+    rate: float = 0.0  # images per second, from the median time of a batch
+    lowest: float = 0.0  # over the turns
+    highest: float = 0.0
+    ratio: float = 0.0  # of the rate to that of the network as it is, median over the turns
+    close: float = 0.0  # share of the images that are computed again in float32
+    changed: int = 0  # of the images' predicted classes, how many are not the original's
+    images: int = 0  # that `changed` was counted on
+    difference: float = 0.0  # the largest between two logits
+    problem: str = ""  # why it could not be measured
+
+    @property
+    def name(self) -> str:
+        return f"{self.engine} {self.precision}"
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Candidate:
+        return cls(**values)
+
+
+class Optimized(nn.Module):
+    """A network for inference, called like the original: float32 (N, C, H, W) -> float32 (N, K), for any N.
+
+    With an ``exact`` network, close calls are recomputed by it: inputs whose two best logits are closer than ``margin``. The margin is
+    four standard deviations of the difference between the two networks, on the images that were given to ``optimize`` or on the first
+    ones. ``candidates`` are the engines that were measured, the fastest first.
+    """
+
+    def __init__(self, runner: Runner, choice: Choice, exact: nn.Module | None, candidates: tuple[Candidate, ...] = ()) -> None:
+        super().__init__()
+        self.runner, self.exact, self.choice, self.candidates = runner, exact, choice, candidates
+        self.margin = choice.margin
+        self.advice = ""  # a sentence for the user where the choice is not clear
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = self.runner(x)
+            return logits if self.exact is None else self._recompute_close_calls(logits, x)
+
+    def _recompute_close_calls(self, logits: Tensor, x: Tensor) -> Tensor:
+        """``logits``, where those of close calls come from the exact network."""
+        assert self.exact is not None
+        if logits.ndim != 2 or logits.shape[1] < 2:
+            return logits
+        if self.margin is None:
+            self.margin = margin_of(logits[:FIRST], self.exact(x[:FIRST]).float())
+            self.choice = dataclasses.replace(self.choice, margin=self.margin)
+        close = close_calls(logits, self.margin)
+        if not len(close):
+            return logits
+        return logits.index_copy(0, close, self.exact(x[close]).float())
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the choice, and what the engine needs to load the network without converting it; see ``load_optimized``."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.runner.save(folder)
+        self.choice.save(folder / CHOICE)
+        return folder
+
+    def train(self, mode: bool = True) -> Optimized:
+        """Stays in eval mode: folded norms and frozen weights cannot be trained."""
+        if mode:
+            raise RuntimeError("an optimized network is for inference only; train the original")
+        return super().train(False)

@@ -1,0 +1,84 @@
+"""Choices of engines that were measured before, kept in the cache folder: measuring takes minutes, and the machine stays the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepres.engines.optimized import Candidate, Choice
+from deepres.paths import cache_folder
+
+VERSIONS = ("deepres", "torch", "openvino", "onnxruntime", "nncf", "torch_tensorrt")
+
+
+def key_of(model: nn.Module, images: Tensor, *asked: object) -> str:
+    """A name for a network with its weights, these images, this machine, the installed versions and what was asked for."""
+    digest = hashlib.sha256()
+    for value in (repr(model), _machine(), _versions(), tuple(images.shape), asked):
+        digest.update(repr(value).encode())
+    for name, tensor in [*model.state_dict().items(), ("images", images)]:
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]
+
+
+def _machine() -> tuple[object, ...]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+    except OSError:
+        cpu = ""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    features = (
+        torch.backends.cpu.get_cpu_capability(),
+        torch.cpu._is_avx512_bf16_supported(),
+        torch.cpu._is_amx_tile_supported(),
+    )
+    return cpu or platform.processor(), features, torch.get_num_threads(), gpu
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in VERSIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = ""
+    return found
+
+
+def recall(key: str) -> tuple[Choice, tuple[Candidate, ...]] | None:
+    """What was measured under ``key``; None where nothing was, or where the file is not whole."""
+    try:
+        values = json.loads(_file(key).read_text())
+        choice = Choice(**{**values["choice"], "shape": tuple(values["choice"]["shape"])})
+        return choice, tuple(Candidate(**row) for row in values["candidates"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def remember(key: str, choice: Choice, candidates: tuple[Candidate, ...]) -> None:
+    """Keep what was measured. A cache folder that cannot be written is no error: the next call measures again."""
+    values: dict[str, Any] = {"choice": dataclasses.asdict(choice), "candidates": [dataclasses.asdict(c) for c in candidates]}
+    try:
+        _file(key).parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=_file(key).parent)
+        with os.fdopen(handle, "w") as file:
+            json.dump(values, file)
+        os.replace(name, _file(key))
+    except OSError:
+        return
+
+
+def _file(key: str) -> Path:
+    return cache_folder() / "engines" / f"{key}.json"

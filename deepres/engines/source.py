@@ -1,0 +1,54 @@
+"""A network to build runners of, and what several engines need of it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepres.adapters.spec import device_of
+from deepres.engines.exporters import capture, openvino_model
+from deepres.engines.folding import fold_norms
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Images in channels-last; anything else as it is."""
+    return x.to(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+
+class ChannelsLast(nn.Module):
+    """Gives a network its input in channels-last, and takes the logits out of a Hugging Face network's object."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.net(channels_last(x))
+        logits: Tensor = getattr(out, "logits", out)  # of any shape: PyTorch's engines do not insist on classes
+        return logits
+
+
+class Source:
+    """A network and inputs of the shape that it will get. What several engines need of it is computed once."""
+
+    def __init__(self, model: nn.Module, example: Tensor) -> None:
+        self.model, self.example = model.eval(), example
+
+    @cached_property
+    def program(self) -> torch.export.ExportedProgram:
+        """The captured graph, for any batch size. Raises ``DeepresError`` where the network cannot be captured."""
+        return capture(self.model, self.example)
+
+    @cached_property
+    def openvino(self) -> Any:
+        """The network as an ``openvino.Model``, for any batch size."""
+        return openvino_model(self.program, self.example)
+
+    @cached_property
+    def folded(self) -> nn.Module:
+        """A copy with every batch norm folded into the layer before it, in float32 and channels-last, without gradients."""
+        folded = fold_norms(self.model).to(device_of(self.model)).to(memory_format=torch.channels_last)
+        return ChannelsLast(folded.requires_grad_(False)).eval()
