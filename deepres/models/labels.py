@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from deepres.data import Data, Resident, Split
-from deepres.models.wordnet import are_ids, imagenet_places
+from deepres.models.wordnet import are_ids, imagenet_ids, imagenet_places
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,13 @@ def match_labels(
     return LabelMatch(
         "none", remark=f"{why}: {len(order)} of the data's {len(classes)} classes are among the network's {len(labels)}"
     )
+
+
+def output_names(outputs: int | None, classes: Sequence[str]) -> Sequence[str]:
+    """Names of the outputs of a network that has none of its own: the data's, or of more outputs WordNet ids or numbers."""
+    if outputs is None or outputs <= len(classes):
+        return classes
+    return imagenet_ids() if are_ids(classes) and len(imagenet_ids()) == outputs else [str(i) for i in range(outputs)]
 
 
 def _places(labels: Sequence[str]) -> dict[str, int | None]:

@@ -12,7 +12,7 @@ from deepres.adapters import ModelSpec
 from deepres.data import Data, Tokens, open_data
 from deepres.data.text import is_text
 from deepres.errors import DeepresError
-from deepres.models.labels import LabelMatch, match_labels, relabel
+from deepres.models.labels import LabelMatch, match_labels, output_names, relabel
 from deepres.models.opening import OpenedModel, library_prepare, open_model
 from deepres.models.tokens import vocabulary_of
 
@@ -137,5 +137,5 @@ def _matched(opened: OpenedModel, data: Data) -> Paired:
         )
     match = match_labels(labels, opened.spec.classes, data.classes, positional=not opened.notes.get("classes"))
     if match.fits:
-        data = relabel(data, match.order, labels or data.classes)
+        data = relabel(data, match.order, labels or output_names(opened.spec.classes, data.classes))
     return Paired(opened, data, match)

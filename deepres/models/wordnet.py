@@ -16,6 +16,11 @@ def are_ids(classes: Sequence[str]) -> bool:
     return bool(classes) and all(_ID.fullmatch(name) for name in classes)
 
 
+def imagenet_ids() -> tuple[str, ...]:
+    """The ids of the 1000 classes in order; empty where timm is not installed."""
+    return _timm_lists()[0]
+
+
 def imagenet_places(classes: Sequence[str], labels: Sequence[str] | None) -> tuple[int, ...] | None:
     """The output of a 1000-class ImageNet network for each WordNet id: its place in the sorted list of the 1000 ids.
 

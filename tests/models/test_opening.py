@@ -16,12 +16,14 @@ import torch
 import torchvision
 import transformers
 from conftest import write_digits
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import deepres
 from deepres import DeepresError
 from deepres.data import open_data
+from deepres.evaluation import evaluate
 from deepres.models import annotate, data_for, load_weights, match_labels, open_model, open_with_data
 
 Wrap = Callable[[dict[str, Tensor]], dict[str, Any]]
@@ -258,6 +260,20 @@ def test_wordnet_ids_are_matched_by_imagenets_order() -> None:
     assert match_labels(own, 1000, ids).order == (0, 542, 999)
     assert not match_labels(None, 1000, ["n99999999", "n01440764"]).fits
     assert match_labels(None, 3, ids).by == "position"
+
+
+def test_a_network_of_1000_classes_is_tested_on_a_folder_of_some(tmp_path: Path) -> None:
+    for name in ("n03250847", "n15075141"):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / name / f"{i}.png")
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1000)).eval()
+    nn.init.zeros_(net[3].weight)
+    net[3].bias.data = torch.zeros(1000).index_fill_(0, torch.tensor([542]), 1.0)
+    pair = data_for(open_model(net), tmp_path, size=8)
+    assert pair.fits and len(pair.data.classes) == 1000 and pair.data.classes[542] == "n03250847"
+    assert set(pair.data.test.labels.tolist()) == {542, 999}
+    assert evaluate(net, pair.data).top1 == 50.0
 
 
 class Oracle(nn.Module):
