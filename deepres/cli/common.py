@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -46,6 +47,20 @@ def say(text: str) -> None:
     from rich.console import Console
 
     Console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOption:
+    """The data that a command works on."""
+
+    data: str = "digits"  # digits, cifar10, or a folder of images or tar shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOption:
+    """The device that a command computes on."""
+
+    device: str = "auto"  # auto, cpu, cuda
 
 
 def keywords(command: Any, *kinds: type[Any]) -> dict[str, Any]:

@@ -5,20 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepres.cli.common import default_out, resumable, say, table
+from deepres.cli.common import DataOption, default_out, keywords, resumable, say, table
+from deepres.paper.options import DegradeOptions
 
 
-@dataclass(frozen=True)
-class Degrade:
+@dataclass(frozen=True, kw_only=True)
+class Degrade(DegradeOptions, DataOption):
     """Show the degradation problem: deeper plain networks train worse, residual ones do not."""
 
-    data: str = "digits"  # digits, cifar10, or a folder of images or tar shards
-    depths: tuple[int, ...] = (20, 56)  # layers: two or more depths of 6n+2
-    epochs: float = 10  # of each network
-    seeds: int = 1  # how many times each network is trained
-    out: Path | None = None  # where report.html and the runs go; a folder used before is continued [runs/degrade-DATE]
-    speed: str = "float32-channels-last"  # how to compute; see `deepres train --help`
-    size: int | None = None  # side of the input in pixels [the images' own, or 32]
+    out: Path | None = None  # folder for report.html and the runs; a folder used before is continued [runs/degrade-DATE]
 
     def run(self) -> int:
         from rich.console import Console
@@ -33,13 +28,9 @@ class Degrade:
         with board, resumable(f"deepres degrade --out {out}"):
             findings = degrade(
                 self.data,
-                depths=self.depths,
-                epochs=self.epochs,
-                seeds=self.seeds,
                 out=out,
-                speed=self.speed,
-                size=self.size,
                 watch=board.update,
+                **keywords(self, DegradeOptions),
             )
         console.print(table(degradation_table(findings).head, degradation_table(findings).rows))
         say("")

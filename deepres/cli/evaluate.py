@@ -5,29 +5,22 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from tyro.conf import Positional
 
-from deepres.cli.common import counted, say, table
+from deepres.cli.common import DataOption, DeviceOption, counted, keywords, say, table
 from deepres.errors import DeepresError
+from deepres.evaluation.options import EvaluateOptions
+from deepres.models.options import OpenOptions
 
 
-@dataclass(frozen=True)
-class Evaluate:
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(DeviceOption, OpenOptions, EvaluateOptions, DataOption):
     """Test a trained network, or several as an ensemble: errors, by class, confusion, calibration."""
 
-    models: Positional[tuple[str, ...]]  # runs' folders, weights files, torchvision.models:NAME, timm:NAME, hf:FOLDER
-    data: str = "digits"  # digits, cifar10, or a folder of images or tar shards
-    split: Literal["test", "val", "train"] = "test"  # which part of the data is measured
-    protocol: Literal["one-crop", "ten-crop", "multiscale"] = "one-crop"  # the papers' ways to test
-    scales: tuple[int, ...] = (224, 256, 384, 480, 640)  # of multiscale: short sides of the whole images, pixels
-    batch: int = 250  # images of a pass
-    weights: Path | None = None  # a checkpoint for a network that is built by name
-    size: int | None = None  # side of the input in pixels [what the network was trained with]
-    device: str = "cpu"  # cpu, cuda
+    models: Positional[tuple[str, ...]]  # runs, files, torchvision.models:NAME, timm:NAME, hf:FOLDER
     json: bool = False  # print everything as JSON
-    out: Path | None = None  # write the JSON into this folder too
+    out: Path | None = None  # folder in which evaluation.json is written too
 
     def run(self) -> int:
         import json as js
@@ -43,15 +36,10 @@ class Evaluate:
             result = evaluate(
                 self.models,
                 self.data,
-                split=self.split,
-                protocol=self.protocol,
-                scales=self.scales,
-                batch=self.batch,
-                weights=self.weights,
-                size=self.size,
                 device=pick_device(self.device),
                 watch=watch,
                 say=lambda text: print(f"deepres: {text}", file=sys.stderr),
+                **keywords(self, EvaluateOptions, OpenOptions),
             )
         text = js.dumps(result.to_dict(), indent=1)
         if self.out is not None:

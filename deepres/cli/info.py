@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from tyro.conf import Positional
 
 from deepres.cli.common import say, table
 from deepres.errors import DeepresError
+from deepres.models.options import NetOptions
 
 
-@dataclass(frozen=True)
-class Info:
+@dataclass(frozen=True, kw_only=True)
+class Info(NetOptions):
     """Describe a network: stages, blocks, parameters, multiply-adds, memory. Without a network: this machine and its versions."""
 
-    net: Positional[str | None] = (
-        None  # a name from `deepres nets`, a run, a file, torchvision.models:NAME, timm:NAME, hf:FOLDER
-    )
-    size: int | None = None  # side of the input in pixels [32 for CIFAR networks, else 224]
-    batch: int = 128  # for the memory of a training step
-    width: float = 1.0  # multiplies the network's channels
-    num_classes: int | None = None  # instead of the network's usual
-    in_channels: int | None = None  # instead of the network's usual
-    stride_in: Literal["1x1", "3x3"] | None = None  # of a bottleneck: 1x1 is the paper's
+    # a name from `deepres nets`, a run, a file, torchvision.models:NAME, timm:NAME, hf:FOLDER
+    net: Positional[str | None] = None
+    size: int | None = None  # side of the input in pixels [the network's usual size]
+    batch: int = 128  # images of the training step whose memory is estimated
+    width: float = 1.0  # factor for the network's channels
+    num_classes: int | None = None  # number of classes [the network's usual number]
+    in_channels: int | None = None  # channels of the images [the network's usual number]
 
     def run(self) -> int:
         from rich.console import Console
@@ -34,8 +32,8 @@ class Info:
 
         if self.net is None:
             return environment()
-        asked = {"num_classes": self.num_classes, "in_channels": self.in_channels, "stride_in": self.stride_in}
-        options = {key: value for key, value in asked.items() if value is not None}
+        shape = {"num_classes": self.num_classes, "in_channels": self.in_channels}
+        options = self.changes() | {key: value for key, value in shape.items() if value is not None}
         if ":" in self.net or Path(self.net).exists():
             model = models.open_model(self.net, classes=self.num_classes, channels=self.in_channels).model
         else:

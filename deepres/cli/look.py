@@ -10,6 +10,8 @@ from typing import Literal
 from tyro.conf import Positional
 
 from deepres.cli.common import (
+    DataOption,
+    DeviceOption,
     default_out,
     keywords,
     say,
@@ -21,15 +23,13 @@ from deepres.models.options import OpenOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look(LookOptions, OpenOptions):
+class Look(DeviceOption, OpenOptions, LookOptions, DataOption):
     """Show what the depth of a network does: one interactive page for one network, or several side by side."""
 
     models: Positional[tuple[str, ...]]  # runs, files, names of ours, torchvision.models:NAME, timm:NAME, hf:FOLDER
-    data: str = "digits"  # digits, cifar10, or a folder of images or tar shards
     split: Literal["train", "val", "test"] = "val"  # which part of the data is looked at
     examples: int = 1000  # number of examples, at most
     batch: int = 100  # images of a pass
-    device: str = "auto"  # auto, cpu, cuda
     out: Path | None = None  # folder for report.html and findings.json [runs/look-DATE]
 
     def run(self) -> int:

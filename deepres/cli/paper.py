@@ -8,20 +8,18 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from deepres.cli.common import default_out, first_of_several, resumable, say, table
+from deepres.cli.common import default_out, first_of_several, keywords, resumable, say, table
+from deepres.paper.options import SPEED, ScaleOptions
 
 
-@dataclass(frozen=True)
-class Paper:
-    """The paper's claims as runs: list them, run one, or all that fit a budget, beside the paper's figures."""
+@dataclass(frozen=True, kw_only=True)
+class Paper(ScaleOptions):
+    """Reproduce the claims of the ResNet papers as runs: list them, run one, or all that fit a time budget."""
 
     name: Positional[str] = "list"  # an experiment, `all`, or `list`
     scale: str = "quick"  # quick (digits, minutes), or the paper's own schedules: cifar, imagenet (with --data FOLDER)
-    data: str | None = None  # instead of the scale's
-    epochs: float | None = None  # instead of the scale's
-    seeds: int | None = None  # instead of the scale's
-    budget: str | None = None  # such as 20m or 2h: of `all`, run the cheapest that fit
-    speed: str = "float32-channels-last"  # how to compute; see `deepres train --help`
+    budget: str | None = None  # time for `all`, such as 20m or 2h; the cheapest experiments that fit are run [no limit]
+    speed: str = SPEED  # precision and memory layout; see `deepres train --help`
     # folder for report.html, outcomes.json and the runs; one used before is continued [runs/paper-DATE]
     out: Path | None = None
 
@@ -40,7 +38,7 @@ class Paper:
             rows = [[one.name, one.title, one.source] for one in EXPERIMENTS.values()]
             console.print(table(["name", "claim", "where"], rows))
             return 0
-        chosen_scale = scale(self.scale).changed(data=self.data, epochs=self.epochs, seeds=self.seeds)
+        chosen_scale = scale(self.scale).changed(**keywords(self, ScaleOptions))
         chosen = served(chosen_scale) if self.name == "all" else [experiment(self.name)]
         first = first_of_several(self.out)
         out = self.out or default_out("paper")

@@ -11,26 +11,24 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from deepres.cli.common import output
+from deepres.cli.common import keywords, output
+from deepres.evaluation.options import PredictOptions
+from deepres.models.options import OpenOptions
 
 
-@dataclass(frozen=True)
-class Predict:
+@dataclass(frozen=True, kw_only=True)
+class Predict(OpenOptions, PredictOptions):
     """Classify images with a trained network. Exit code 1 if some could not be read."""
 
-    model: Positional[str]  # a run's folder, a weights file, torchvision.models:NAME, timm:NAME, hf:FOLDER
-    images: Positional[tuple[Path, ...]]  # image files or folders of them
-    top: int = 5  # how many classes to name
-    format: Literal["text", "csv", "json"] = "text"  # what is printed
-    out: Path | None = None  # write to this file instead of the terminal
-    batch: int = 32  # images of a pass
-    weights: Path | None = None  # a checkpoint for a network that is built by name
-    size: int | None = None  # side of the input in pixels [what the network was trained with]
+    model: Positional[str]  # a run, a file, torchvision.models:NAME, timm:NAME, hf:FOLDER
+    images: Positional[tuple[Path, ...]]  # image files, or folders of them
+    format: Literal["text", "csv", "json"] = "text"  # format of the output
+    out: Path | None = None  # file to write to [the terminal]
 
     def run(self) -> int:
         from deepres.evaluation import predict
 
-        answers = predict(self.model, self.images, top=self.top, batch=self.batch, weights=self.weights, size=self.size)
+        answers = predict(self.model, self.images, **keywords(self, PredictOptions, OpenOptions))
         bad = 0
         with output(self.out) as file:
             if self.format == "csv":

@@ -9,18 +9,19 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tyro.conf import Suppress
 
 from deepres.callback import Callback
 from deepres.cli.common import default_out, say
 from deepres.errors import DeepresError
+from deepres.models.options import NetOptions
 from deepres.training.run import Run
 
 
 @dataclass(frozen=True)
-class Train(Run):
+class Train(NetOptions, Run):
     """Train a network. Under torchrun, over several processes: torchrun --nproc-per-node 2 -m deepres train ..."""
 
     # a field of ``Run`` is given anew only where the command line may leave it open
@@ -32,11 +33,7 @@ class Train(Run):
     options: Suppress[dict[str, Any]] = dataclasses.field(default_factory=dict)
     resume: Path | None = None  # continue the run in this folder; of the other options only --device and --workers count
     again: Path | None = None  # repeat the run saved in this run.json (or run's folder), into --out
-    zero_init: bool = False  # start each block as the identity
-    dropout: float = 0.0  # share of features left out in front of the classifier
-    survival: float = 1.0  # stochastic depth: the share of steps in which the last branch is computed; 0.5 is usual
-    shortcut: Literal["A", "B", "C", "none"] | None = None  # instead of the network's usual
-    lens: str | None = None  # also measure every site, every=1epoch or every=200steps; kept with the run for `deepres look`
+    lens: str | None = None  # how often to measure every site, every=1epoch or every=200steps; `deepres look` shows it [never]
 
     def __post_init__(self) -> None:
         """Nothing is checked here: the command line may name a run instead of giving one. ``_run`` checks what comes of it."""
@@ -72,9 +69,4 @@ class Train(Run):
             raise DeepresError("which network? Give --net, such as --net resnet20-cifar (`deepres nets` lists them)")
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Run)}
         values["recipe"] = self.recipe or "auto"
-        asked = {"zero_init": self.zero_init, "dropout": self.dropout, "survival": self.survival}
-        usual = {"zero_init": False, "dropout": 0.0, "survival": 1.0}
-        options: dict[str, Any] = {key: value for key, value in asked.items() if value != usual[key]}
-        if self.shortcut:
-            options["shortcut"] = self.shortcut
-        return Run(**{**values, "out": str(self.out or default_out(self.net)), "options": options})
+        return Run(**{**values, "out": str(self.out or default_out(self.net)), "options": self.changes()})

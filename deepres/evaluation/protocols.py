@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from PIL import Image
@@ -15,9 +15,7 @@ from deepres.data import Prepare, Resident, Split, UnreadableImage, open_image
 from deepres.data.crop import fit, pixels, scaled, window
 from deepres.errors import DeepresError
 from deepres.evaluation.measurement import Evaluation, _Tally
-
-Protocol = Literal["one-crop", "ten-crop", "multiscale"]
-SCALES = (224, 256, 384, 480, 640)  # short sides, pixels
+from deepres.evaluation.options import SHORT_SIDES, Protocol
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +54,9 @@ def _views(image: Image.Image, prepare: Prepare, protocol: Protocol, scales: Seq
 
 
 @torch.no_grad()
-def probabilities(members: Sequence[Member], image: Image.Image, protocol: Protocol, scales: Sequence[int] = SCALES) -> Tensor:
+def probabilities(
+    members: Sequence[Member], image: Image.Image, protocol: Protocol, scales: Sequence[int] = SHORT_SIDES
+) -> Tensor:
     """(K,): the mean of the members' softmax over all views of one image.
 
     In ``"multiscale"`` a network sees the whole image and its mirror image at each short side: its global pooling averages the
@@ -79,7 +79,7 @@ def measure_views(
     classes: tuple[str, ...],
     protocol: Protocol,
     *,
-    scales: Sequence[int] = SCALES,
+    scales: Sequence[int] = SHORT_SIDES,
     watch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Test an ensemble (of one or more) by a protocol, image by image. What cannot be read is counted and left out.

@@ -14,8 +14,10 @@ from deepres.adapters import device_of, logits_of
 from deepres.data import Data, Prepare, Split, UnreadableImage, is_image_name, open_image
 from deepres.errors import DeepresError
 from deepres.evaluation.measurement import Evaluation, measure
-from deepres.evaluation.protocols import SCALES, Member, Protocol, measure_views
+from deepres.evaluation.options import EvaluateOptions, PredictOptions, Protocol
+from deepres.evaluation.protocols import Member, measure_views
 from deepres.models import Paired, open_trained, open_with_data
+from deepres.models.options import OpenOptions
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,16 @@ def predict(
     model: nn.Module | str | Path,
     images: Iterable[str | Path],
     *,
-    top: int = 5,
-    batch: int = 32,
+    top: int = PredictOptions.top,
+    batch: int = PredictOptions.batch,
     prepare: Prepare | None = None,
     classes: list[str] | None = None,
-    weights: str | Path | None = None,
-    size: int | None = None,
+    weights: str | Path | None = OpenOptions.weights,
+    size: int | None = OpenOptions.size,
 ) -> Iterator[Prediction]:
-    """Classify image files, in order. ``model``, ``weights``: as in ``open_model``.
+    """Classify image files, in order. ``model``: as in ``open_model``; ``PredictOptions`` and ``OpenOptions`` explain the options.
 
+    ``prepare`` and ``classes`` take the place of those that the network came with.
     A file that cannot be read gives a ``Prediction`` with its error, not an exception.
     """
     opened = open_trained(model, weights=weights)
@@ -99,22 +102,22 @@ def evaluate(
     model: Model | Sequence[Model],
     data: Data | str | Path,
     *,
-    split: Literal["train", "val", "test"] = "test",
-    protocol: Protocol = "one-crop",
-    scales: Sequence[int] = SCALES,
-    batch: int = 250,
+    split: Literal["train", "val", "test"] = EvaluateOptions.split,
+    protocol: Protocol = EvaluateOptions.protocol,
+    scales: Sequence[int] = EvaluateOptions.scales,
+    batch: int = EvaluateOptions.batch,
     device: torch.device | str | None = None,
-    workers: int | None = None,
-    weights: str | Path | None = None,
-    size: int | None = None,
+    workers: int | None = EvaluateOptions.workers,
+    weights: str | Path | None = OpenOptions.weights,
+    size: int | None = OpenOptions.size,
     watch: Callable[[int, int], None] = lambda done, total: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Evaluation:
     """Test a network, or the one that a reference names, on data; in float32. Several are tested as an ensemble.
 
-    ``model``, ``weights``: as in ``open_model``. Its classes are matched with the data's by name, else by position, and ``say`` is told
-    where that matters. ``protocol``: ``"one-crop"`` of the centre, ``"ten-crop"``, or ``"multiscale"``, whole images at the short sides
-    ``scales`` (see ``protocols``). Probabilities are averaged over views and networks. ``device``: None leaves a network where it is.
+    ``model``: as in ``open_model``. Its classes are matched with the data's by name, else by position, and ``say`` is told where that
+    matters. ``EvaluateOptions`` and ``OpenOptions`` explain the options. Probabilities are averaged over views and networks.
+    ``device``: None leaves a network where it is. ``watch(done, total)`` is called after each image of a protocol of several views.
 
     Raises ``DeepresError`` where the networks' classes or input do not fit the data's.
     """

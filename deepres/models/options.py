@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenOptions:
-    """What ``open_with_data`` takes beside a reference and data."""
+class WeightsOptions:
+    """Where a network's weights come from."""
 
     weights: Path | None = None  # file or run's folder with the weights of a network that is built by name
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenOptions(WeightsOptions):
+    """What ``open_with_data`` takes beside a reference and data."""
+
     size: int | None = None  # side of the input in pixels [the size that the network was trained with]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetOptions:
+    """Fields of ``ResNetConfig`` that ``create`` takes for a network of ours, where they differ from the network's usual ones."""
+
+    shortcut: Literal["A", "B", "C", "none"] | None = None  # kind of shortcuts, none for a plain network [the network's own]
+    stride_in: Literal["1x1", "3x3"] | None = None  # convolution of a bottleneck that strides; 1x1 is the paper's [3x3]
+    zero_init: bool = False  # start each block as the identity
+    dropout: float = 0.0  # share of features that a training step leaves out in front of the classifier
+    survival: float = 1.0  # stochastic depth: probability that a training step computes the last branch; 0.5 is usual
+
+    def changes(self) -> dict[str, Any]:
+        """The fields that were set, as keywords of ``create``."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in dataclasses.fields(NetOptions)}
+        return {name: value for name, (value, default) in values.items() if value != default}

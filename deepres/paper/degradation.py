@@ -21,6 +21,7 @@ from deepres.errors import DeepresError
 from deepres.lens import LayerGradient, gradient_norms
 from deepres.nn import config
 from deepres.paper.experiment import MARGIN, VANISHED
+from deepres.paper.options import DegradeOptions
 from deepres.training import RECIPES, Record, Run, Trainer, read_log, train
 
 REMAINS = 0.1  # of the plain networks' rise: what residual ones may keep where the shortcuts are said to remove it
@@ -132,12 +133,12 @@ Watch = Callable[[str, int, Record], None]
 def degrade(
     data: str | Path | Data = "digits",
     *,
-    depths: tuple[int, ...] = (20, 56),
-    epochs: float = 10,
-    seeds: int = 1,
+    depths: tuple[int, ...] = DegradeOptions.depths,
+    epochs: float = DegradeOptions.epochs,
+    seeds: int = DegradeOptions.seeds,
     out: str | Path | None = None,
-    speed: str = "float32-channels-last",
-    size: int | None = None,
+    speed: str = DegradeOptions.speed,
+    size: int | None = DegradeOptions.size,
     watch: Watch | None = None,
 ) -> Findings:
     """Train plain and residual networks of ``depths`` alike: batch 128, one cycle to 0.05, He initialisation.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from deepres.evaluation.protocols import Protocol
+from deepres.evaluation.options import Protocol
 from deepres.paper.experiment import Experiment, claim, clearly_less, curve, train_all
 from deepres.paper.lab import Curves, Lab, Outcome, Row, Trained
 

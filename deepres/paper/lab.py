@@ -21,10 +21,10 @@ from deepres.callback import Callback
 from deepres.data import Data, Loader, open_data
 from deepres.errors import DeepresError, nearest
 from deepres.evaluation import evaluate, measure
-from deepres.evaluation.protocols import SCALES as SCALES_PX
-from deepres.evaluation.protocols import Protocol
+from deepres.evaluation.options import SHORT_SIDES, Protocol
 from deepres.models import load
 from deepres.nn import ResNet, config
+from deepres.paper.options import ScaleOptions
 from deepres.training import Recipe, Record, Run, Trainer, read_log, recipe, train
 from deepres.training.distribute import pick_device
 
@@ -46,10 +46,16 @@ class Scale:
     kind: Kind = "cifar"  # which family of networks
     size: int = 32  # side of the input, pixels; smaller images of their own size stay as they are for CIFAR networks
     width: float = 1.0
-    scales: tuple[int, ...] = SCALES_PX  # short sides for testing at several scales, pixels
+    scales: tuple[int, ...] = SHORT_SIDES  # short sides for testing at several scales, pixels
     beside: Scale | None = None  # what serves the other kind
 
-    def changed(self, *, data: str | None = None, epochs: float | None = None, seeds: int | None = None) -> Scale:
+    def changed(
+        self,
+        *,
+        data: str | None = ScaleOptions.data,
+        epochs: float | None = ScaleOptions.epochs,
+        seeds: int | None = ScaleOptions.seeds,
+    ) -> Scale:
         """The same with other data, epochs or seeds."""
         for what, value in (("--epochs", epochs), ("--seeds", seeds)):
             if value is not None and value <= 0:

@@ -16,6 +16,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from deepres.errors import DeepresError
 from deepres.serve.app import build_app
 from deepres.serve.limits import Limits
+from deepres.serve.options import ServeOptions
 from deepres.serve.worker import Spec, Worker
 
 LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -24,19 +25,18 @@ LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\
 def serve(
     model: str | Path,
     *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    limits: Limits = Limits(),  # noqa: B008 (frozen)
-    tighten: bool = False,
-    weights: str | Path | None = None,
-    device: str = "auto",
+    host: str = ServeOptions.host,
+    port: int = ServeOptions.port,
+    limits: Limits = ServeOptions.limits,
+    tighten: bool = ServeOptions.tighten,
+    weights: str | Path | None = ServeOptions.weights,
+    device: str = ServeOptions.device,
 ) -> int:
     """Serve a network over HTTP until SIGINT or SIGTERM. Returns the exit code, 0.
 
     On the signal, requests whose body has not arrived are refused at once, and the others are answered.
 
-    ``tighten``: under load, a ghost leaves earlier before images queue up. ``weights``: a state_dict for a network that is built by
-    name.
+    ``model``: as in ``open_model``, or a ghost's folder. ``ServeOptions`` explains the options.
 
     Raises ``DeepresError`` for a network that cannot be loaded and a port that cannot be had.
     """

@@ -11,8 +11,10 @@ import torch
 import tyro
 
 import deepres
+import deepres.paper.lab
 from deepres.cli.main import command, main
 from deepres.cli.train import Train
+from deepres.models.options import NetOptions
 from deepres.serve import Limits
 from deepres.training import Run
 
@@ -88,6 +90,11 @@ def test_a_wrong_input_gets_one_sentence_and_exit_code_2(
 FUNCTIONS = {
     "look": (deepres.lens.look, deepres.models.open_with_data),
     "pack": (deepres.data.pack,),
+    "evaluate": (deepres.evaluate,),
+    "predict": (deepres.predict,),
+    "degrade": (deepres.paper.degrade,),
+    "paper": (deepres.paper.lab.Scale.changed,),
+    "serve": (deepres.serve.serve,),
 }
 
 
@@ -102,7 +109,18 @@ def test_options_of_a_command_are_keywords_of_the_function(name: str) -> None:
     keywords = {one.name: one.default for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY}
     assert inherited and inherited == {key: keywords[key] for key in inherited}
     own = {field.name for field in dataclasses.fields(kind)} - inherited.keys()  # those that only the command line has
-    assert own.isdisjoint(keywords.keys() - {"device"})  # `look` leaves a model where it is; a command chooses the device
+    # a function leaves a model where it is, and a command chooses the device; `out` has a default in the command alone
+    assert own.isdisjoint(keywords.keys() - {"device", "out"})
+
+
+def test_options_of_a_network_are_fields_of_its_configuration() -> None:
+    fields = {field.name: field.default for field in dataclasses.fields(deepres.nn.ResNetConfig)}
+    for field in dataclasses.fields(NetOptions):
+        assert field.default in (None, fields[field.name])  # None: the network's usual value
+    assert issubclass(command("train"), NetOptions) and issubclass(command("info"), NetOptions)
+    assert (
+        NetOptions(survival=0.5, shortcut="A").changes() == {"survival": 0.5, "shortcut": "A"} and NetOptions().changes() == {}
+    )
 
 
 def test_help_of_every_command_imports_no_torch() -> None:

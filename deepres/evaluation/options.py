@@ -1,0 +1,28 @@
+"""Options of ``evaluate`` and ``predict``, for Python and the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Protocol = Literal["one-crop", "ten-crop", "multiscale"]
+SHORT_SIDES = (224, 256, 384, 480, 640)  # pixels (He et al. 2015, section 3.4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """How a network is tested."""
+
+    split: Literal["test", "val", "train"] = "test"  # part of the data that is measured
+    protocol: Protocol = "one-crop"  # one centre crop, ten crops, or whole images at several scales
+    scales: tuple[int, ...] = SHORT_SIDES  # short sides of the whole images for multiscale, in pixels
+    batch: int = 250  # images of a pass
+    workers: int | None = None  # processes that decode large images
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """How images are classified."""
+
+    top: int = 5  # number of classes to name for each image
+    batch: int = 32  # images of a pass

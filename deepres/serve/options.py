@@ -1,0 +1,23 @@
+"""Options of ``serve``, for Python and the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tyro.conf import OmitArgPrefixes
+
+from deepres.models.options import WeightsOptions
+from deepres.serve.limits import Limits
+
+_USUAL = Limits()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions(WeightsOptions):
+    """Where a server listens, and how it computes."""
+
+    host: str = "127.0.0.1"  # address to listen at; 0.0.0.0 for all addresses of the machine
+    port: int = 8000  # port to listen at; 0 for a free one
+    limits: OmitArgPrefixes[Limits] = _USUAL  # bounds of the server
+    tighten: bool = False  # under load, let a ghost exit earlier before requests queue up
+    device: str = "auto"  # auto, cpu, cuda
