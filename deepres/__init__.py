@@ -16,7 +16,7 @@ from deepres.errors import DeepresError
 
 if TYPE_CHECKING:
     from deepres.adapters import Site, register_site, sites
-    from deepres.engines import optimize
+    from deepres.engines import export, optimize
     from deepres.evaluation import evaluate, predict
     from deepres.ghosting import ghost, load_ghost
     from deepres.models import load, save
@@ -34,6 +34,7 @@ __all__ = [
     "create",
     "deepen",
     "evaluate",
+    "export",
     "ghost",
     "load",
     "load_ghost",
@@ -56,7 +57,7 @@ _PUBLIC = {
     "deepres.training": ("Run", "accelerate", "resume", "train"),
     "deepres.shrinking": ("shrink",),
     "deepres.ghosting": ("ghost", "load_ghost"),
-    "deepres.engines": ("optimize",),
+    "deepres.engines": ("export", "optimize"),
 }
 _PACKAGES = (
     "adapters", "data", "engines", "evaluation", "exits", "ghosting", "lens", "models", "nn", "paper", "report", "serve",

@@ -29,6 +29,7 @@ COMMANDS = {
     "info": "Describe a network: stages, parameters, multiply-adds, memory. Without one: versions and devices.",
     "nets": "List the networks that have a name.",
     "optimize": "Find the fastest engine of this machine that keeps a network's answers.",
+    "export": "Export a trained network to ONNX, OpenVINO, torch.export or an AOTInductor package.",
 }
 RENAMED = {"look": {"lesions": "ablations"}}  # command -> old name of an option -> its name now
 EXIT_CODES = """exit codes:

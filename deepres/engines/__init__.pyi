@@ -1,6 +1,8 @@
 from .choosing import build_choice as build_choice
 from .choosing import optimize as optimize
 from .choosing import throughput as throughput
+from .exporting import ExportResult as ExportResult
+from .exporting import export as export
 from .folding import fold_norms as fold_norms
 from .optimized import Candidate as Candidate
 from .optimized import Choice as Choice

@@ -58,9 +58,11 @@ def capture(model: nn.Module, example: Tensor) -> ExportedProgram:
     except DeepresError:
         raise
     except Exception as error:  # torch.export raises whatever the network's code does with symbolic sizes
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = _first_line(error)
+        if "specialized it to be a constant" in str(error):
+            reason = "its code reads the batch size as a number, such as by len(x), where x.shape[0] would leave it open"
         raise DeepresError(
-            f"{_culprit(model, error)}: cannot be captured by torch.export for any batch size ({reason[:160]})"
+            f"{_culprit(model, error)}: cannot be captured by torch.export for any batch size ({reason})"
         ) from error
     finally:
         model.train(training)

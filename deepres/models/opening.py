@@ -15,6 +15,7 @@ from deepres.data import Prepare, Tokens
 from deepres.errors import DeepresError
 from deepres.models.builders import Origin, build
 from deepres.models.checkpoint import read
+from deepres.models.exported import is_exported, open_exported
 from deepres.models.head import replace_head
 from deepres.models.store import locate, restore
 from deepres.models.tokens import hugging_face_tokens, saved_vocabulary
@@ -67,6 +68,7 @@ def open_model(
 
     - a ``torch.nn.Module``: itself;
     - a run's folder or a weights file: as ``load`` reads it;
+    - an exported ``.onnx`` or ``.xml`` file: run by its engine, see ``open_exported``;
     - ``hf:FOLDER``: a Hugging Face model saved there, as the class that its configuration names;
     - ``timm:NAME``: from timm, freshly initialised unless ``weights`` are given;
     - ``MODULE:FUNCTION``: what the function returns, such as ``torchvision.models:resnet50``;
@@ -87,6 +89,9 @@ def open_model(
     if Path(text).exists():
         if weights is not None:
             raise DeepresError(f"{text}: has weights of its own, so --weights makes no sense with it")
+        if is_exported(text):
+            exported = open_exported(text)
+            return _opened(exported, short_name(text), exported.notes, trained=True)
         model, noted, report = restore(locate(text), **options)
         found = _opened(model, short_name(text), noted, trained=True, remarks=report.remarks)
     elif weights is not None:

@@ -97,7 +97,8 @@ class Patches(nn.Module):
         if images.shape[-2:] != (self.side, self.side):
             raise DeepresError(f"the network takes images of {self.side}x{self.side} pixels, not {tuple(images.shape[-2:])}")
         patches = self.project(images).flatten(2).transpose(1, 2)
-        return torch.cat((self.token.expand(len(patches), -1, -1), patches), dim=1)
+        # not len(patches), which would fix the batch size in an exported graph
+        return torch.cat((self.token.expand(patches.shape[0], -1, -1), patches), dim=1)
 
 
 class Transformer(nn.Module):

@@ -35,6 +35,11 @@ class Branching(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+class Counting(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(len(x), *x.shape[1:])
+
+
 class Bessel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.special.bessel_j0(x)
@@ -96,6 +101,8 @@ def test_aoti_compiles_for_any_batch(tmp_path: Path) -> None:
 def test_what_cannot_be_converted_names_its_module(tmp_path: Path) -> None:
     with pytest.raises(DeepresError, match=r"^1\.0 \(Branching\): cannot be captured"):
         exporters.capture(around(Branching()), X)
+    with pytest.raises(DeepresError, match=r"any batch size \(its code reads the batch size as a number"):
+        exporters.capture(around(Counting()), X)
     program = exporters.capture(around(nn.ReLU(), Bessel()), X)
     for kind in ("onnx", "openvino"):
         with pytest.raises(DeepresError, match=r"^1\.1 \(Bessel\), operation aten\.special_bessel_j0"):
