@@ -98,7 +98,7 @@ def test_static_ghosts_are_exported_and_others_refused_with_the_reason(run: Path
     ghost = Ghost(deepres.load(run), Settings())
     assert deepres.export(ghost, "torch-export", tmp_path / "net.pt2").changed == 0
     leaving = Ghost(deepres.load(run), Settings(exit_threshold=0.9))
-    with pytest.raises(DeepresError, match="cannot be exported, as which blocks run depends on the input"):
+    with pytest.raises(DeepresError, match="cannot be exported, as the blocks that run depend on the input"):
         deepres.export(leaving, "torch-export", tmp_path / "other.pt2")
     assert not (tmp_path / "other.pt2").exists()
 
