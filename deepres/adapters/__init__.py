@@ -1,12 +1,13 @@
 """What deepres knows of architectures, and the residual sites that everything else is written against.
 
-Read: patterns -> adapter -> one file of families -> site (observing, bypassing, surgery) -> blocks -> segments; spec tells what
-a network takes and gives, outputs reads its logits, trunk finds its feature maps, table writes the documentation's table of
+Read: patterns -> adapter -> one file of families -> site (calls, compiled, observing, bypassing, surgery) -> blocks -> segments.
+``spec`` describes what a network takes and gives, ``outputs`` reads its logits, ``table`` writes the documentation's table of
 architectures.
 """
 
 from deepres.adapters.adapter import Adapter, adapters, register_site
 from deepres.adapters.blocks import Block, find_blocks
+from deepres.adapters.compiled import as_written, uncompiled, unwrapped
 from deepres.adapters.observing import GradientSplit, Observation
 from deepres.adapters.outputs import flat, logits_in, logits_of
 from deepres.adapters.patterns import SitePattern
@@ -28,6 +29,7 @@ __all__ = [
     "Site",
     "SitePattern",
     "adapters",
+    "as_written",
     "can_delete",
     "delete_blocks",
     "device_of",
@@ -42,4 +44,6 @@ __all__ = [
     "sites",
     "spec_of",
     "trunk",
+    "uncompiled",
+    "unwrapped",
 ]

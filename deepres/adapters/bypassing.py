@@ -17,9 +17,9 @@ from deepres.adapters.calls import (
     patched,
     signal_in,
     signal_of,
-    uncompiled,
     with_signal,
 )
+from deepres.adapters.compiled import uncompiled
 
 if TYPE_CHECKING:
     from deepres.adapters.site import Site

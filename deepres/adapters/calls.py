@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -121,20 +121,3 @@ def patched(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
             del module.forward
         else:
             module.forward = before
-
-
-@contextmanager
-def uncompiled(model: nn.Module, wrapper: nn.Module | None = None) -> Iterator[None]:
-    """While open, what ``torch.compile`` made of ``model`` or of its modules runs as written, so that hooks are called.
-
-    Compiled code was traced without the hooks and ignores them without a word.
-    """
-    with ExitStack() as stack:
-        for module in (*([] if wrapper is None else [wrapper]), *model.modules()):
-            original = module.__dict__.get("_modules", {}).get("_orig_mod")
-            if original is not None:
-                stack.enter_context(patched(module, original.__call__))
-            if module.__dict__.get("_compiled_call_impl") is not None:  # by Module.compile()
-                compiled, module._compiled_call_impl = module._compiled_call_impl, None
-                stack.callback(setattr, module, "_compiled_call_impl", compiled)
-        yield

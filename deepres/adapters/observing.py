@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from deepres.adapters.calls import exchange, signal_in, signal_of, uncompiled
+from deepres.adapters.calls import exchange, signal_in, signal_of
+from deepres.adapters.compiled import uncompiled
 from deepres.errors import DeepresError
 
 if TYPE_CHECKING:

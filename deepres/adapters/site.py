@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from deepres.adapters import bypassing, observing, surgery
 from deepres.adapters.adapter import folds_rows, patterns_of, refuse
-from deepres.adapters.calls import ZeroBranch, patched, per_row, signal_in, uncompiled, with_signal
+from deepres.adapters.calls import ZeroBranch, patched, per_row, signal_in, with_signal
+from deepres.adapters.compiled import uncompiled, unwrapped
 from deepres.adapters.observing import GradientSplit, Observation
 from deepres.adapters.patterns import Layout, SitePattern
 from deepres.errors import DeepresError
@@ -175,8 +176,8 @@ def sites(model: nn.Module) -> list[Site]:
 
     Raises ``DeepresError`` for a family that is refused there, with the reason.
     """
-    wrapper = model if "_orig_mod" in model._modules else None
-    model = model if wrapper is None else wrapper.get_submodule("_orig_mod")
+    given, model = model, unwrapped(model)
+    wrapper = given if given is not model else None
     refuse(model)
     found: list[Site] = []
     folding: list[str] = []

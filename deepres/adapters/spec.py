@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from deepres.adapters.adapter import adapter_of, folds_rows
+from deepres.adapters.compiled import unwrapped
 from deepres.adapters.patterns import Layout
 
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
@@ -76,8 +77,7 @@ def spec_of(model: nn.Module) -> ModelSpec:
     """
     if isinstance(stated := getattr(model, "model_spec", None), ModelSpec):
         return stated
-    if "_orig_mod" in model._modules:  # torch.compile wraps
-        model = model.get_submodule("_orig_mod")
+    model = unwrapped(model)
     convolution, embedding = _first(model, nn.Conv2d), _first(model, nn.Embedding)
     tokens = convolution is None and embedding is not None
     channels = None if convolution is None else model.get_submodule(convolution).in_channels

@@ -11,6 +11,7 @@ from torch import nn
 
 from deepres.adapters.adapter import Adapter, patterns_of, runs_in_order
 from deepres.adapters.calls import PassOn, ZeroBranch
+from deepres.adapters.compiled import is_inside_compiled
 from deepres.adapters.patterns import SitePattern
 from deepres.errors import DeepresError
 
@@ -34,7 +35,7 @@ def _adapter(model: nn.Module, path: str) -> Adapter:
 
 def why_not_deletable(model: nn.Module, path: str) -> str:
     """Why the block at ``path`` cannot be deleted; empty where it can."""
-    if "_orig_mod" in path.split("."):
+    if is_inside_compiled(path):
         return "it stands inside a compiled module; delete it before compiling"
     owners = _owners(model, path)
     if not path or not runs_in_order(owners[-1]):
@@ -88,7 +89,7 @@ def remove_site(site: Site) -> None:
     index = site.path.rpartition(".")[2]
     if getattr(owners[-1], index, None) is not site.block and site.path:
         raise DeepresError(f"site {site.name!r} is stale: the model changed since; call sites(model) again")
-    if "_orig_mod" in site.path.split("."):
+    if is_inside_compiled(site.path):
         raise DeepresError(f"site {site.name!r} stands inside a compiled module; remove it before compiling")
     if site.is_inner:
         _remove_part(site, owners)

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from deepres.adapters import logits_of
+from deepres.adapters import logits_of, uncompiled
 from deepres.adapters.blocks import Block
 from deepres.adapters.site import Site
 from deepres.evaluation.timing import TimingPoint, timeline
@@ -31,6 +31,7 @@ def _shares(model: nn.Module, spans: Sequence[tuple[nn.Module, nn.Module]], inpu
     Of each span and of the whole pass the fastest of ``repeats`` counts, since other work on the machine only slows a pass down.
     """
     points: list[TimingPoint] = [point for first, last in spans for point in ((first, "before"), (last, "after"))]
-    rows = timeline(points, partial(logits_of, model, inputs), inputs.device, repeats=repeats)
+    with uncompiled(model):
+        rows = timeline(points, partial(logits_of, model, inputs), inputs.device, repeats=repeats)
     whole = min(row[-1] for row in rows)
     return [min(row[2 * i + 1] - row[2 * i] for row in rows) / whole for i in range(len(spans))]

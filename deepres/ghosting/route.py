@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepres.adapters import find_blocks, segments
+from deepres.adapters import as_written, find_blocks, segments
 from deepres.adapters.calls import signal_in, with_signal
 from deepres.deprecation import renamed_fields
 from deepres.errors import DeepresError
@@ -32,7 +32,7 @@ class Router(nn.Module):
 
     def __init__(self, net: nn.Module, settings: Settings | None = None, *, most: int = 5) -> None:
         super().__init__()
-        self.net = copy.deepcopy(net).eval()
+        self.net = as_written(copy.deepcopy(net)).eval()
         self.net.requires_grad_(False)
         self.blocks = find_blocks(self.net)
         if not any(not block.reshapes for block in self.blocks):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from deepres.adapters import logits_of
+from deepres.adapters import logits_of, uncompiled
 from deepres.lens.sample import Sample
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
@@ -40,6 +40,7 @@ def responses(model: nn.Module, sample: Sample) -> list[Response]:
         sums[name] += torch.stack([*parts, torch.tensor(float(values.numel()), device=values.device).double()]).cpu()
 
     with ExitStack() as stack:
+        stack.enter_context(uncompiled(model))
         for name, module in outputs.items():
             stack.callback(module.register_forward_hook(lambda _, __, out, name=name: add(name, out)).remove)
         for x in sample.inputs:
@@ -68,6 +69,7 @@ def _outputs(model: nn.Module, x: Tensor) -> dict[str, nn.Module]:
             source[made[0][1]] = module
 
     with ExitStack() as stack:
+        stack.enter_context(uncompiled(model))
         for name, module in model.named_modules():
             if isinstance(module, _LAYERS):
                 hook = module.register_forward_hook(lambda m, __, out, name=name: layer(name, m, out))

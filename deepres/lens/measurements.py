@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from deepres.adapters import Site, sites
+from deepres.adapters import Site, sites, uncompiled, unwrapped
 from deepres.deprecation import renamed
 from deepres.errors import DeepresError
 from deepres.evaluation import branch_times
@@ -135,11 +135,11 @@ def look(
     Raises ``DeepresError`` without examples, for labels that do not fit, and for outputs that are not logits.
     """
     began = time.perf_counter()
-    model = getattr(model, "_orig_mod", model)  # torch.compile wraps
+    model = unwrapped(model)
     if device is not None:
         model = model.to(device)
     home = next(model.parameters()).device
-    with _at_rest(model):
+    with _at_rest(model), uncompiled(model):
         sample = Sample.take(model, _moved(batches, home))
         found = sites(model)
         few = sample.first(backward)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepres.adapters import logits_of
+from deepres.adapters import as_written, logits_of
 from deepres.data import Data
 from deepres.deprecation import renamed, renamed_fields
 from deepres.errors import DeepresError
@@ -188,7 +188,7 @@ def _open(
     paired.need_fit()
     for remark in paired.remarks:
         log(remark)
-    network = copy.deepcopy(paired.model) if isinstance(model, nn.Module) else paired.model
+    network = as_written(copy.deepcopy(paired.model)) if isinstance(model, nn.Module) else paired.model
     return network, paired.data, type(model).__name__ if isinstance(model, nn.Module) else str(model), paired.opened.trained
 
 

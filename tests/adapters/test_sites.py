@@ -296,6 +296,16 @@ def test_language_models_have_two_sites_a_layer(build) -> None:
     assert len(deepres.sites(net)) == 5
 
 
+def test_a_layer_that_scales_the_others_by_their_place_is_not_deleted() -> None:
+    """GPT-2 with ``scale_attn_by_inverse_layer_idx``: the layers behind would be scaled by another number."""
+    size = {"vocab_size": 20, "n_positions": 8, "n_embd": 8, "n_layer": 2, "n_head": 1}
+    net = transformers.GPT2LMHeadModel(transformers.GPT2Config(**size, scale_attn_by_inverse_layer_idx=True)).eval()
+    assert [block.removable for block in find_blocks(net)] == [False, False]
+    with pytest.raises(DeepresError, match="scale_attn_by_inverse_layer_idx"):
+        delete_blocks(net, ["transformer.h.0"])
+    assert net.config.n_layer == len(net.transformer.h) == 2
+
+
 class TwoPart(nn.Module):
     def __init__(self) -> None:
         super().__init__()
