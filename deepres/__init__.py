@@ -17,7 +17,7 @@ from deepres.errors import DeepresError
 if TYPE_CHECKING:
     from deepres.adapters import Site, register_site, sites
     from deepres.engines import export, optimize
-    from deepres.evaluation import evaluate, predict
+    from deepres.evaluation import evaluate, generate, predict
     from deepres.ghosting import ghost, load_ghost
     from deepres.models import load, save
     from deepres.nn import create, deepen, names
@@ -35,6 +35,7 @@ __all__ = [
     "deepen",
     "evaluate",
     "export",
+    "generate",
     "ghost",
     "load",
     "load_ghost",
@@ -53,7 +54,7 @@ _PUBLIC = {
     "deepres.nn": ("create", "deepen", "names"),
     "deepres.adapters": ("Site", "register_site", "sites"),
     "deepres.models": ("load", "save"),
-    "deepres.evaluation": ("evaluate", "predict"),
+    "deepres.evaluation": ("evaluate", "generate", "predict"),
     "deepres.training": ("Run", "accelerate", "resume", "train"),
     "deepres.shrinking": ("shrink",),
     "deepres.ghosting": ("ghost", "load_ghost"),

@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "Train a network.",
     "evaluate": "Test a trained network, or an ensemble: errors, by class, confusion, calibration.",
     "predict": "Classify images with a trained network.",
+    "generate": "Continue a text with a language model.",
     "look": "Show what the depth of a network does, on an interactive page.",
     "shrink": "Remove the depth that a network does not need, while it trains.",
     "ghost": "Make a trained network adapt its depth to each input.",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deepres.errors import DeepresError
 
-SUFFIXES = (".txt", ".jsonl")
+TEXT_SUFFIXES = (".txt", ".jsonl")
 FIELD = "text"
 _SPLITS = {
     "train": "train",
@@ -40,7 +40,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _texts(folder: Path) -> Iterator[Path]:
-    return (path for path in _files(folder) if path.suffix in SUFFIXES)
+    return (path for path in _files(folder) if path.suffix in TEXT_SUFFIXES)
 
 
 def _others(folder: Path) -> Iterator[Path]:

@@ -13,6 +13,8 @@ from .head import replace_head as replace_head
 from .labels import LabelMatch as LabelMatch
 from .labels import match_labels as match_labels
 from .labels import relabel as relabel
+from .language import LanguageModel as LanguageModel
+from .language import open_language_model as open_language_model
 from .names import from_others as from_others
 from .names import infer_config as infer_config
 from .names import to_others as to_others

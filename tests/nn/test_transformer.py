@@ -13,7 +13,7 @@ from torch import nn
 import deepres
 from deepres import DeepresError
 from deepres.nn.attention import Attention, Rotary, attentions
-from deepres.nn.generate import generate, sampling_distribution
+from deepres.nn.generate import generate_tokens, sampling_distribution
 from deepres.nn.residual import Residual
 from deepres.nn.transformer import Transformer, TransformerConfig, deepnorm
 from deepres.nn.transformers import layers, transformer, transformer_names
@@ -156,7 +156,7 @@ def test_images_take_the_class_token() -> None:
 def test_greedy_generation_is_the_argmax_of_the_whole_pass(name: str) -> None:
     model = small(name)
     prompt = torch.randint(40, (2, 4))
-    made = torch.stack(list(generate(model, prompt, 15, temperature=0)), dim=1)
+    made = torch.stack(list(generate_tokens(model, prompt, 15, temperature=0)), dim=1)
     tokens = prompt
     for _ in range(15):
         tokens = torch.cat((tokens, model(tokens)[:, -1].argmax(-1, keepdim=True)), dim=1)
@@ -166,7 +166,8 @@ def test_greedy_generation_is_the_argmax_of_the_whole_pass(name: str) -> None:
 def test_generation_goes_on_beyond_the_context() -> None:
     model = small("llama-tiny")
     assert (
-        len(list(generate(model, torch.zeros(1, 3, dtype=torch.int64), 60, generator=torch.Generator().manual_seed(0)))) == 60
+        len(list(generate_tokens(model, torch.zeros(1, 3, dtype=torch.int64), 60, generator=torch.Generator().manual_seed(0))))
+        == 60
     )
 
 
@@ -186,7 +187,10 @@ def test_the_same_seed_gives_the_same_text() -> None:
     model = small("gpt-tiny")
     prompt = torch.zeros(1, 2, dtype=torch.int64)
     runs = [
-        [int(t) for t in itertools.islice(generate(model, prompt, 12, generator=torch.Generator().manual_seed(seed)), 12)]
+        [
+            int(t)
+            for t in itertools.islice(generate_tokens(model, prompt, 12, generator=torch.Generator().manual_seed(seed)), 12)
+        ]
         for seed in (1, 1, 2)
     ]
     assert runs[0] == runs[1] != runs[2]
@@ -216,11 +220,11 @@ def test_wrong_calls_get_a_sentence() -> None:
         model(torch.zeros(1, 25, dtype=torch.int64))
     for prompt in (torch.zeros(1, 0), torch.zeros(1, 25), torch.zeros(3)):
         with pytest.raises(DeepresError, match="context of 24"):
-            next(generate(model, prompt.long(), 1))
+            next(generate_tokens(model, prompt.long(), 1))
     with pytest.raises(DeepresError, match="vocabulary of 40"):
-        next(generate(model, torch.tensor([[40]]), 1))
+        next(generate_tokens(model, torch.tensor([[40]]), 1))
     with pytest.raises(DeepresError, match="decoder"):
-        next(generate(transformer("vit-tiny-cifar", depth=1), torch.zeros(1, 1).long(), 1))
+        next(generate_tokens(transformer("vit-tiny-cifar", depth=1), torch.zeros(1, 1).long(), 1))
     with pytest.raises(DeepresError, match="patches"):
         TransformerConfig(layers(1), 32, 4, image=30, patch=16)
     assert transformer_names("gpt2*") == ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"]

@@ -1,0 +1,41 @@
+"""``deepres generate``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tyro.conf import OmitArgPrefixes, Positional
+
+from deepres.evaluation.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Continue a text with a language model, and print it as it comes."""
+
+    model: Positional[str]  # a run's folder, a weights file, or hf:FOLDER
+    prompt: str = ""  # the text to continue
+    sampling: OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
+    echo: bool = True  # print the prompt in front
+    weights: Path | None = None  # a checkpoint for a network that is built by name
+
+    def run(self) -> int:
+        from deepres.evaluation.generation import generate
+
+        pieces = generate(self.model, self.prompt, self.sampling, weights=self.weights)
+        if self.echo:
+            sys.stdout.write(self.prompt)
+            sys.stdout.flush()
+        began = time.perf_counter()
+        count = 0
+        for piece in pieces:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+            count += len(piece)
+        sys.stdout.write("\n")
+        if sys.stderr.isatty():
+            print(f"{count / (time.perf_counter() - began):,.0f} characters/s", file=sys.stderr)
+        return 0

@@ -1,0 +1,64 @@
+"""How text is drawn from a language model: the options, and where a text ends. No PyTorch is imported here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deepres.errors import DeepresError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next tokens are drawn.
+
+    Raises ``DeepresError`` for values out of range.
+    """
+
+    max_tokens: int = 200  # tokens at most
+    temperature: float = 1.0  # 0 takes the likeliest token; below 1 likely ones more often than the model says
+    top_p: float = 1.0  # draw among the likeliest tokens that together have this probability
+    stop: tuple[str, ...] = ()  # words in front of which the text ends
+    seed: int | None = None  # the same seed gives the same text [another text each time]
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise DeepresError(f"max-tokens is at least 1, not {self.max_tokens}")
+        if not 0 <= self.temperature < float("inf") or not 0 < self.top_p <= 1:
+            raise DeepresError(
+                f"temperature is 0 or more and top-p above 0 and at most 1, not {self.temperature:g} and {self.top_p:g}"
+            )
+        if any(not word for word in self.stop):
+            raise DeepresError("a stop word has at least one character")
+
+
+class StopWords:
+    """Passes a stream of text on up to the first of some words. What may yet become such a word is held back."""
+
+    def __init__(self, words: tuple[str, ...]) -> None:
+        self.words = words
+        self.found = False
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """The text that is certain to stand in front of a stop word. After one was found, nothing."""
+        if self.found:
+            return ""
+        self._held += text
+        ends = [place for word in self.words if (place := self._held.find(word)) >= 0]
+        if ends:
+            self.found = True
+            out, self._held = self._held[: min(ends)], ""
+            return out
+        keep = max((_overlap(self._held, word) for word in self.words), default=0)
+        out, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return out
+
+    def close(self) -> str:
+        """What was held back; no stop word came of it."""
+        out, self._held = self._held, ""
+        return out
+
+
+def _overlap(text: str, word: str) -> int:
+    """Characters at the end of ``text`` with which ``word`` begins."""
+    return next((n for n in range(min(len(word) - 1, len(text)), 0, -1) if text.endswith(word[:n])), 0)
