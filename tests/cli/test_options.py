@@ -30,6 +30,7 @@ def test_every_field_of_a_run_is_an_option_of_train() -> None:
         "data": "cifar10",
         "out": "x",
         "init": "y",
+        "tokens": "bpe:300",
         "speed": "exact",
         "memory": "3GiB",
         "device": "cpu",
