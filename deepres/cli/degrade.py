@@ -19,7 +19,7 @@ class Degrade(DegradeOptions, DataOption):
         from rich.console import Console
 
         from deepres.cli.live import Board
-        from deepres.paper.degradation import degrade, to_json
+        from deepres.paper.degradation import degrade
         from deepres.paper.degrade_page import degradation_page, degradation_table
 
         out = self.out or default_out("degrade")
@@ -29,7 +29,7 @@ class Degrade(DegradeOptions, DataOption):
             findings = degrade(
                 self.data,
                 out=out,
-                watch=board.update,
+                progress=board.update,
                 **keywords(self, DegradeOptions),
             )
         console.print(table(degradation_table(findings).head, degradation_table(findings).rows))
@@ -40,6 +40,6 @@ class Degrade(DegradeOptions, DataOption):
         report = degradation_page(findings, f"Made by `{command} --seeds {self.seeds}` in {findings.seconds:.0f} s.").write(
             out / "report.html"
         )
-        (out / "findings.json").write_text(to_json(findings))
+        (out / "findings.json").write_text(findings.to_json())
         say(f"\nCurves and gradients: {report}")
         return 0

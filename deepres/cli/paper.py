@@ -43,7 +43,7 @@ class Paper(ScaleOptions):
         first = first_of_several(self.out)
         out = self.out or default_out("paper")
         planner = Planner(chosen, seconds_of(self.budget) if self.budget else None, Console(stderr=True))
-        lab = Lab(chosen_scale, out, self.speed, planner.watch)
+        lab = Lab(chosen_scale, out, self.speed, planner.show_epoch)
         outcomes = []
         lab.at(chosen[0].kind).data  # noqa: B018 (unknown data is told before anything is trained)
         with resumable(f"deepres paper {self.name} --out {out}"), planner:

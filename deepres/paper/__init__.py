@@ -1,4 +1,8 @@
-"""The papers' claims, each as a run."""
+"""The claims of the ResNet papers, each tested by a run.
+
+Read: lab -> experiment -> block_claims, degradation_claims, depth_claims, signal_claims, imagenet -> experiments -> plan -> page;
+degrade -> degrade_page.
+"""
 
 import lazy_loader
 

@@ -10,7 +10,7 @@ from deepres.paper.lab import Curves, Lab, Outcome, Row
 
 
 @claim("shortcuts", "Identity shortcuts are enough", "He et al. 2015, Table 3", 1.8, "cifar")
-def shortcuts(lab: Lab, me: Experiment) -> Outcome:
+def shortcuts_claim(lab: Lab, me: Experiment) -> Outcome:
     depth = lab.scale.depths[0]
     paper = {"plain": 28.54, "A": 25.03, "B": 24.52, "C": 24.19}
     runs = {"plain": train_all(lab, f"plain{depth}-cifar"), "A": train_all(lab, f"resnet{depth}-cifar")}
@@ -25,19 +25,19 @@ def shortcuts(lab: Lab, me: Experiment) -> Outcome:
     ]  # fmt: skip
     return me.outcome(
         lab,
-        "Residual networks beat the plain one of equal size by far; the options differ little, so projections are not essential.",
+        "Residual networks are far better than the plain one of equal size; the options differ little, so projections are not essential.",
         size["plain"] == size["A"]
         and min(options) < mean["plain"]
         and max(options) - min(options) < mean["plain"] - min(options),
         f"At {size['A']:,} weights each, plain has {mean['plain']:.2f} % test error and option A {mean['A']:.2f} %; the three options "
         f"lie within {max(options) - min(options):.2f} points.",
         rows,
-        likely="At this depth, on data this easy, the plain network trains well too, so shortcuts of any kind have little to win.",
+        likely="At this depth and on such easy data the plain network trains well too, so shortcuts can improve little.",
     )
 
 
 @claim("bottleneck", "Bottlenecks at equal cost", "He et al. 2015, Fig. 5 and section 4.1", 1.6, "cifar")
-def bottleneck(lab: Lab, me: Experiment) -> Outcome:
+def bottleneck_claim(lab: Lab, me: Experiment) -> Outcome:
     basic, slim = f"resnet{lab.scale.depths[0]}-cifar", "resnet29-cifar-bottleneck"
     runs = {net: train_all(lab, net) for net in (basic, slim)}
     shape = lab.data.shape
@@ -55,7 +55,7 @@ def bottleneck(lab: Lab, me: Experiment) -> Outcome:
 
 
 @claim("preactivation", "Pre-activation trains deep networks better", "He et al. 2016, Tables 2 and 3", 2.2, "cifar")
-def preactivation(lab: Lab, me: Experiment) -> Outcome:
+def preactivation_claim(lab: Lab, me: Experiment) -> Outcome:
     depth = max(lab.scale.depths[1], 110 if lab.scale.name != "quick" else 0)
     runs = {key: train_all(lab, f"resnet{depth}-cifar{key}") for key in ("", "-preact")}
     paper = {"": 6.61, "-preact": 6.37}
@@ -69,7 +69,7 @@ def preactivation(lab: Lab, me: Experiment) -> Outcome:
         "With norm and ReLU before the convolutions, the same network reaches a lower training loss.",
         clearly_less(*([run.history[-1].loss for run in runs[key]] for key in ("-preact", ""))),
         f"Training loss at the end: {loss['']:.4f} post-activation, {loss['-preact']:.4f} pre-activation."
-        + ("" if depth >= 110 else f" The paper compares at 110 layers and more; {depth} train well either way."),
+        + ("" if depth >= 110 else f" The paper compares at 110 layers and more; {depth} layers train well in both forms."),
         rows,
         (Curves("Training error by epoch, mean over the seeds.", "epoch", "training error, %", lines),),
     )

@@ -17,6 +17,7 @@ from torch import nn
 
 from deepres.callback import Callback
 from deepres.data import Data, Loader, open_data
+from deepres.deprecation import renamed
 from deepres.errors import DeepresError
 from deepres.lens import LayerGradient, gradient_norms
 from deepres.nn import config
@@ -24,7 +25,7 @@ from deepres.paper.experiment import MARGIN, VANISHED
 from deepres.paper.options import DegradeOptions
 from deepres.training import RECIPES, Record, Run, Trainer, read_log, train
 
-REMAINS = 0.1  # of the plain networks' rise: what residual ones may keep where the shortcuts are said to remove it
+REMAINING_RISE = 0.1  # rise of the residual networks, as a share of the plain ones', up to which the problem counts as solved
 
 
 @dataclass(frozen=True)
@@ -36,28 +37,28 @@ class Curve:
     residual: bool
     seed: int
     history: tuple[Record, ...]
-    gradients: tuple[tuple[int, tuple[LayerGradient, ...]], ...]  # (epoch, by layer)
+    gradients: tuple[tuple[int, tuple[LayerGradient, ...]], ...]  # (epoch, gradients of the layers)
 
     @property
     def train_error(self) -> float:
-        """Of the last epoch, %."""
+        """Training error of the last epoch, %."""
         return self.history[-1].train_error
 
     @property
     def test_error(self) -> float:
-        """Of the last epoch, %."""
+        """Test error after the last epoch, %."""
         return self.history[-1].test_error or 0.0
 
     @property
     def weakest(self) -> float:
-        """The smallest gradient of a convolution against the largest, after the last epoch."""
+        """Smallest gradient norm of a convolution relative to the largest, after the last epoch."""
         norms = [layer.norm for layer in self.gradients[-1][1][:-1]]
         return min(norms) / max(norms)
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All curves, and what they say."""
+    """The curves of all networks, and the conclusions from them."""
 
     data: str
     epochs: float
@@ -65,21 +66,24 @@ class Findings:
     seconds: float
 
     def of(self, net: str) -> list[Curve]:
+        """The curves of one network, one for each seed."""
         return [curve for curve in self.curves if curve.net == net]
 
     @property
     def nets(self) -> list[str]:
+        """Names of the networks, in the order of training."""
         return list(dict.fromkeys(curve.net for curve in self.curves))
 
     def train_error(self, net: str) -> tuple[float, float]:
-        """Mean and standard deviation over the seeds, %; the latter 0 for one seed."""
-        return spread([curve.train_error for curve in self.of(net)])
+        """Mean and standard deviation of the training error over the seeds, %; the deviation is 0 for one seed."""
+        return _mean_and_deviation([curve.train_error for curve in self.of(net)])
 
     def test_error(self, net: str) -> tuple[float, float]:
-        return spread([curve.test_error for curve in self.of(net)])
+        """As ``train_error``, of the test error."""
+        return _mean_and_deviation([curve.test_error for curve in self.of(net)])
 
     def summary(self) -> list[str]:
-        """What was seen, with its figures. Says so where the paper's claim was not seen."""
+        """Describe the findings in sentences, with their figures, also where they do not support the paper's claim."""
         lines = []
         depths = sorted({curve.depth for curve in self.curves})
         shallow, deep = depths[0], depths[-1]
@@ -96,40 +100,49 @@ class Findings:
         weakest = min(curve.weakest for curve in self.of(f"plain{deep}-cifar"))
         state = "have vanished" if weakest < VANISHED else "have not vanished"
         lines.append(
-            f"The gradients of plain-{deep} {state}: its weakest convolution gets {weakest:.2g} of the strongest's "
-            f"(vanished would be below {VANISHED:g})."
+            f"The gradients of plain-{deep} {state}: the smallest gradient norm of a convolution is "
+            f"{weakest:.2g} of the largest (below {VANISHED:g} counts as vanished)."
         )
         if self.degraded:
             left = max(0.0, self.rise("resnet")) / self.rise("plain")
-            removed = "removed that" if left < 0.01 else f"removed {100 * (1 - left):.0f} % of that"
+            removed = (
+                "removed this rise of the error"
+                if left < 0.01
+                else f"removed {100 * (1 - left):.0f} % of this rise of the error"
+            )
             lines.append(
-                "So depth alone made the plain network worse on the very images that it was trained on, which is not "
-                f"overfitting, and the shortcuts {removed}: the degradation problem."
+                "This is the degradation problem: depth alone made the plain network worse on its own training images, so it is not "
+                f"overfitting, and the shortcuts {removed}."
             )
         else:
             lines.append("The degradation problem did not show at this scale; try more depth (--depths 20 110) or --epochs.")
         seeds = len(self.of(self.nets[0]))
-        lines.append(f"Seen with {seeds} seeds." if seeds > 1 else "Seen with one seed; --seeds 3 shows the spread.")
+        lines.append(f"Measured with {seeds} seeds." if seeds > 1 else "Measured with one seed; --seeds 3 shows the spread.")
         return lines
 
     def rise(self, kind: str) -> float:
-        """Points by which the training error of the deepest "plain" or "resnet" network is above the shallowest one's."""
+        """Rise of the training error from the shallowest to the deepest network of ``kind``, "plain" or "resnet", in points."""
         depths = sorted({curve.depth for curve in self.curves})
         return self.train_error(f"{kind}{depths[-1]}-cifar")[0] - self.train_error(f"{kind}{depths[0]}-cifar")[0]
 
     @property
     def degraded(self) -> bool:
-        """Whether deep plain nets trained worse than shallow ones, and residual ones by not a tenth as much."""
-        return self.rise("plain") > MARGIN and self.rise("resnet") <= max(MARGIN, REMAINS * self.rise("plain"))
+        """Whether the deepest plain network trained worse than the shallowest, and the residual ones at most a tenth as much."""
+        return self.rise("plain") > MARGIN and self.rise("resnet") <= max(MARGIN, REMAINING_RISE * self.rise("plain"))
+
+    def to_json(self) -> str:
+        """All findings as JSON, with the version of PyTorch."""
+        return json.dumps({"torch": torch.__version__, "summary": self.summary(), **dataclasses.asdict(self)}, indent=1)
 
 
-def spread(values: list[float]) -> tuple[float, float]:
+def _mean_and_deviation(values: list[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-Watch = Callable[[str, int, Record], None]
+Progress = Callable[[str, int, Record], None]  # (network, seed, figures of an epoch)
 
 
+@renamed(watch="progress")
 def degrade(
     data: str | Path | Data = "digits",
     *,
@@ -139,21 +152,23 @@ def degrade(
     out: str | Path | None = None,
     speed: str = DegradeOptions.speed,
     size: int | None = DegradeOptions.size,
-    watch: Watch | None = None,
+    progress: Progress | None = None,
 ) -> Findings:
-    """Train plain and residual networks of ``depths`` alike: batch 128, one cycle to 0.05, He initialisation.
+    """Train plain and residual networks of ``depths`` with the same recipe: batch 128, one cycle to 0.05, He initialisation.
 
-    ``data`` larger than 96 pixels is brought to 32, the side that these networks are made for. With ``out``, the runs are
-    kept there, and what was finished before an interruption is not trained again. ``watch(net, seed, record)`` is called
-    after each epoch.
+    Images larger than 96 pixels are resized to 32, the side that these networks are made for. ``out``: folder to keep the runs in;
+    runs that are finished there are not trained again. ``progress(net, seed, record)`` is called after each epoch.
+
+    Raises ``DeepresError`` for fewer than two different depths, a depth without a network, fewer than one seed, and a folder whose
+    runs have other settings.
     """
     if len(set(depths)) < 2:
         raise DeepresError(f"degrade compares at least two different depths, not {', '.join(map(str, depths))}")
     if seeds < 1:
-        raise DeepresError(f"seeds is how many times each network is trained and at least 1, not {seeds}")
+        raise DeepresError(f"seeds is the number of trainings of each network and at least 1, not {seeds}")
     names = [f"{kind}{depth}-cifar" for depth in sorted(set(depths)) for kind in ("plain", "resnet")]
     for name in names:
-        config(name)  # a wrong depth is told before anything is trained
+        config(name)  # raises for a wrong depth before anything is trained
     opened = data if isinstance(data, Data) else open_data(data, size=size)
     if not isinstance(data, Data) and size is None and opened.prepare.size > 96:
         opened = open_data(data, size=32)
@@ -166,30 +181,30 @@ def degrade(
         for name in names:
             folder = Path(out) / "runs" / f"{name}-seed{seed}" if out else None
             run = Run(name, opened.name, base, str(folder) if folder else None, seed, speed=speed, watch_test=True, keep=1)
-            curves.append(_curve(run, opened, folder, watch))
+            curves.append(_curve(run, opened, folder, progress))
     return Findings(opened.name, epochs, tuple(curves), time.perf_counter() - began)
 
 
-def _curve(run: Run, data: Data, folder: Path | None, watch: Watch | None) -> Curve:
+def _curve(run: Run, data: Data, folder: Path | None, progress: Progress | None) -> Curve:
     assert not isinstance(run.recipe, str)
-    kept = _Gradients(data, folder, (1, math.ceil(run.recipe.epochs or 1)), watch)
+    kept = _Gradients(data, folder, (1, math.ceil(run.recipe.epochs or 1)), progress)
     net = config(run.net)
     if folder is not None and (folder / "result.json").exists():
         history = [Record(**line) for line in read_log(folder)]
         if run.recipe != Run.read(folder).recipe:
-            raise DeepresError(f"{folder}: was trained with other settings; choose another --out")
-        for record in history if watch is not None else ():
-            watch(run.net, run.seed, record)  # type: ignore[misc]
+            raise DeepresError(f"{folder}: trained with other settings; choose another --out")
+        for record in history if progress is not None else ():
+            progress(run.net, run.seed, record)  # type: ignore[misc]
     else:
         history = train(run, resume=True, show=False, data=data, callbacks=[kept]).history
     return Curve(run.net, net.depth, not net.is_plain, run.seed, tuple(history), kept.all())
 
 
 class _Gradients(Callback):
-    """Measures gradient norms after ``epochs`` on one fixed batch of training images; keeps them in a file if there is a folder."""
+    """Measures gradient norms after ``epochs`` on one fixed batch of training images, and keeps them in ``folder`` if it is given."""
 
-    def __init__(self, data: Data, folder: Path | None, epochs: tuple[int, ...], watch: Watch | None) -> None:
-        self.epochs, self.watch = epochs, watch
+    def __init__(self, data: Data, folder: Path | None, epochs: tuple[int, ...], progress: Progress | None) -> None:
+        self.epochs, self.progress = epochs, progress
         loader = Loader(data.train, data.prepare, 128, seed=0, shuffle=True)
         self.batch = next(loader.epoch(0))
         self.path = folder / "gradients.jsonl" if folder else None
@@ -202,8 +217,8 @@ class _Gradients(Callback):
     def after_epoch(self, trainer: Trainer, record: Record) -> None:
         if record.epoch in self.epochs:
             self.add(trainer.model, record)
-        if self.watch is not None:
-            self.watch(trainer.run.net, trainer.run.seed, record)
+        if self.progress is not None:
+            self.progress(trainer.run.net, trainer.run.seed, record)
 
     def add(self, model: nn.Module, record: Record) -> None:
         device = next(model.parameters()).device
@@ -215,9 +230,3 @@ class _Gradients(Callback):
 
     def all(self) -> tuple[tuple[int, tuple[LayerGradient, ...]], ...]:
         return tuple((epoch, tuple(LayerGradient(**v) for v in layers)) for epoch, layers in sorted(self.seen.items()))
-
-
-def to_json(findings: Findings) -> str:
-    """Everything that was measured, with the versions it was measured with."""
-    out = dataclasses.asdict(findings)
-    return json.dumps({"torch": torch.__version__, "words": findings.summary(), **out}, indent=1)

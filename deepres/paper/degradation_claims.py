@@ -1,4 +1,4 @@
-"""Degradation, and what it is not: overfitting, vanishing gradients, a lack of solutions (He et al. 2015, section 1)."""
+"""The degradation problem, which is not overfitting, vanishing gradients or a lack of solutions (He et al. 2015, section 1)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from deepres.paper.experiment import MARGIN, VANISHED, Experiment, claim, curve,
 from deepres.paper.lab import Curves, Lab, Outcome, Row, over
 from deepres.training import NonFinite
 
-FLOOR = 1e-20  # below this a signal or gradient counts as zero
+ZERO = 1e-20  # a signal or gradient below this counts as zero
 
 
 @claim("degradation", "Deeper plain networks train worse", "He et al. 2015, Fig. 1, 4 and 6", 2.6, "cifar")
-def degradation(lab: Lab, me: Experiment) -> Outcome:
+def degradation_claim(lab: Lab, me: Experiment) -> Outcome:
     shallow, deep = lab.scale.depths
     runs = {f"{kind}-{d}": train_all(lab, f"{kind}{d}-cifar") for kind in ("plain", "resnet") for d in (shallow, deep)}
     mean = {name: statistics.fmean(run.train_error for run in found) for name, found in runs.items()}
@@ -28,18 +28,18 @@ def degradation(lab: Lab, me: Experiment) -> Outcome:
                     tuple(curve(name, found, "train_error") for name, found in runs.items()))  # fmt: skip
     return me.outcome(
         lab,
-        "A deeper plain network has a higher training error than a shallower one; a deeper residual network has not.",
+        "A deeper plain network has a higher training error than a shallower one; a deeper residual network does not.",
         worse > MARGIN and better <= MARGIN,
         f"From {shallow} to {deep} layers the training error changes by {worse:+.2f} points without shortcuts and by {better:+.2f} "
         f"with them.",
         [train_row(f"{name}, training error", found) for name, found in runs.items()],
         (figure,),
-        likely="In a run this short the deeper residual network, too, is still on its way.",
+        likely="In so short a run the deeper residual network has not converged either.",
     )
 
 
 @claim("overfitting", "Degradation is not overfitting", "He et al. 2015, section 1", 2.6, "cifar")
-def overfitting(lab: Lab, me: Experiment) -> Outcome:
+def overfitting_claim(lab: Lab, me: Experiment) -> Outcome:
     shallow, deep = lab.scale.depths
     rows, gaps = [], {}
     for d in (shallow, deep):
@@ -53,17 +53,17 @@ def overfitting(lab: Lab, me: Experiment) -> Outcome:
     (low_train, low_test), (high_train, high_test) = gaps[shallow], gaps[deep]
     return me.outcome(
         lab,
-        "The deeper plain network is worse on the images it was trained on, not only on others: it underfits.",
+        "The deeper plain network is worse on the training images too: it underfits.",
         high_train > low_train + MARGIN and (high_test - high_train) <= max(low_test - low_train, MARGIN) + MARGIN,
         f"plain-{deep} has {high_train:.2f} % training and {high_test:.2f} % test error; plain-{shallow} has {low_train:.2f} % and "
-        f"{low_test:.2f} %. Overfitting would be a low first and a high second figure.",
+        f"{low_test:.2f} %. Overfitting would mean a low training error and a high test error.",
         rows,
-        likely="Where neither network is near its best yet, little can be said of either.",
+        likely="Neither network has converged, so the comparison says little.",
     )
 
 
 @claim("gradients", "It is not vanishing gradients", "He et al. 2015, section 4.1", 1.0, "cifar")
-def vanishing(lab: Lab, me: Experiment) -> Outcome:
+def vanishing_claim(lab: Lab, me: Experiment) -> Outcome:
     depth = lab.scale.depths[1]
     images, labels = lab.batch()
     rows, forward, backward, weakest = [], [], [], {}
@@ -74,18 +74,18 @@ def vanishing(lab: Lab, me: Experiment) -> Outcome:
             for seed in lab.seeds:
                 model = _after_an_epoch(lab, f"plain{depth}-cifar", seed, norm=norm, init=init)
                 grads = [layer.norm for layer in gradient_norms(model, images, labels)[:-1]] if model is not None else []
-                voices = (
+                layers = (
                     []
                     if model is None
                     else responses(_with_batch_statistics(model, images), Sample((images,), (labels,), "labels"))[:-1]
                 )
-                spread = [voice.deviation for voice in voices]
+                spread = [layer.deviation for layer in layers]
                 signal.append(_evenness(spread))
                 back.append(_evenness(grads))
                 if seed == 0 and model is not None:
                     place = tuple(float(i + 1) for i in range(len(grads)))
-                    forward.append((name, place, tuple(max(v, FLOOR) for v in spread)))
-                    backward.append((name, place, tuple(max(v, FLOOR) for v in grads)))
+                    forward.append((name, place, tuple(max(v, ZERO) for v in spread)))
+                    backward.append((name, place, tuple(max(v, ZERO) for v in grads)))
             rows.append(Row(f"{name}: weakest / strongest signal", tuple(signal), ""))
             rows.append(Row(f"{name}: weakest / strongest gradient", tuple(back), ""))
             weakest[norm, init] = (min(signal), min(back))
@@ -99,7 +99,7 @@ def vanishing(lab: Lab, me: Experiment) -> Outcome:
         healthy and lost,
         f"plain-{depth} after one epoch at a low rate, by layer: with both, the weakest signal is {with_both[0]:.2g} and the weakest "
         f"gradient {with_both[1]:.2g} of the strongest; with neither, {with_neither[0]:.2g} and {with_neither[1]:.2g}. Below "
-        f"{VANISHED:g} counts as vanished; 0 stands for a network whose signal, or gradient, is nothing at all or not finite.",
+        f"{VANISHED:g} counts as vanished; 0 stands for a signal or gradient that is zero or not finite.",
         rows,
         (
             Curves("Deviation of each layer's response, first seed.", "layer", "deviation", tuple(forward), log=True),
@@ -109,7 +109,7 @@ def vanishing(lab: Lab, me: Experiment) -> Outcome:
 
 
 def _after_an_epoch(lab: Lab, net: str, seed: int, *, norm: bool, init: str) -> nn.Module | None:
-    """A network as it is after one gentle epoch; None where training it gave numbers that are not finite."""
+    """Train a network for one epoch at a low rate; None if the loss was not finite."""
     label = f"{'norm' if norm else 'bare'}-{init}"
     try:
         return lab.train(net, seed, label=label, changes={"epochs": 1.0, "lr": 0.01}, norm=norm, init=init).model
@@ -118,12 +118,12 @@ def _after_an_epoch(lab: Lab, net: str, seed: int, *, norm: bool, init: str) -> 
 
 
 def _evenness(sizes: list[float]) -> float:
-    """The smallest against the largest; 0 where the largest is 0."""
-    return min(sizes) / max(sizes) if sizes and max(sizes) > FLOOR else 0.0
+    """Smallest of ``sizes`` relative to the largest; 0 if the largest is 0."""
+    return min(sizes) / max(sizes) if sizes and max(sizes) > ZERO else 0.0
 
 
 def _with_batch_statistics(model: nn.Module, images: torch.Tensor) -> nn.Module:
-    """``model`` in eval mode, with the statistics of this batch in its batch norms, so that it computes what it would in training."""
+    """Put the statistics of this batch into the batch norms of ``model``, so that it computes in eval mode what it does in training."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
@@ -135,7 +135,7 @@ def _with_batch_statistics(model: nn.Module, images: torch.Tensor) -> nn.Module:
 
 
 @claim("constructed", "The constructed solution exists, and SGD does not find it", "He et al. 2015, section 1", 1.5, "cifar")
-def constructed(lab: Lab, me: Experiment) -> Outcome:
+def constructed_claim(lab: Lab, me: Experiment) -> Outcome:
     shallow, deep = lab.scale.depths
     images, _ = lab.batch(256)
     blocks = lab.build(f"plain{deep}-cifar").config.blocks
@@ -156,7 +156,7 @@ def constructed(lab: Lab, me: Experiment) -> Outcome:
         "scratch does not reach it.",
         max(rows["difference"]) < 1e-4 and gap > MARGIN,
         f"plain-{deep} made from plain-{shallow} gives the same outputs to {max(rows['difference']):.1e} of the largest, so "
-        f"{over(rows['made'])} % training error; trained from scratch it ends at {over(rows['scratch'])} %.",
+        f"{over(rows['made'])} % training error; trained from scratch it has {over(rows['scratch'])} %.",
         [
             Row(f"plain-{shallow}, trained", tuple(rows["shallow"])),
             Row(f"plain-{deep}, made from it", tuple(rows["made"])),

@@ -11,12 +11,12 @@ import plotly.graph_objects as go
 from deepres.paper.degradation import Findings
 from deepres.report import Page, Table, charts, mean_and_deviation
 
-# plain in warm, residual in cool colours; the deeper, the stronger
+# plain networks in warm and residual networks in cool colours, the deepest in the stronger one
 _COLOURS = {False: (charts.ORANGE, charts.RED), True: (charts.SKY, charts.BLUE)}
 
 
 def degradation_table(findings: Findings) -> Table:
-    """One row a network."""
+    """Errors, gradients and time of each network, one row each."""
     rows = [
         [
             net.removesuffix("-cifar"),
@@ -39,7 +39,7 @@ def _style(findings: Findings, net: str) -> dict[str, Any]:
 
 
 def _errors(findings: Findings) -> go.Figure:
-    """Fig. 6 of the paper: training error dotted, test error solid; mean over the seeds."""
+    """Error over the epochs as in Fig. 6 of the paper: training error dotted, test error solid; mean over the seeds."""
 
     def panel(title: str, residual: bool) -> charts.Panel:
         series = []
@@ -88,9 +88,10 @@ def _positions(layers: Sequence[object]) -> list[float]:
 
 
 def degradation_page(findings: Findings, footer: str) -> Page:
+    """Page about the findings."""
     built = Page(
         "The degradation problem",
-        f"Plain and residual networks trained alike on {findings.data} for {findings.epochs:g} epochs.",
+        f"Plain and residual networks, trained with the same recipe on {findings.data} for {findings.epochs:g} epochs.",
         footer,
     )
     built.summary(findings.summary())
@@ -98,17 +99,17 @@ def degradation_page(findings: Findings, footer: str) -> Page:
     built.heading("Error while training")
     built.figure(
         _errors(findings),
-        "Training error (dotted) and test error (solid) by epoch; the counterpart of the paper's Fig. 6. "
+        "Training error (dotted) and test error (solid) of each epoch, as in the paper's Fig. 6. "
         "Training error is measured during the epoch, test error after it. Mean over the seeds.",
     )
-    built.heading("The gradient reaches every layer")
+    built.heading("Gradient norms by layer")
     built.figure(
         _gradients(findings),
         "Norm of the loss's gradient with respect to each convolution's weights, on one batch of training images, from the "
-        "input (left) to the output. A vanished gradient would fall by orders of magnitude towards the left. First seed.",
+        "input (left) to the output. A vanishing gradient falls by orders of magnitude towards the left. First seed.",
     )
     built.text(
-        "The claim: a deeper plain network could copy the shallower one and set the rest to the identity, so it should never "
-        "train worse. Gradient descent does not find that solution. Learning h(x) = f(x) + x makes the identity the easy one."
+        "A deeper plain network could copy a shallower one and set the other layers to the identity, so it need not train worse. "
+        "Gradient descent does not find this solution. With h(x) = f(x) + x, the identity is easy to learn: f(x) = 0."
     )
     return built

@@ -1,4 +1,4 @@
-"""Depth, and too much of it (He et al. 2015, Table 6; Huang et al. 2016)."""
+"""Claims about depth, and about too much depth (He et al. 2015, Table 6; Huang et al. 2016)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from deepres.paper.lab import Lab, Outcome, Row
 
 
 @claim("table6", "Deeper residual networks are better", "He et al. 2015, Table 6", 9.0, "cifar")
-def table6(lab: Lab, me: Experiment) -> Outcome:
+def table6_claim(lab: Lab, me: Experiment) -> Outcome:
     published: dict[int, float | str] = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: "6.43 (6.61 ± 0.16)", 1202: 7.93}
     rows, errors = [], {}
     for depth in lab.scale.table:
@@ -27,9 +27,11 @@ def table6(lab: Lab, me: Experiment) -> Outcome:
     if holds:
         reason = ""
     elif clearly_less(errors[first], errors[deepest]):
-        reason = " So short a schedule ends before the deeper network has caught up."
+        reason = " The schedule is too short for the deeper network to converge."
     else:
-        reason = " That is within what the seeds differ by: easy data and a short schedule leave depth little to give."
+        reason = (
+            " The difference is within the spread of the seeds: on easy data and with a short schedule, depth improves little."
+        )
     before, after = (statistics.fmean(errors[depth]) for depth in (first, deepest))
     return me.outcome(
         lab,
@@ -40,8 +42,10 @@ def table6(lab: Lab, me: Experiment) -> Outcome:
     )
 
 
-@claim("overdepth", "Too much depth overfits, and can be answered", "He et al. 2015, Table 6; Huang et al. 2016", 9.0, "cifar")
-def overdepth(lab: Lab, me: Experiment) -> Outcome:
+@claim(
+    "overdepth", "Too much depth overfits, and regularisation helps", "He et al. 2015, Table 6; Huang et al. 2016", 9.0, "cifar"
+)
+def overdepth_claim(lab: Lab, me: Experiment) -> Outcome:
     deep, deeper = lab.scale.deepest
     ways: dict[str, tuple[int, dict[str, float]]] = {
         f"resnet-{deep}": (deep, {}),
@@ -77,5 +81,5 @@ def overdepth(lab: Lab, me: Experiment) -> Outcome:
         f"{high[bare]:.2f}, {high[dropped]:.2f} and {high[stochastic]:.2f} %.",
         rows,
         likely="In a short run the deeper network has not reached the shallower one's training error, so there is no overfitting to "
-        "answer, and leaving features or blocks out costs steps that it does not have.",
+        "reduce, and dropping features or blocks slows its training further.",
     )

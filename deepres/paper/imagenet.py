@@ -1,4 +1,4 @@
-"""The claims that ImageNet networks test: Tables 2 to 5, each by the protocol that the paper used."""
+"""Claims about ImageNet networks (He et al. 2015, Tables 2 to 5), each tested by the protocol of the paper."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ SEVERAL = {"resnet34-b": (21.84, 5.71), "resnet34-c": (21.53, 5.60), "resnet50":
 
 
 def _tests(lab: Lab, net: str, protocol: Protocol, what: str = "top1") -> tuple[float, ...]:
-    """Error by a protocol, one a seed."""
+    """Error by a protocol, for each seed."""
     return tuple(float(lab.tested([run], protocol)[what]) for run in train_all(lab, net))
 
 
 def _deep(lab: Lab) -> list[str]:
-    """The networks of Table 4, shallow to deep."""
+    """Names of the networks of Table 4, shallow to deep."""
     return [f"resnet{lab.scale.depths[1]}-b", f"resnet{lab.scale.depths[1]}-c", *(f"resnet{d}" for d in lab.scale.table)]
 
 
 @claim("imagenet-depth", "Degradation on photographs", "He et al. 2015, Table 2 and Fig. 4", 2.0, "imagenet")
-def depth(lab: Lab, me: Experiment) -> Outcome:
+def imagenet_depth_claim(lab: Lab, me: Experiment) -> Outcome:
     shallow, deep = lab.scale.depths
     nets = [f"plain{shallow}", f"plain{deep}", f"resnet{shallow}-a", f"resnet{deep}-a"]
     runs = {net: train_all(lab, net) for net in nets}
@@ -48,12 +48,12 @@ def depth(lab: Lab, me: Experiment) -> Outcome:
         f"from {better[0]:.2f} to {better[1]:.2f} % with them.",
         rows,
         (figure,),
-        likely="Where the plain half holds and the residual half does not, the data are too easy, or the run too short, for depth to pay.",
+        likely="If only the part about residual networks fails, the data are too easy or the run is too short for depth to help.",
     )
 
 
 @claim("imagenet-shortcuts", "Identity shortcuts are enough, and depth pays", "He et al. 2015, Table 3", 3.0, "imagenet")
-def shortcuts(lab: Lab, me: Experiment) -> Outcome:
+def imagenet_shortcuts_claim(lab: Lab, me: Experiment) -> Outcome:
     deep = lab.scale.depths[1]
     nets = [f"plain{deep}", *(f"resnet{deep}-{option}" for option in "abc"), *(f"resnet{d}" for d in lab.scale.table)]
     top1 = {net: _tests(lab, net, "ten-crop") for net in nets}
@@ -68,12 +68,12 @@ def shortcuts(lab: Lab, me: Experiment) -> Outcome:
         f"{nets[0]} has {mean[nets[0]]:.2f} %, options A, B and C {', '.join(f'{v:.2f}' for v in options)} %, and {nets[-1]} "
         f"{mean[nets[-1]]:.2f} %.",
         rows,
-        likely="Every residual network is far ahead of a plain one that does not train; among them, on few data, the smaller ones lead.",
+        likely="All residual networks are far better than a plain one that does not train; on few data, the smaller ones are better.",
     )
 
 
 @claim("imagenet-single", "One network at several scales", "He et al. 2015, Table 4", 3.0, "imagenet")
-def single(lab: Lab, me: Experiment) -> Outcome:
+def imagenet_single_claim(lab: Lab, me: Experiment) -> Outcome:
     nets = _deep(lab)
     several = {net: _tests(lab, net, "multiscale") for net in nets}
     crops = {net: _tests(lab, net, "ten-crop") for net in nets}
@@ -92,13 +92,13 @@ def single(lab: Lab, me: Experiment) -> Outcome:
         f"At several scales {first} has {mean[first][0]:.2f} % and {last} {mean[last][0]:.2f} %; by ten crops {mean[first][1]:.2f} and "
         f"{mean[last][1]:.2f} %.",
         rows,
-        likely="A network trained at one scale, without the paper's random scales, knows its images at that size only, the more so "
-        "where an image is one object that fills the frame.",
+        likely="A network that was trained at one scale, without the paper's random scales, is accurate at that size only, above all "
+        "where one object fills the image.",
     )
 
 
-@claim("imagenet-ensemble", "Networks of different depth together", "He et al. 2015, Table 5", 3.0, "imagenet")
-def ensemble(lab: Lab, me: Experiment) -> Outcome:
+@claim("imagenet-ensemble", "Ensembles of networks of different depth", "He et al. 2015, Table 5", 3.0, "imagenet")
+def imagenet_ensemble_claim(lab: Lab, me: Experiment) -> Outcome:
     by_net: list[Sequence[Trained]] = [train_all(lab, net) for net in _deep(lab)]
     one = [float(lab.tested([run], "multiscale")["top1"]) for runs in by_net for run in runs]
     together = [lab.tested([runs[i] for runs in by_net], "multiscale") for i in range(lab.scale.seeds)]

@@ -1,4 +1,4 @@
-"""What every experiment stands on: a scale to run at, trained networks that are kept, and an outcome to tell."""
+"""The basis of all experiments: scales, trained networks that are kept and shared, and outcomes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from deepres.callback import Callback
 from deepres.data import Data, Loader, open_data
+from deepres.deprecation import renamed_fields
 from deepres.errors import DeepresError, nearest
 from deepres.evaluation import evaluate, measure
 from deepres.evaluation.options import SHORT_SIDES, Protocol
@@ -28,26 +29,26 @@ from deepres.paper.options import ScaleOptions
 from deepres.training import Recipe, Record, Run, Trainer, read_log, recipe, train
 from deepres.training.distribute import pick_device
 
-Kind = Literal["cifar", "imagenet"]
+NetworkFamily = Literal["cifar", "imagenet"]
 
 
 @dataclass(frozen=True)
-class Scale:
-    """How large an experiment is run; the code is the same at every scale."""
+class ExperimentScale:
+    """Data, depths, recipe and number of seeds of experiments. The code of an experiment is the same at every scale."""
 
     name: str
     data: str
-    depths: tuple[int, ...]  # of the networks that are compared, shallow to deep
-    table: tuple[int, ...]  # the residual networks of Table 6; of Tables 3 to 5, the bottleneck ones
+    depths: tuple[int, ...]  # of the compared networks, shallow to deep
+    table: tuple[int, ...]  # depths of the residual networks of Table 6, or of the bottleneck networks of Tables 3 to 5
     recipe: Recipe
     seeds: int
-    differs: str  # from the paper, in summary
-    deepest: tuple[int, int] = (110, 1202)  # a deep network, and one that is deeper than its data needs
-    kind: Kind = "cifar"  # which family of networks
-    size: int = 32  # side of the input, pixels; smaller images of their own size stay as they are for CIFAR networks
+    differs: str  # differences from the paper, in words
+    deepest: tuple[int, int] = (110, 1202)  # depths of a deep network and of one that is too deep for its data
+    kind: NetworkFamily = "cifar"
+    size: int = 32  # side of the input in pixels; for CIFAR networks smaller images keep their size
     width: float = 1.0
     scales: tuple[int, ...] = SHORT_SIDES  # short sides for testing at several scales, pixels
-    beside: Scale | None = None  # what serves the other kind
+    beside: ExperimentScale | None = None  # the scale for the other family of networks
 
     def changed(
         self,
@@ -55,8 +56,8 @@ class Scale:
         data: str | None = ScaleOptions.data,
         epochs: float | None = ScaleOptions.epochs,
         seeds: int | None = ScaleOptions.seeds,
-    ) -> Scale:
-        """The same with other data, epochs or seeds."""
+    ) -> ExperimentScale:
+        """Copy with other data, epochs or seeds. Raises ``DeepresError`` for epochs or seeds that are not above 0."""
         for what, value in (("--epochs", epochs), ("--seeds", seeds)):
             if value is not None and value <= 0:
                 raise DeepresError(f"{what} must be above 0, not {value}")
@@ -74,12 +75,12 @@ class Scale:
             beside=beside,
         )
 
-    def serving(self, kind: Kind) -> Scale | None:
-        """The scale for that family of networks, if there is one."""
+    def serving(self, kind: NetworkFamily) -> ExperimentScale | None:
+        """The scale for a family of networks; None if there is none."""
         return self if self.kind == kind else self.beside
 
 
-_QUICK_PHOTOGRAPHS = Scale(
+_QUICK_PHOTOGRAPHS = ExperimentScale(
     "quick",
     "digits",
     (18, 34),
@@ -92,10 +93,10 @@ _QUICK_PHOTOGRAPHS = Scale(
     scales=(32, 40, 48),
 )
 
-SCALES = {
+EXPERIMENT_SCALES = {
     scale.name: scale
     for scale in (
-        Scale(
+        ExperimentScale(
             "quick",
             "digits",
             (20, 56),
@@ -106,7 +107,7 @@ SCALES = {
             deepest=(56, 110),
             beside=_QUICK_PHOTOGRAPHS,
         ),
-        Scale(
+        ExperimentScale(
             "cifar",
             "cifar10",
             (20, 56),
@@ -115,7 +116,7 @@ SCALES = {
             5,
             "nothing but the machine",
         ),
-        Scale(
+        ExperimentScale(
             "imagenet",
             "imagenet",
             (18, 34),
@@ -130,39 +131,42 @@ SCALES = {
 }
 
 
-def scale(name: str) -> Scale:
-    """A scale by name."""
-    if name not in SCALES:
-        raise DeepresError(f"unknown scale {name!r}{nearest(name, SCALES) or f'; there are {chr(44).join(SCALES)}'}")
-    return SCALES[name]
+def scale(name: str) -> ExperimentScale:
+    """The scale of that name. Raises ``DeepresError`` for an unknown name."""
+    if name not in EXPERIMENT_SCALES:
+        hint = nearest(name, EXPERIMENT_SCALES) or f"; there are {', '.join(EXPERIMENT_SCALES)}"
+        raise DeepresError(f"unknown scale {name!r}{hint}")
+    return EXPERIMENT_SCALES[name]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of an outcome: our figure beside the paper's."""
+    """One row of an outcome: our figure and the paper's."""
 
     label: str
-    ours: tuple[float, ...]  # one value a seed
+    ours: tuple[float, ...]  # one value for each seed
     unit: str = "%"
     paper: float | str | None = None  # as published; None where the paper has none
 
     @property
     def mean(self) -> float:
+        """Mean over the seeds."""
         return statistics.fmean(self.ours)
 
     @property
     def spread(self) -> float:
-        """Standard deviation over the seeds, 0 for one."""
+        """Standard deviation over the seeds; 0 for one seed."""
         return statistics.stdev(self.ours) if len(self.ours) > 1 else 0.0
 
     def text(self) -> str:
+        """Mean and standard deviation with the unit, as in ``"7.25 ± 0.13 %"``."""
         figure = f"{self.mean:.3g}" if 0 < abs(self.mean) < 0.01 or abs(self.mean) >= 1000 else f"{self.mean:.2f}"
         return f"{figure} ± {self.spread:.2g} {self.unit}".strip() if len(self.ours) > 1 else f"{figure} {self.unit}".strip()
 
 
 @dataclass(frozen=True)
 class Curves:
-    """A figure as data: lines of (x, y), drawn by the page."""
+    """A figure as data: named lines of x and y, which the page draws."""
 
     caption: str
     x: str
@@ -173,14 +177,14 @@ class Curves:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an experiment came to."""
+    """Result of an experiment."""
 
     name: str
     title: str
-    source: str  # where in the paper
+    source: str  # paper and section
     claim: str
     holds: bool
-    why: str  # the figures that decide it, and the likely reason where it does not hold
+    why: str  # the figures that decide whether the claim holds, and the likely reason if it does not
     rows: tuple[Row, ...]
     figures: tuple[Curves, ...]
     differs: str
@@ -196,46 +200,45 @@ class Trained:
     seed: int
     history: tuple[Record, ...]
     model: ResNet
-    test_error: float  # at the end, of the weights with the best validation error, %
+    test_error: float  # of the weights with the best validation error, %
     folder: Path
 
     @property
     def train_error(self) -> float:
-        """Of the last epoch, while training, %."""
+        """Error in the last epoch of training, %."""
         return self.history[-1].train_error
 
 
-Watch = Callable[[str, Record], None]
+class _Report(Callback):
+    """Passes each epoch on to ``progress``, with the name of the network."""
 
-
-class _Shown(Callback):
-    """Hands each epoch on to ``progress``, under the name of the network."""
-
-    def __init__(self, progress: Watch, name: str) -> None:
+    def __init__(self, progress: Callable[[str, Record], None], name: str) -> None:
         self.progress, self.label = progress, name
 
     def after_epoch(self, trainer: Trainer, record: Record) -> None:
         self.progress(self.label, record)
 
 
+@renamed_fields(watch="progress")
 @dataclass
 class Lab:
-    """Trains what an experiment asks for, once: networks are kept in ``out`` and shared between experiments."""
+    """Trains networks for experiments. Each is trained once, kept in ``out`` and shared between experiments."""
 
-    scale: Scale
+    scale: ExperimentScale
     out: Path
     speed: str = "float32-channels-last"
-    watch: Watch | None = None
+    progress: Callable[[str, Record], None] | None = None  # called after each epoch with the network's name
     _data: Data | None = field(default=None, repr=False)
     _beside: Lab | None = field(default=None, repr=False)
 
     @property
     def data(self) -> Data:
+        """The scale's data, opened when first used."""
         if self._data is None:
             scale = self.scale
             if scale.data == "imagenet":
                 raise DeepresError(
-                    "the scale 'imagenet' needs --data FOLDER: train and val with a folder per class, or tar shards"
+                    "the scale 'imagenet' needs --data FOLDER with train and val: a folder for each class, or tar shards"
                 )
             own = scale.kind == "cifar"  # small images keep their size
             self._data = open_data(scale.data, size=None if own else scale.size)
@@ -249,17 +252,17 @@ class Lab:
     def device(self) -> torch.device:
         return pick_device("auto", int(os.environ.get("LOCAL_RANK", "0")))
 
-    def at(self, kind: Kind) -> Lab:
-        """The lab for that family of networks; the same, or one beside it.
+    def at(self, kind: NetworkFamily) -> Lab:
+        """The lab for a family of networks: this one, or one for the scale beside it.
 
-        Raises ``DeepresError`` where the scale has no such networks.
+        Raises ``DeepresError`` if the scale has no such networks.
         """
         serving = self.scale.serving(kind)
         if serving is None:
-            fit = [one.name for one in SCALES.values() if one.serving(kind)]
-            raise DeepresError(f"this experiment is not for the scale {self.scale.name!r}; it runs at {' and '.join(fit)}")
+            fit = [one.name for one in EXPERIMENT_SCALES.values() if one.serving(kind)]
+            raise DeepresError(f"this experiment cannot run at the scale {self.scale.name!r}; it runs at {' and '.join(fit)}")
         if serving is not self.scale and self._beside is None:
-            self._beside = Lab(serving, self.out / kind, self.speed, self.watch)
+            self._beside = Lab(serving, self.out / kind, self.speed, self.progress)
         return self if serving is self.scale or self._beside is None else self._beside
 
     @property
@@ -275,11 +278,13 @@ class Lab:
 
     def train(self, net: str, seed: int = 0, *, width: float | None = None, label: str = "", start: ResNet | None = None,
               changes: dict[str, Any] | None = None, **options: Any) -> Trained:  # fmt: skip
-        """Train, or take from ``out`` what was trained before. ``label`` names what the options make of the network.
+        """Train a network, or load it from ``out`` if it was trained before.
 
-        ``start``: a network to go on from, instead of a fresh one. ``changes``: to the recipe.
+        ``label``: suffix of the run's name, which tells networks of different ``options`` apart. ``start``: network to start from
+        instead of a new one. ``changes``: fields of the recipe to replace. ``options``: fields of the network's configuration.
 
-        Raises ``Interrupted`` after Ctrl-C; the run is kept and goes on at the next call.
+        Raises ``Interrupted`` after Ctrl-C; the run is kept, and the next call continues it. Raises ``DeepresError`` if ``out`` holds
+        a run of this name with other settings.
         """
         width = self.scale.width if width is None else width
         name = f"{net}{f'-{label}' if label else ''}"
@@ -289,17 +294,17 @@ class Lab:
         if (folder / "result.json").exists():
             saved = Run.read(folder)
             if (saved.recipe, saved.options, saved.width) != (run.recipe, run.options, run.width):
-                raise DeepresError(f"{folder}: was trained with other settings; choose another --out")
+                raise DeepresError(f"{folder}: trained with other settings; choose another --out")
         else:
-            shown = [] if self.watch is None else [_Shown(self.watch, f"{name}, seed {seed}")]
-            train(run, resume=True, show=False, data=self.data, model=start, callbacks=shown)
+            callbacks = [] if self.progress is None else [_Report(self.progress, f"{name}, seed {seed}")]
+            train(run, resume=True, show=False, data=self.data, model=start, callbacks=callbacks)
         history = tuple(Record(**line) for line in read_log(folder))
         test = json.loads((folder / "result.json").read_text())["test"]["top1"]
         model = load(folder / "last.safetensors").to(self.device)
         return Trained(net, seed, history, model, test, folder)
 
     def tested(self, runs: Sequence[Trained], protocol: Protocol) -> dict[str, Any]:
-        """The ensemble of ``runs`` (of one or more) on the test split by a protocol; kept, as it takes long at the real scale."""
+        """Test the ensemble of ``runs`` (one or more) by a protocol: top-1 and top-5 error, %. Results are kept in ``out``."""
         members = ",".join(run.folder.name for run in runs)
         path = self.out / "tests" / f"{protocol}-{hashlib.sha256(members.encode()).hexdigest()[:16]}.json"
         if path.exists():
@@ -315,29 +320,30 @@ class Lab:
         return result
 
     def build(self, net: str, seed: int = 0, **options: Any) -> ResNet:
-        """A fresh network for this data."""
+        """Build a new network for this data."""
         torch.manual_seed(seed)
         shape = {"in_channels": self.data.prepare.channels, "num_classes": len(self.data.classes)}
         return ResNet(config(net, **{**shape, **options}))
 
     def batch(self, count: int = 128) -> tuple[Tensor, Tensor]:
-        """Always the same training images, normalised, and their labels."""
+        """The first ``count`` training images in a fixed order, normalised, and their labels."""
         loader = Loader(self.data.train, self.data.prepare, min(count, len(self.data.train)), seed=0)
         batch = next(loader.epoch(0))
         return batch.images.to(self.device), batch.labels.to(self.device)
 
     def error(self, model: nn.Module, split: str = "train") -> float:
-        """In eval mode, over a whole split, %."""
+        """Error over a whole split in eval mode, %."""
         return measure(model, getattr(self.data, split), self.data.prepare, self.data.classes, device=self.device).top1
 
 
 def timed(run: Callable[[Lab], Outcome], lab: Lab) -> Outcome:
+    """Run an experiment and note its seconds in the outcome."""
     began = time.perf_counter()
     outcome = run(lab)
     return dataclasses.replace(outcome, seconds=time.perf_counter() - began)
 
 
 def over(values: Sequence[float]) -> str:
-    """``"1.23 ± 0.4"``."""
+    """Mean and standard deviation of ``values``, as in ``"1.23 ± 0.4"``."""
     mean = statistics.fmean(values)
     return f"{mean:.2f} ± {statistics.stdev(values):.2g}" if len(values) > 1 else f"{mean:.2f}"

@@ -9,30 +9,33 @@ from deepres.report import Page, Table, charts
 
 
 def claim_table(outcome: Outcome) -> Table:
-    """One row a figure of the claim: ours and the paper's."""
+    """Our figures and the paper's, one row each."""
     published = (f"{row.paper:g} {row.unit}" if isinstance(row.paper, float) else row.paper or "" for row in outcome.rows)
     rows = [[row.label, row.text(), paper] for row, paper in zip(outcome.rows, published, strict=True)]
     return Table("Mean and standard deviation over the seeds", ["", "ours", "the paper"], rows)
 
 
 def verdict(outcome: Outcome) -> str:
+    """Sentence that says whether the claim holds, and why."""
     return f"The claim {'holds' if outcome.holds else 'does not hold'} here. {outcome.why}"
 
 
 def differs(outcome: Outcome) -> str:
-    return f"Against the paper: {outcome.differs}; {outcome.seeds} seed{'s' if outcome.seeds > 1 else ''}."
+    """Sentence that lists the differences from the paper."""
+    return f"Differences from the paper: {outcome.differs}; {outcome.seeds} seed{'s' if outcome.seeds > 1 else ''}."
 
 
 def paper_page(outcomes: Sequence[Outcome], footer: str) -> Page:
+    """Page about all outcomes."""
     held = sum(outcome.holds for outcome in outcomes)
     built = Page(
-        "The claims of deep residual learning, as runs",
-        f"{held} of {len(outcomes)} claims held. {differs(outcomes[0])}" if outcomes else "No experiment was run.",
+        "The claims of deep residual learning",
+        f"{held} of {len(outcomes)} claims hold here. {differs(outcomes[0])}" if outcomes else "No experiment was run.",
         footer,
     )
     if len(outcomes) > 1:
         rows = [[outcome.title, outcome.source, "yes" if outcome.holds else "no"] for outcome in outcomes]
-        built.table(Table("All claims", ["claim", "where", "held"], rows))
+        built.table(Table("All claims", ["claim", "source", "holds"], rows))
     for outcome in outcomes:
         built.heading(f"{outcome.title} ({outcome.source})")
         built.text(outcome.claim)

@@ -1,4 +1,4 @@
-"""Which experiments fit a budget of time, cheapest first, and how much is left to wait."""
+"""Selection of the experiments that fit a budget of time, with a progress bar."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deepres.training import Record
 
 
 def seconds_of(text: str) -> float:
-    """``"90s"``, ``"20m"`` or ``"1.5h"`` in seconds. Raises ``DeepresError`` for anything else."""
+    """Convert ``"90s"``, ``"20m"`` or ``"1.5h"`` to seconds. Raises ``DeepresError`` for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text.strip().lower())
     if match is None or float(match[1]) <= 0:
         raise DeepresError(f"--budget is a time such as 90s, 20m or 1.5h, not {text!r}")
@@ -25,9 +25,10 @@ def seconds_of(text: str) -> float:
 
 
 class Planner:
-    """Runs experiments in the order of their cost, and leaves out what does not fit.
+    """Runs experiments in the order of their cost, and leaves out those that do not fit the budget.
 
-    How long one takes is foretold from those before it: their seconds per unit of ``Experiment.cost``. The first always runs.
+    The time of an experiment is predicted from the previous ones, by their seconds per unit of ``Experiment.cost``. The first
+    experiment always runs.
     """
 
     def __init__(self, experiments: list[Experiment], budget: float | None, console: Console) -> None:
@@ -51,11 +52,13 @@ class Planner:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.bar.stop()
 
-    def watch(self, name: str, record: Record) -> None:
+    def show_epoch(self, name: str, record: Record) -> None:
+        """Show the figures of an epoch in the bar."""
         now = f"{name}, epoch {record.epoch}: training error {record.train_error:.1f} %"
         self.bar.update(self.task, now=now)
 
     def outcomes(self, lab: Lab) -> Iterator[Outcome]:
+        """Run the experiments and yield their outcomes."""
         spent = cost = 0.0
         for one in self.experiments:
             began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The +1 in the gradient, and the responses of layers (He et al. 2015, section 4.2; 2016, equations 4 and 5)."""
+"""Claims about the gradient of shortcuts and the responses of layers (He et al. 2015, section 4.2; 2016, equations 4 and 5)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from deepres.paper.experiment import Experiment, claim, clearly_less, train_all
 from deepres.paper.lab import Curves, Lab, Outcome, Row, over
 
 
-@claim("superhighway", "The +1 carries the gradient", "He et al. 2016, equations 4 and 5", 1.0, "cifar")
-def superhighway(lab: Lab, me: Experiment) -> Outcome:
+@claim("superhighway", "Shortcuts carry the gradient", "He et al. 2016, equations 4 and 5", 1.0, "cifar")
+def superhighway_claim(lab: Lab, me: Experiment) -> Outcome:
     net = f"resnet{lab.scale.depths[1]}-cifar-preact"
     images, labels = lab.batch(64)
     lines: list[tuple[str, tuple[float, ...], tuple[float, ...]]] = []
@@ -33,17 +33,28 @@ def superhighway(lab: Lab, me: Experiment) -> Outcome:
         wrong.append(_finite_difference(model, images[:8], labels[:8]))
         if seed == 0:
             place = tuple(float(i + 1) for i in range(len(parts)))
-            lines += [("by the shortcut, the +1", place, tuple(a for a, _ in parts))]
+            lines += [("through the shortcut", place, tuple(a for a, _ in parts))]
             lines += [("through the branch", place, tuple(b for _, b in parts))]
     reach = [min(line[2]) for line in lines[:1]]
     return me.outcome(
         lab,
-        "The gradient at any block is what arrives at the last one, plus what the branches add: it cannot vanish by depth.",
+        "The gradient at any block is that of the last block plus the contributions of the branches, so it does not vanish with depth.",
         statistics.fmean(share) > 50 and max(wrong) < 0.02,
-        f"On average {over(share)} % of the gradient's size comes by the shortcut at a site of the trained {net}; the weakest site still "
-        f"gets {reach[0]:.2g} that way. Autograd's split agrees with a finite difference within {max(wrong):.1e}.",
-        [Row("share by the shortcut", tuple(share)), Row("against a finite difference", tuple(wrong), "relative error")],
-        (Curves("Gradient at each site's input by way, first seed.", "site", "mean norm", tuple(lines), log=True),),
+        f"On average {over(share)} % of the gradient's norm at a site of the trained {net} comes through the shortcut; at the weakest "
+        f"site this part is {reach[0]:.2g}. The split by autograd agrees with a finite difference within {max(wrong):.1e}.",
+        [
+            Row("share through the shortcut", tuple(share)),
+            Row("difference from a finite difference", tuple(wrong), "relative error"),
+        ],
+        (
+            Curves(
+                "Gradient at each site's input, through shortcut and branch, first seed.",
+                "site",
+                "mean norm",
+                tuple(lines),
+                log=True,
+            ),
+        ),
     )
 
 
@@ -63,7 +74,7 @@ def _finite_difference(model: nn.Module, images: torch.Tensor, labels: torch.Ten
         direction = getattr(split, way) / getattr(split, way).norm()
         expected = float((getattr(split, way) * direction).sum())
         off = []
-        for size in (1e-5, 1e-6, 1e-7):  # a step over the corner of a ReLU has no slope; a smaller one misses the corner
+        for size in (1e-5, 1e-6, 1e-7):  # a step across the kink of a ReLU is no derivative; a smaller one may avoid it
             step = size * float(signal[-1].norm())
             losses = [_loss_moved(model, site.block, images, labels, way, sign * step * direction) for sign in (1, -1)]
             off.append(abs((losses[0] - losses[1]) / (2 * step) - expected) / abs(expected))
@@ -75,7 +86,7 @@ def _finite_difference(model: nn.Module, images: torch.Tensor, labels: torch.Ten
 def _loss_moved(
     model: nn.Module, block: nn.Module, images: torch.Tensor, labels: torch.Tensor, way: str, move: torch.Tensor
 ) -> float:
-    """The loss with one of the two ways' input moved."""
+    """Loss with ``move`` added to the input of the shortcut or of the branch."""
     module = block.shortcut if way == "shortcut" else block.branch
     handle = module.register_forward_pre_hook(lambda _, args: (args[0] + move, *args[1:]))  # type: ignore[union-attr]
     try:
@@ -85,7 +96,7 @@ def _loss_moved(
 
 
 @claim("responses", "Deeper residual networks respond less per layer", "He et al. 2015, Fig. 7", 2.6, "cifar")
-def layer_responses(lab: Lab, me: Experiment) -> Outcome:
+def responses_claim(lab: Lab, me: Experiment) -> Outcome:
     shallow, deep = lab.scale.depths
     images, labels = lab.batch(256)
     sample = Sample((images,), (labels,), "labels")

@@ -94,7 +94,7 @@ FUNCTIONS = {
     "evaluate": (deepres.evaluate,),
     "predict": (deepres.predict,),
     "degrade": (deepres.paper.degrade,),
-    "paper": (deepres.paper.lab.Scale.changed,),
+    "paper": (deepres.paper.lab.ExperimentScale.changed,),
     "serve": (deepres.serve.serve,),
 }
 

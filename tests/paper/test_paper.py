@@ -12,12 +12,12 @@ import deepres
 from deepres import DeepresError
 from deepres.cli.main import main
 from deepres.paper.experiments import EXPERIMENTS, experiment
-from deepres.paper.lab import Lab, Outcome, Row, Scale, scale
+from deepres.paper.lab import ExperimentScale, Lab, Outcome, Row, scale
 from deepres.paper.page import claim_table, paper_page
 from deepres.paper.plan import seconds_of
 from deepres.training import recipe
 
-TINY = Scale("tiny", "digits", (8, 14), (8, 14), recipe("digits", epochs=1), 2, "nearly everything", deepest=(8, 14))
+TINY = ExperimentScale("tiny", "digits", (8, 14), (8, 14), recipe("digits", epochs=1), 2, "nearly everything", deepest=(8, 14))
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +53,10 @@ def test_the_gradient_agrees_with_a_finite_difference(lab: Lab) -> None:
 def test_networks_are_trained_once(lab: Lab) -> None:
     first = lab.train("resnet8-cifar", 0)
     seen: list[str] = []
-    again = Lab(lab.scale, lab.out, watch=lambda name, record: seen.append(name)).train("resnet8-cifar", 0)
+    again = Lab(lab.scale, lab.out, progress=lambda name, record: seen.append(name)).train("resnet8-cifar", 0)
     assert not seen and again.test_error == first.test_error and again.history == first.history
     other = Lab(lab.scale.changed(epochs=2), lab.out)
-    with pytest.raises(DeepresError, match="was trained with other settings; choose another --out"):
+    with pytest.raises(DeepresError, match="trained with other settings; choose another --out"):
         other.train("resnet8-cifar", 0)
 
 
@@ -124,7 +124,7 @@ def test_the_page_says_what_did_not_hold(tmp_path: Path) -> None:
     shared = {"name": "n", "source": "s", "claim": "c", "rows": (Row("r", (1.0,)),), "figures": (), "differs": "d", "seeds": 1}
     outcomes = [Outcome(title=t, holds=h, why="w", **shared) for t, h in (("yes", True), ("no", False))]
     html = paper_page(outcomes, "f").write(tmp_path / "page.html").read_text()
-    assert "1 of 2 claims held" in html and "does not hold here" in html
+    assert "1 of 2 claims hold here" in html and "does not hold here" in html
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,7 +134,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     few = ["--seeds", "1", "--epochs", "0.1", "--out", str(out)]
     assert main(["paper", "bottleneck", *few]) == 0
     said = capsys.readouterr().out
-    assert "Against the paper: " in said and "The claim" in said
+    assert "Differences from the paper: " in said and "The claim" in said
     assert (out / "report.html").exists() and len(json.loads((out / "outcomes.json").read_text())) == 1
     assert main(["paper", "all", *few, "--budget", "0.01s"]) == 1
     assert "Did not fit the budget" in capsys.readouterr().out
@@ -147,7 +147,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_scales_serve_what_they_can(tmp_path: Path) -> None:
     quick, cifar, imagenet = (scale(name) for name in ("quick", "cifar", "imagenet"))
     assert quick.serving("imagenet") is not None and cifar.serving("imagenet") is None and imagenet.serving("cifar") is None
-    with pytest.raises(DeepresError, match="not for the scale 'cifar'; it runs at quick and imagenet"):
+    with pytest.raises(DeepresError, match="cannot run at the scale 'cifar'; it runs at quick and imagenet"):
         experiment("imagenet-depth").run(Lab(cifar, tmp_path))
     with pytest.raises(DeepresError, match="needs --data FOLDER"):
         experiment("imagenet-depth").run(Lab(imagenet, tmp_path))
