@@ -11,6 +11,7 @@ from torch import Tensor
 from deepres.data.decode import UnreadableImage, open_image
 from deepres.data.files import Item
 from deepres.data.prepare import Prepare, Tokens
+from deepres.errors import DeepresError
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,13 @@ class Data:
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the network's input, where that is images."""
         return self.prepare.channels, self.prepare.size, self.prepare.size
+
+    def need_training(self) -> None:
+        """Raises ``DeepresError`` for a set that can only be tested and looked at."""
+        if not len(self.train):
+            raise DeepresError(
+                f"{self.name}: has no training images, so nothing can be trained on it; `evaluate` and `look` take it"
+            )
 
     def centred_by_pixel(self) -> Data:
         """Prepared by subtracting the training images' mean at each pixel (He et al. 2015, section 4.2)."""

@@ -113,6 +113,7 @@ def train(
             data = open_data(run.data, size=run.size, channels=channels, tokens=training_tokens(run))
             if context.is_main:
                 context.barrier()
+        data.need_training()
         if run.recipe == "auto":
             model = model if model is not None else training_model(run, data, context.device)
             run = dataclasses.replace(run, recipe="language" if data.is_text else usual_recipe(model))
