@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import MultiScaleRoIAlign
 
 from deepres.adapters import Level, trunk
@@ -42,6 +42,7 @@ class DetectorConfig:
     neck_norm: bool = False  # batch norm in the pyramid
     width: int = 1024  # of the two fully connected layers behind a region's features
     anchors: tuple[float, ...] = ()  # sides; of the pyramid one a map, its pooled map too; () for the usual ones
+    octaves: int = 1  # anchors of each ratio at a pixel of the pyramid, in steps of 2 ** (1 / octaves)
     proposals: tuple[int, int] = (
         2000,
         1000,
@@ -49,6 +50,7 @@ class DetectorConfig:
     samples: int = 512  # regions of an image that a training step learns from
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of pixels in 0..1
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    antialias: bool = False  # whether large images are smoothed before they are made smaller, as training images are
     eps: float | None = None  # that batch norms add to the variance; None: the network's own
 
     def __post_init__(self) -> None:
@@ -65,13 +67,27 @@ class DetectorConfig:
         if self.form == "c4":
             return (self.anchors or tuple(side * scale for side in (128.0, 256.0, 512.0)),)
         usual = tuple(8.0 * stride * scale for stride in (*self.strides, 2 * self.strides[-1]))
-        return tuple((side,) for side in self.anchors or usual)
+        steps = [2 ** (step / self.octaves) for step in range(self.octaves)]
+        return tuple(tuple(side * step for step in steps) for side in self.anchors or usual)
 
 
 class FixedTransform(GeneralizedRCNNTransform):
     """torchvision's resizing and normalisation; every batch may be padded to one size, for which a compiled network is compiled once."""
 
     canvas: tuple[int, int] | None = None
+    antialias = False
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        if not self.antialias:
+            return super().resize(image, target)
+        height, width = image.shape[-2:]
+        scale = min(self.min_size[-1] / min(height, width), self.max_size / max(height, width))
+        side = [max(1, round(height * scale)), max(1, round(width * scale))]
+        if side != [height, width]:
+            image = nn.functional.interpolate(image[None], side, mode="bilinear", antialias=True)[0]
+            if target is not None:
+                target["boxes"] = resize_boxes(target["boxes"], [height, width], side)
+        return image, target
 
     def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
         batch = super().batch_images(images, size_divisible)
@@ -104,6 +120,7 @@ def detector(
     *,
     weights: str | Path | None = None,
     frozen: bool | None = None,
+    net_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Detector:
     """Build a Faster R-CNN (Ren et al. 2015) on a network of ours, torchvision's, timm's or your own.
@@ -117,14 +134,12 @@ def detector(
 
     ``net``: a reference of ``open_model``, with ``weights`` to load, or a module, which becomes part of the detector. ``classes``:
     names, or how many. ``frozen``: whether batch norms keep their statistics [yes with pretrained weights; without them they must be
-    trained]. ``options``: fields of ``DetectorConfig``.
+    trained]. ``net_options``: as in ``create``, for a network of ours. ``options``: fields of ``DetectorConfig``.
 
     Raises ``DeepresError`` for a network that gives no feature maps, or not at the strides that are asked for.
     """
     names = tuple(f"class {i + 1}" for i in range(classes)) if isinstance(classes, int) else tuple(classes)
-    if isinstance(net, str) and Path(net).exists() and weights is None:
-        weights, net = net, net
-    opened = open_model(net) if weights is None or weights == net else open_model(net, weights=weights)
+    opened = open_model(net, weights=weights, **(net_options or {}))
     frozen = opened.trained if frozen is None else frozen
     if "mean" not in options and opened.spec.channels == 3:
         prepare = opened.preparation()
@@ -168,7 +183,7 @@ def assemble(net: nn.Module, config: DetectorConfig, remarks: Sequence[str] = ()
         **options,
     )
     model.transform = FixedTransform(config.size, config.longest, list(config.mean), list(config.std))
-    model.transform.canvas = config.canvas
+    model.transform.canvas, model.transform.antialias = config.canvas, config.antialias
     model.config, model.remarks = config, tuple(remarks)
     return model
 

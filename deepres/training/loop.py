@@ -6,9 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
-import signal
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +35,7 @@ from deepres.training.reporter import Reporter
 from deepres.training.run import RUN_FILE, Run
 from deepres.training.speed import SPEEDS
 from deepres.training.speed_trial import exactness
+from deepres.training.stopping import stoppable
 from deepres.training.trainer import LAST, Trainer
 
 
@@ -53,27 +52,6 @@ class Result:
     seconds: float
     speed: str  # the mode that was used
     out: Path | None
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[threading.Event]:
-    """While open, the first Ctrl-C or SIGTERM sets the event; a second Ctrl-C stops at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def asked(number: int, _: object) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def train(
@@ -195,7 +173,7 @@ def _train(
     if state is not None:
         trainer.progress = Progress(**state["progress"])  # where callbacks begin
     results: list[Result] = []
-    with trainer.heap(), _stoppable() as stop, contextlib.ExitStack() as ends:
+    with trainer.heap(), stoppable() as stop, contextlib.ExitStack() as ends:
         ends.callback(lambda: undo_acceleration(trainer.model))
         for callback in trainer.callbacks:
             callback.run_begins(trainer)

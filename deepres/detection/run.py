@@ -1,0 +1,105 @@
+"""What a detector is trained on and how: a frozen ``DetectRun``, saved in the run's folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from deepres.detection.recipe import DetectRecipe, detect_recipe
+from deepres.errors import DeepresError, nearest
+from deepres.training.run import RUN_FILE
+from deepres.training.speed import SPEEDS
+
+
+@dataclass(frozen=True)
+class DetectRun:
+    """One training run of a detector. ``DetectRun("resnet18", "folder")`` is enough."""
+
+    net: str  # the backbone: a name from `deepres nets`, timm:NAME, torchvision.models:NAME, a run or a file of weights
+    data: str  # a folder of images with boxes, as Pascal VOC, COCO or YOLO
+    form: Literal["fpn", "c4"] = "fpn"  # feature pyramid, or the paper's form
+    # small, fine-tune, paper-voc, paper-coco; auto: fine-tune with pretrained weights, else small
+    recipe: DetectRecipe | str = "auto"
+    out: str | None = None  # folder for weights, checkpoints and logs; None: nothing is written
+    seed: int = 0  # of the weights, the order of the images and all random draws
+    weights: str | None = None  # pretrained weights of the backbone: a run or a file
+    width: float = 1.0  # multiplies the channels of a network of ours
+    epochs: float | None = None  # instead of the recipe's
+    batch: int | None = None  # images of a step over all processes, instead of the recipe's
+    lr: float | None = None  # highest learning rate, instead of the recipe's
+    size: int | None = None  # short side of the resized images in pixels, instead of the recipe's; the long side goes with it
+    flips: str | None = None  # h, v or hv: how images may be mirrored, instead of the recipe's
+    classes: tuple[str, ...] = ()  # names in their order, for Pascal VOC [those of the training images]
+    options: dict[str, Any] = field(default_factory=dict)  # more fields of `DetectorConfig`
+    speed: str = (
+        "auto"  # auto, exact (float32, the same bits every time), float32, bf16, each also with -channels-last or -compiled
+    )
+    strict: bool = False  # stop at problems in annotations
+    device: str = "auto"  # auto, cpu, cuda
+    workers: int = 2  # threads that decode images
+    keep: int = 2  # checkpoints to keep
+    checkpoint_minutes: float = 5.0  # minutes between checkpoints inside an epoch; there is one after each epoch too
+
+    def __post_init__(self) -> None:
+        changes = {key: getattr(self, key) for key in ("epochs", "batch", "lr", "flips")}
+        if isinstance(self.recipe, str):
+            chosen = detect_recipe(
+                "small" if self.recipe == "auto" else self.recipe, **changes
+            )  # "auto" is resolved by `resolved`
+        else:
+            chosen = self.recipe
+        if self.recipe != "auto":
+            object.__setattr__(self, "recipe", chosen)
+        if self.speed not in ("auto", *SPEEDS):
+            raise DeepresError(f"unknown speed {self.speed!r}{nearest(self.speed, SPEEDS) or f'; there are auto, {SPEEDS}'}")
+        if self.keep < 1:
+            raise DeepresError(f"keep is the number of checkpoints to keep and at least 1, not {self.keep}")
+        if self.size is not None and self.size < 32:
+            raise DeepresError(f"size is the short side of the images and at least 32 pixels, not {self.size}")
+
+    def resolved(self) -> DetectRun:
+        """The run with the recipe that ``auto`` stands for: without pretrained weights "small", else "fine-tune"."""
+        if self.recipe != "auto":
+            return self
+        pretrained = self.weights is not None or Path(self.net).exists()
+        name = "fine-tune" if pretrained else "small"
+        changes = {key: getattr(self, key) for key in ("epochs", "batch", "lr", "flips")}
+        return dataclasses.replace(self, recipe=detect_recipe(name, **changes))
+
+    def detector_options(self) -> dict[str, Any]:
+        """Fields of ``DetectorConfig``: the recipe's, changed by ``size`` and ``options``."""
+        assert isinstance(self.recipe, DetectRecipe)
+        found = dict(self.recipe.detector)
+        if self.form == "c4":  # these are the pyramid's
+            for key in ("strides", "channels", "width", "neck_norm"):
+                found.pop(key, None)
+        if self.size is not None:
+            ratio = found.get("longest", 1333) / found.get("size", 800)
+            found |= {"size": self.size, "longest": round(self.size * ratio)}
+        return {**found, **self.options}
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def read(cls, path: str | Path) -> DetectRun:
+        """From a run's folder or its ``run.json``. Raises ``DeepresError`` where there is none."""
+        path = Path(path)
+        file = path / RUN_FILE if path.is_dir() else path
+        try:
+            values = {key: _tuples(value) for key, value in json.loads(file.read_text()).items()}
+            made = DetectRecipe(**{key: _tuples(value) for key, value in values.pop("recipe").items()})
+            return cls(**values, recipe=made)
+        except FileNotFoundError as error:
+            raise DeepresError(f"{file}: there is no run there") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DeepresError(f"{file}: not the run of a detector ({error})") from error
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples(one) for key, one in value.items()}
+    return tuple(_tuples(one) for one in value) if isinstance(value, list) else value
