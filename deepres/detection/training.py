@@ -25,7 +25,8 @@ from deepres.training.epoch import Interrupted
 from deepres.training.heap import heap_kept
 from deepres.training.progress import peak_memory, read_log
 from deepres.training.run import RUN_FILE
-from deepres.training.speed import SPEEDS, exactness
+from deepres.training.speed import SPEEDS
+from deepres.training.speed_trial import exactness
 from deepres.training.stopping import stoppable
 
 RESULT_FILE = "result.json"
