@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +14,11 @@ from deepres.cli.common import say, table
 if TYPE_CHECKING:
     import torch
 
+    from deepres.data import Data
     from deepres.engines import Optimized
+
+
+NOISE = 64  # inputs without data
 
 
 @dataclass(frozen=True)
@@ -21,12 +26,13 @@ class Optimize:
     """Find the fastest engine of this machine that keeps a network's answers, and measure it beside all others."""
 
     model: Positional[str]  # a name, a run's folder or a weights file
-    data: str | None = None  # images as the network will get them, to compare answers on [noise, which has many close calls]
+    data: str | None = None  # data of the network: validation images to compare answers on, training images to calibrate int8
     engine: tuple[str, ...] = ("auto",)  # auto, or some of: torch, torch-eager, openvino, onnxruntime, cuda-graphs, tensorrt
-    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"  # auto: float32, and bf16 where the processor computes it
-    answers: Literal["auto", "exact", "close"] = (
-        "auto"  # whether inputs that low precision cannot decide are computed again in float32
+    precision: Literal["auto", "float32", "bf16", "fp16", "int8"] = (
+        "auto"  # auto: what the processor computes; int8 needs --data
     )
+    answers: Literal["auto", "exact", "close"] = "auto"  # exact: inputs that low precision cannot decide are computed again
+    error: float = 0.3  # points by which int8 may raise the error on the validation split
     batch: int = 32  # images of a pass
     size: int | None = None  # side of the input in pixels [what the network was trained with]
     weights: Path | None = None  # a checkpoint for a network that is built by name
@@ -37,27 +43,28 @@ class Optimize:
     def run(self) -> int:
         from deepres.engines import optimize
 
-        model, images = self._network()
-        asked: Any = self.engine[0] if len(self.engine) == 1 else self.engine
-        fast = optimize(
-            model,
-            images[: self.batch],
-            images=images,
-            engine=asked,
-            precision=self.precision,
-            answers=self.answers,
-            again=self.again,
-            measure=True,
-            log=_progress,
-        )
+        model, images, data = self._network()
+        asked: dict[str, Any] = {
+            "engine": self.engine[0] if len(self.engine) == 1 else self.engine,
+            "precision": self.precision,
+            "images": images,
+            "data": data,
+            "error": self.error,
+            "measure": True,
+            "log": _progress,
+        }
+        fast = optimize(model, images[: self.batch], answers=self.answers, again=self.again, **asked)
         _print(fast)
+        if fast.advice and sys.stdin.isatty() and _wants_close():
+            fast = optimize(model, images[: self.batch], answers="close", **asked)
+            say(f"{fast.choice}, batch {fast.choice.shape[0]}")
         if self.out is not None:
             fast.save(self.out)
             say(f"the choice is kept in {self.out}")
         return 0
 
-    def _network(self) -> tuple[torch.nn.Module, torch.Tensor]:
-        """The network on its device, and images (N, C, H, W) of at least a batch."""
+    def _network(self) -> tuple[torch.nn.Module, torch.Tensor, Data | None]:
+        """The network on its device, inputs (N, C, H, W) of at least a batch, and the data that they are of."""
         import torch
 
         from deepres import models
@@ -67,17 +74,21 @@ class Optimize:
         device = pick_device(self.device)
         if self.data is not None:
             pair = models.open_with_data(self.model, self.data, weights=self.weights, size=self.size)
-            return pair.model.to(device), validation_images(pair.data, at_least=self.batch).to(device)
+            pair.need_fit()
+            return pair.model.to(device), validation_images(pair.data, at_least=self.batch).to(device), pair.data
         opened = models.open_model(self.model, weights=self.weights)
         say("without --data, answers are compared on noise, which has more close calls than photographs")
         prepare = opened.preparation(self.size)
-        return opened.model.to(device), prepare.example(self.batch, torch.Generator().manual_seed(0)).to(device)
+        noise = prepare.example(max(self.batch, NOISE), torch.Generator().manual_seed(0))
+        return opened.model.to(device), noise.to(device), None
 
 
 def _progress(text: str) -> None:
-    import sys
-
     print(f"deepres: {text}", file=sys.stderr)
+
+
+def _wants_close() -> bool:
+    return input("answers, exact or close? [exact] ").strip().lower() == "close"
 
 
 def _print(fast: Optimized) -> None:
@@ -94,7 +105,7 @@ def _print(fast: Optimized) -> None:
             )
             continue
         chosen = (one.engine, one.precision, one.answers) == (fast.choice.engine, fast.choice.precision, fast.choice.answers)
-        changed = f"{one.changed} of {one.images}"
+        changed = f"{one.changed} of {one.images}" + ("" if one.rise is None else f", error {one.rise:+.2f}")
         kind = "" if one.precision == "float32" else one.answers
         speed = f"{one.rate:,.1f} ({one.lowest:,.1f} to {one.highest:,.1f})"
         rows.append([one.name, kind, speed, f"{one.ratio:.2f}", changed, "chosen" if chosen else ""])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,13 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from deepres.adapters.spec import device_of
+from deepres.data import Data
 from deepres.deprecation import renamed
 from deepres.engines.answers import Answers
-from deepres.engines.compare import Trial, choice_of, compare, fastest
-from deepres.engines.engine import DTYPES, Precision
+from deepres.engines.compare import AS_IS, Trial, compare, fastest
+from deepres.engines.engine import DTYPES, Engine, Precision
+from deepres.engines.int8 import ErrorRises, quantize
 from deepres.engines.optimized import CHOICE, Candidate, Choice, Optimized
-from deepres.engines.registry import engines_for
-from deepres.engines.remembered import key_of, recall, remember
+from deepres.engines.registry import ENGINES, engines_for
+from deepres.engines.remembered import folder_of, key_of, recall, remember
 from deepres.engines.source import Source
 from deepres.errors import DeepresError
 from deepres.evaluation.timing import call_times
@@ -36,6 +39,8 @@ def optimize(
     precision: Precision | Literal["auto"] = "auto",
     answers: Answers | Literal["auto"] = "auto",
     images: Tensor | None = None,
+    data: Data | None = None,
+    error: float = 0.3,
     choice: Choice | str | Path | None = None,
     again: bool = False,
     measure: bool = False,
@@ -52,12 +57,14 @@ def optimize(
     measured, and PyTorch compiles at the first call. Any number of inputs can be given to the result.
 
     ``engine``: "auto" for all that are installed, a name of ``deepres.engines.ENGINES``, or several names.
-    ``precision``: "auto" for float32 and bf16 where the processor computes it, "float32", "bf16", "fp16" (GPUs).
+    ``precision``: "auto" for float32 and bf16 where the processor computes it, "float32", "bf16", "fp16" (GPUs), "int8".
     ``answers``: "exact" computes an input whose two best logits are too close for low precision once more in float32, so that the
     predicted class is the original's; "close" leaves it. "auto" is exact on a CPU, and close on a GPU, where looking at the logits
     would wait for the device; where exact answers cost more than a tenth of the time, ``Optimized.advice`` says so.
     ``images``: more inputs, to compare answers and to count close calls on; by default the example. Photographs have fewer close
     calls than noise.
+    ``data``, ``error``: int8 is tried too, calibrated on the training split; it is refused where the error on the validation split rises
+    by more than ``error`` points. As int8 changes answers, it is taken with ``answers="close"`` or ``precision="int8"``.
     ``choice``: build this one, or the one that a file or ``Optimized.save`` holds, without measuring.
     ``again``: measure again what is remembered. ``measure``: measure even if only one engine and precision was asked for.
     ``seconds``: time that the turns may take, building not included. ``log`` is told what is under way.
@@ -77,35 +84,79 @@ def optimize(
         return _unmeasured(model, engine, precision, wanted)
     source = Source(model, example.to(device))
     images = source.example if images is None else images.to(device)
-    trials = plan(engine, precision, device)
-    if len(trials) == 1 and not measure:
+    trials = plan(engine, precision, device, data)
+    if len(trials) == 1 and not measure and trials[0].precision != "int8":
         return _only(source, trials[0], wanted)
-    key = key_of(model, images, len(example), [trial.name for trial in trials], wanted)
-    if not again and (known := recall(key)) is not None:
-        optimized = build_choice(model, source.example, known[0])
-        optimized.candidates = known[1]
-        return optimized
-    as_is = compare(source, trials, images, seconds=seconds, log=log)
-    best = fastest(trials, wanted)
+    key = key_of(model, images, len(example), [trial.name for trial in trials], *([data.name, error] if data else []))
+    candidates = () if again else recall(key)
+    if not candidates:
+        candidates = _measured(source, trials, images, data, error, seconds, log)
+        remember(key, candidates)
+        for trial in trials:
+            if trial.precision == "int8" and trial.runner is not None:  # calibrating takes longer than loading
+                with contextlib.suppress(OSError):
+                    trial.runner.save(folder_of(key))
+    best = fastest(candidates, "close" if precision == "int8" else wanted)
     if best is None:
-        raise DeepresError("no engine can run this network with the same answers: " + _problems(trials))
-    trial, candidate = best
-    found = choice_of(trial, candidate, source.example.shape)
-    candidates = (*sorted((c for t in trials for c in t.found), key=lambda c: -c.ratio), as_is)
-    remember(key, found, candidates)
-    assert trial.runner is not None
-    optimized = Optimized(trial.runner, found, trial.exact if found.answers == "exact" else None, candidates)
+        raise DeepresError("no engine can run this network with the same answers: " + _problems(candidates))
+    optimized = _built(source, best, trials, folder_of(key))
+    optimized.candidates = tuple(candidates)
     if answers == "auto":
-        optimized.advice = advice(trials, candidate)
+        optimized.advice = advice(candidates, best)
     return optimized
 
 
-def plan(engine: str | Sequence[str], precision: str, device: torch.device) -> list[Trial]:
-    """The engines and precisions to try on ``device``.
+def _measured(
+    source: Source,
+    trials: Sequence[Trial],
+    images: Tensor,
+    data: Data | None,
+    error: float,
+    seconds: float,
+    log: Callable[[str], None],
+) -> tuple[Candidate, ...]:
+    """Every candidate, the fastest first, and at last the network as it is."""
+    for trial in trials:
+        if trial.precision == "int8":
+            assert data is not None
+            try:
+                quantized = quantize(source, data, error=error, log=log)
+            except ErrorRises as refused:
+                trial.found = [Candidate(trial.engine.name, trial.precision, "close", problem=str(refused))]
+            else:
+                trial.runner, trial.rise = quantized.runner, quantized.rise
+    as_is = compare(source, trials, images, seconds=seconds, log=log)
+    return (*sorted((one for trial in trials for one in trial.found), key=lambda one: -one.ratio), as_is)
+
+
+def _built(source: Source, best: Candidate, trials: Sequence[Trial], folder: Path) -> Optimized:
+    """The candidate as it was measured just now, else built once more; int8 is loaded from ``folder``."""
+    trial = next(one for one in trials if (one.engine.name, one.precision) == (best.engine, best.precision))
+    choice = best.chosen(source.example.shape)
+    runner, exact = trial.runner, trial.exact
+    if runner is None and best.precision == "int8":
+        runner = trial.engine.load(folder, source.example, "int8")
+    runner = runner or trial.engine.build(source, source.example, trial.precision)
+    if _recomputes(best.precision, best.answers):
+        exact = exact or trial.engine.exact(source, runner)
+    return Optimized(runner, choice, exact if _recomputes(best.precision, best.answers) else None)
+
+
+def plan(engine: str | Sequence[str], precision: str, device: torch.device, data: Data | None = None) -> list[Trial]:
+    """The engines and precisions to try on ``device``; int8 where there are data to calibrate it.
 
     Raises ``DeepresError`` where no engine computes in ``precision``.
     """
     engines = engines_for(engine, device)
+    int8 = [one for one in engines if one.calibrates and precision in ("auto", "int8")]
+    if precision == "int8":
+        if not int8:
+            raise DeepresError("precision int8: " + _int8_missing(engines, device))
+        if data is None:
+            raise DeepresError(
+                "precision int8: it is calibrated on training images and measured on the validation split; give data"
+            )
+        return [Trial(one, "int8") for one in int8]
     trials = [Trial(one, kind) for one in engines for kind in one.precisions(device) if precision in ("auto", kind)]
     if not trials:  # asked for by name, it may be emulated
         trials = [Trial(one, kind) for one in engines for kind in one.emulated if kind == precision]
@@ -113,18 +164,27 @@ def plan(engine: str | Sequence[str], precision: str, device: torch.device) -> l
         can = sorted({kind for one in engines for kind in one.precisions(device)})
         who = ", ".join(one.name for one in engines)
         raise DeepresError(f"precision {precision}: not computed by {who} on this machine; there is {', '.join(can)}")
-    return trials
+    return [*trials, *(Trial(one, "int8") for one in int8 if data is not None)]
 
 
-def advice(trials: Sequence[Trial], chosen: Candidate) -> str:
+def _int8_missing(engines: Sequence[Engine], device: torch.device) -> str:
+    openvino = ENGINES["openvino"]
+    if reason := openvino.missing(device):
+        return reason
+    if openvino not in engines:
+        return "is made for the engine openvino; name it, or auto"
+    return "nncf is not installed; pip install 'deepres[export]'"
+
+
+def advice(candidates: Sequence[Candidate], chosen: Candidate) -> str:
     """A sentence on what exact answers cost, where that is more than a tenth of the time; else an empty string."""
-    rough = fastest(trials, "close")
-    if rough is None or chosen.answers != "exact" or rough[1].ratio < MUCH * chosen.ratio:
+    other = fastest(candidates, "close")
+    if other is None or chosen.answers != "exact" or other.ratio < MUCH * chosen.ratio:
         return ""
-    other = rough[1]
+    what = f"{other.name}, within {other.rise:+.2f} points of the error," if other.rise is not None else f"{other.name}"
     return (
-        f"exact answers cost {1 - chosen.ratio / other.ratio:.0%} of the speed: {other.name} with close calls left as they are gives "
-        f"{other.rate:,.1f} images/s and changes {other.changed} of {other.images} answers; answers='close' takes it"
+        f"exact answers cost {1 - chosen.ratio / other.ratio:.0%} of the speed: {what} gives {other.rate:,.1f} images/s and changes "
+        f"{other.changed} of {other.images} answers; answers='close' takes it"
     )
 
 
@@ -199,12 +259,9 @@ def _unmeasured(model: nn.Module, engine: str | Sequence[str], precision: str, a
     return Optimized(runner, Choice(name, kind, answers, ()), exact)
 
 
-def _problems(trials: Sequence[Trial]) -> str:
-    said = []
-    for trial in trials:
-        for candidate in trial.found:
-            said.append(f"{candidate.name}: {candidate.problem or f'{candidate.changed} of {candidate.images} answers change'}")
-    return "; ".join(said)
+def _problems(candidates: Sequence[Candidate]) -> str:
+    tried = [one for one in candidates if one.engine != AS_IS]
+    return "; ".join(f"{one.name}: {one.problem or f'{one.changed} of {one.images} answers change'}" for one in tried)
 
 
 @torch.no_grad()

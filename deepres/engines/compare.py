@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deepres.adapters import logits_of
 from deepres.engines.answers import Answers, changed_answers, measure_close_calls
 from deepres.engines.engine import Engine, Precision, Runner
-from deepres.engines.optimized import Candidate, Choice
+from deepres.engines.optimized import Candidate
 from deepres.engines.source import Source
 from deepres.evaluation.timing import alternate
 
@@ -30,7 +30,7 @@ class Trial:
     precision: Precision
     runner: Runner | None = None
     exact: nn.Module | None = None
-    margin: float | None = None
+    rise: float | None = None  # of the validation error, where that was measured
     found: list[Candidate] = field(default_factory=list)  # one for each kind of answers
 
     @property
@@ -54,13 +54,15 @@ def compare(
     """
     example, batch = source.example, len(source.example)
     for trial in trials:
+        if trial.found:  # it could not be built
+            continue
         log(f"building {trial.name}")
         try:
             trial.runner = trial.runner or trial.engine.build(source, example, trial.precision)
             trial.runner(example)
         except Exception as error:  # a compiler or converter fails in its own ways; the other engines are still tried
             trial.runner = None
-            trial.found = [Candidate(trial.engine.name, trial.precision, "exact", problem=_sentence(error))]
+            trial.found = [Candidate(trial.engine.name, trial.precision, "exact", problem=sentence(error))]
     running = {trial.name: trial for trial in trials if trial.runner is not None}
     as_is = partial(logits_of, source.model)
     calls: dict[str, Callable[[], object]] = {AS_IS: partial(as_is, example)}
@@ -76,10 +78,9 @@ def compare(
         if trial.precision in ("bf16", "fp16") and logits.ndim == 2 and logits.shape[1] > 1:
             trial.exact = trial.engine.exact(source, trial.runner)
             again = measure_close_calls(logits, trial.exact, images, batch)
-            trial.margin = again.margin
             slower = {**times, name: [value + again.seconds for value in times[name]]}
             exact = _candidate(trial, "exact", slower, batch, original, again.logits)
-            trial.found.append(replace(exact, close=again.share))
+            trial.found.append(replace(exact, close=again.share, margin=again.margin))
         elif trial.precision == "float32":
             trial.found = [replace(trial.found[0], answers="exact")]
     plain = times[AS_IS]
@@ -99,6 +100,7 @@ def _candidate(
         changed=changed_answers(original, logits),
         images=original[..., 0].numel(),
         difference=float((original - logits).abs().max()),
+        rise=trial.rise,
     )
 
 
@@ -111,22 +113,16 @@ def _over(call: Callable[[Tensor], Tensor], images: Tensor, batch: int) -> Tenso
     return torch.cat([call(part).float() for part in images.split(batch)])
 
 
-def _sentence(error: BaseException) -> str:
+def sentence(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:200]
 
 
-def fastest(trials: Sequence[Trial], answers: Answers) -> tuple[Trial, Candidate] | None:
+def fastest(candidates: Sequence[Candidate], answers: Answers) -> Candidate | None:
     """The fastest candidate whose answers are of the wanted kind. Answers that are to be exact must not have changed."""
     eligible = [
-        (trial, candidate)
-        for trial in trials
-        for candidate in trial.found
-        if not candidate.problem and (answers == "close" or (candidate.answers == "exact" and not candidate.changed))
+        one
+        for one in candidates
+        if not one.problem and one.engine != AS_IS and (answers == "close" or (one.answers == "exact" and not one.changed))
     ]
-    return max(eligible, key=lambda pair: pair[1].ratio, default=None)
-
-
-def choice_of(trial: Trial, candidate: Candidate, shape: Sequence[int]) -> Choice:
-    margin = trial.margin if candidate.answers == "exact" else None
-    return Choice(trial.engine.name, trial.precision, candidate.answers, tuple(shape), margin)
+    return max(eligible, key=lambda one: one.ratio, default=None)

@@ -33,6 +33,11 @@ class Engine(ABC):
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
     emulated: ClassVar[tuple[Precision, ...]] = ()  # precisions that it has everywhere, if slowly
 
+    @property
+    def calibrates(self) -> bool:
+        """Whether int8 can be had of it here."""
+        return False
+
     def missing(self, device: torch.device) -> str:
         """The reason why this engine cannot run here, with what to do; an empty string where it can."""
         if device.type not in self.devices:

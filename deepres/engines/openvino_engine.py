@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from functools import cache
 from pathlib import Path
@@ -66,6 +67,10 @@ class OpenVINO(Engine):
 
     name = "openvino"
     package = "openvino"
+
+    @property
+    def calibrates(self) -> bool:
+        return importlib.util.find_spec("nncf") is not None
 
     def precisions(self, device: torch.device) -> tuple[Precision, ...]:
         return ("float32", "bf16") if computes_bf16(device) else ("float32",)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,15 +63,17 @@ class Candidate:
     changed: int = 0  # of the images' predicted classes, how many are not the original's
     images: int = 0  # that `changed` was counted on
     difference: float = 0.0  # the largest between two logits
+    margin: float | None = None  # of close calls
+    rise: float | None = None  # of the validation error, in points; measured of int8 only
     problem: str = ""  # why it could not be measured
 
     @property
     def name(self) -> str:
         return f"{self.engine} {self.precision}"
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Candidate:
-        return cls(**values)
+    def chosen(self, shape: Sequence[int]) -> Choice:
+        """The choice of this candidate for batches of ``shape``."""
+        return Choice(self.engine, self.precision, self.answers, tuple(shape), self.margin)
 
 
 class Optimized(nn.Module):

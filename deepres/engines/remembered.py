@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -9,15 +10,16 @@ import json
 import os
 import platform
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from deepres.engines.optimized import Candidate, Choice
+from deepres.engines.optimized import Candidate
 from deepres.paths import cache_folder
 
+FILE = "measured.json"
 VERSIONS = ("deepres", "torch", "openvino", "onnxruntime", "nncf", "torch_tensorrt")
 
 
@@ -57,28 +59,25 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def recall(key: str) -> tuple[Choice, tuple[Candidate, ...]] | None:
-    """What was measured under ``key``; None where nothing was, or where the file is not whole."""
+def recall(key: str) -> tuple[Candidate, ...]:
+    """What was measured under ``key``; empty where nothing was, or where the file is not whole."""
     try:
-        values = json.loads(_file(key).read_text())
-        choice = Choice(**{**values["choice"], "shape": tuple(values["choice"]["shape"])})
-        return choice, tuple(Candidate(**row) for row in values["candidates"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+        return tuple(Candidate(**row) for row in json.loads((folder_of(key) / FILE).read_text()))
+    except (OSError, ValueError, TypeError):
+        return ()
 
 
-def remember(key: str, choice: Choice, candidates: tuple[Candidate, ...]) -> None:
+def remember(key: str, candidates: Sequence[Candidate]) -> None:
     """Keep what was measured. A cache folder that cannot be written is no error: the next call measures again."""
-    values: dict[str, Any] = {"choice": dataclasses.asdict(choice), "candidates": [dataclasses.asdict(c) for c in candidates]}
-    try:
-        _file(key).parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=_file(key).parent)
+    folder = folder_of(key)
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=folder)
         with os.fdopen(handle, "w") as file:
-            json.dump(values, file)
-        os.replace(name, _file(key))
-    except OSError:
-        return
+            json.dump([dataclasses.asdict(one) for one in candidates], file)
+        os.replace(name, folder / FILE)
 
 
-def _file(key: str) -> Path:
-    return cache_folder() / "engines" / f"{key}.json"
+def folder_of(key: str) -> Path:
+    """Folder of what is kept under ``key``."""
+    return cache_folder() / "engines" / key

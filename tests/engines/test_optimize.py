@@ -11,7 +11,8 @@ import deepres
 from deepres import DeepresError
 from deepres.engines import ENGINES, Candidate, Choice, Optimized, build_choice
 from deepres.engines.answers import changed_answers, close_calls, margin_of, measure_close_calls
-from deepres.engines.compare import Trial, fastest
+from deepres.engines.choosing import advice
+from deepres.engines.compare import fastest
 from deepres.engines.engine import FixedBatch
 from deepres.engines.registry import engines_for
 
@@ -121,13 +122,13 @@ def test_exact_answers_go_before_speed() -> None:
     slow = Candidate("torch-eager", "float32", "exact", ratio=1.2)
     wrong = Candidate("openvino", "float32", "exact", ratio=3.0, changed=1)
     rough = Candidate("torch-eager", "bf16", "close", ratio=2.0, changed=4)
-    trials = [Trial(ENGINES[one.engine], one.precision, found=[one]) for one in (slow, wrong, rough)]
-    best = fastest(trials, "exact")
-    assert best is not None and best[1] is slow
-    best = fastest(trials, "close")
-    assert best is not None and best[1] is wrong
+    as_is = Candidate("as it is", "float32", "exact", ratio=1.0)
     failed = dataclasses.replace(slow, problem="no memory")
-    assert fastest([Trial(ENGINES["torch"], "float32", found=[failed])], "close") is None
+    assert fastest((slow, wrong, rough, as_is), "exact") is slow
+    assert fastest((slow, rough, as_is), "close") is rough
+    assert fastest((failed, as_is), "close") is None
+    assert "40% of the speed: torch-eager bf16 gives" in advice((slow, rough), slow)
+    assert advice((slow, dataclasses.replace(rough, ratio=1.3)), slow) == ""
 
 
 @torch.no_grad()

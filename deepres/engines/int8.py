@@ -1,0 +1,137 @@
+"""int8 through NNCF: calibrated on training images, its loss measured on the validation split, and refused above a limit."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from deepres.data import Data
+from deepres.engines.engine import Runner
+from deepres.engines.exporters import need_engine
+from deepres.engines.inputs import some_inputs
+from deepres.engines.openvino_engine import OpenVINORunner
+from deepres.engines.source import Source
+from deepres.errors import DeepresError
+from deepres.evaluation import measure
+
+CALIBRATION = 300  # training images, NNCF's own default
+CONTROL = 1000  # validation images, at most, that NNCF ranks layers by
+LEAST = 32  # images below which the ranges of activations are not known
+
+
+class ErrorRises(DeepresError):
+    """int8 costs more than is allowed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """A network in int8, and its error on the validation split."""
+
+    runner: Runner
+    before: float  # top-1 error in float32, percent
+    after: float  # in int8
+    examples: int  # of the validation split
+    kept: int  # layers left in higher precision because they lost most
+
+    @property
+    def rise(self) -> float:
+        """Points that the error rises by; negative where it falls."""
+        return self.after - self.before
+
+
+def quantize(source: Source, data: Data, *, error: float = 0.3, log: Callable[[str], None] = lambda text: None) -> Quantized:
+    """Quantize a network to int8 for OpenVINO, in batches of the shape of ``source.example``.
+
+    Weights and activations of convolutions and linear layers become int8, calibrated on up to 300 images of the training split. Where
+    the top-1 error on the validation split rises by more than ``error`` points, NNCF's accuracy control returns the layers that lose most
+    to higher precision, one after another. The test split is not looked at.
+
+    Raises ``ErrorRises`` where the error still rises by more than ``error``, and ``DeepresError`` where the training split is too small.
+    """
+    if len(data.train) < LEAST:
+        raise DeepresError(
+            f"{data.name}: its training split has {len(data.train)} images, and calibrating int8 takes at least {LEAST}; "
+            "give more images, or --precision bf16"
+        )
+    nncf = _nncf()
+    calibration, _ = some_inputs(data.train, data.prepare, CALIBRATION)
+    batch = min(len(source.example), len(calibration))
+    batches = [part.numpy() for part in calibration.split(batch) if len(part) == batch]
+    kind = nncf.ModelType.TRANSFORMER if any(isinstance(m, nn.LayerNorm) for m in source.model.modules()) else None
+    options: dict[str, Any] = {"subset_size": len(batches), "model_type": kind}
+    log("calibrating int8")
+    with _silent():
+        quantized = nncf.quantize(source.openvino, nncf.Dataset(batches), **options)
+    log("measuring the error of int8 on the validation split")
+    before = _error(OpenVINORunner(source.openvino, tuple(source.example.shape), "float32"), data, len(source.example))
+    runner = OpenVINORunner(quantized, tuple(source.example.shape), "int8")
+    after = _error(runner, data, len(source.example))
+    kept = 0
+    if after - before > error:
+        log(f"int8 raises the error by {after - before:.2f} points; returning the layers that lose most to higher precision")
+        with _silent():
+            careful = nncf.quantize_with_accuracy_control(
+                source.openvino,
+                nncf.Dataset(batches),
+                nncf.Dataset(_validation(data)),
+                _right,
+                max_drop=error / 100,
+                subset_size=options["subset_size"],
+                model_type=kind,
+            )
+        kept = _quantizers(quantized) - _quantizers(careful)
+        runner = OpenVINORunner(careful, tuple(source.example.shape), "int8")
+        after = _error(runner, data, len(source.example))
+    if after - before > error:
+        raise ErrorRises(
+            f"int8 raises the error on {len(data.val)} validation images from {before:.2f} to {after:.2f} %, and at most "
+            f"{error:g} points are allowed; --error allows more"
+        )
+    return Quantized(runner, before, after, len(data.val), kept)
+
+
+def _error(runner: Runner, data: Data, batch: int) -> float:
+    return measure(runner, data.val, data.prepare, data.classes, batch=batch).top1
+
+
+def _validation(data: Data) -> list[tuple[np.ndarray, int]]:
+    """Validation images one by one, as NNCF ranks layers by single images, and their labels."""
+    images, labels = some_inputs(data.val, data.prepare, CONTROL)
+    return [(image[None].numpy(), int(label)) for image, label in zip(images, labels, strict=True)]
+
+
+def _right(compiled: Any, examples: Any) -> tuple[float, list[float]]:
+    """The share of right answers, and whether each was right, as NNCF asks for it."""
+    right = [float(compiled(image)[0].argmax(1)[0] == label) for image, label in examples]
+    return float(np.mean(right)), right
+
+
+def _quantizers(model: Any) -> int:
+    """Layers of an ``openvino.Model`` whose input is quantized."""
+    return sum(operation.get_type_name() == "FakeQuantize" for operation in model.get_ops())
+
+
+def _nncf() -> Any:
+    nncf = need_engine("nncf")
+    nncf.set_log_level(logging.ERROR)
+    return nncf
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without NNCF's progress bars, which it writes to standard output."""
+
+    import rich
+
+    before = rich.get_console().quiet
+    rich.get_console().quiet = True
+    try:
+        yield
+    finally:
+        rich.get_console().quiet = before
