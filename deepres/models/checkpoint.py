@@ -103,6 +103,7 @@ class Unwrapped:
     dropped: tuple[str, ...] = ()  # tensors beside them that belong to no part of the network
     averaged: bool = False  # whether these are averaged weights
     alternatives: tuple[str, ...] = ()  # sub-dictionaries that fit as well and were not taken
+    base: str = ""  # what was put in front of their names, such as "bert.": the checkpoint is of this part of the network alone
 
     def __str__(self) -> str:
         """A sentence on what was taken; empty where the file held the network's tensors and nothing else."""
@@ -111,6 +112,8 @@ class Unwrapped:
             kind = "averaged" if self.averaged else "raw"
             beside = f", not those of {' or '.join(self.alternatives)}" if self.alternatives else ""
             said.append(f"took the {kind} weights{f' in {self.place}' if self.place else ''}{beside}")
+        if self.base:
+            said.append(f"took the weights of the base model, {self.base.rstrip('.')!r} of this network")
         if self.dropped:
             more = f" and {len(self.dropped) - 4} more" if len(self.dropped) > 4 else ""
             said.append(f"left out what is not the network's: {', '.join(self.dropped[:4])}{more}")

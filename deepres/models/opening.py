@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -39,6 +40,7 @@ class OpenedModel:
     given: bool = False  # whether the caller gave the module itself
     notes: Mapping[str, Any] = field(default_factory=dict)  # everything that was noted with the weights
     remarks: tuple[str, ...] = ()  # sentences that the user should see: averaged weights, a head left out, ...
+    fresh_head: tuple[str, ...] = ()  # the head's tensors, where its weights had none
 
     def preparation(self, size: int | None = None) -> Prepare:
         """How to prepare images of ``size`` pixels for the network, without any data to ask.
@@ -50,7 +52,12 @@ class OpenedModel:
         return library_prepare(self.spec, size or self.spec.image_size)
 
     def need_weights(self) -> None:
-        """Raises ``DeepresError`` for a network that is freshly initialised."""
+        """Raises ``DeepresError`` for a network that is freshly initialised, or whose head is."""
+        if self.fresh_head:
+            raise DeepresError(
+                f"{self.name}: its weights are those of a base model, without the head ({', '.join(self.fresh_head)}), so its answers "
+                "would be random; train it first, with the file as --init"
+            )
         if not self.trained:
             raise DeepresError(f"{self.name}: would be freshly initialised; give a run, a file, or its --weights")
 
@@ -205,7 +212,8 @@ def _with_weights(text: str, path: Path, shape: dict[str, int], new_head: bool, 
     if report.head:
         noted = {**noted, "classes": None}
     remarks = tuple(f"{path}: {remark}" for remark in report.remarks)
-    return _opened(model.eval(), text, noted, trained=True, remarks=remarks, folder=_folder(text))
+    opened = _opened(model.eval(), text, noted, trained=True, remarks=remarks, folder=_folder(text))
+    return dataclasses.replace(opened, fresh_head=report.head)
 
 
 def _opened(

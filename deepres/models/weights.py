@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,7 +23,9 @@ class Matched:
     missing: tuple[str, ...] = field(default=())  # the network's that the checkpoint does not have
     unexpected: tuple[str, ...] = field(default=())  # the checkpoint's that the network has no place for
     shapes: tuple[str, ...] = field(default=())  # "name: theirs (..) ours (..)"
-    head: tuple[str, ...] = field(default=())  # of the classifier, left out because it tells other classes apart
+    head: tuple[str, ...] = field(
+        default=()
+    )  # of the classifier: not in the checkpoint, or left out as it tells other classes apart
     found: Unwrapped | None = None
 
     @property
@@ -35,7 +37,8 @@ class Matched:
         """Sentences that the user should see although loading succeeded."""
         said = [str(self.found)] if self.found is not None and str(self.found) else []
         if self.head:
-            said.append(f"the head was left out and starts afresh ({', '.join(self.head)})")
+            how = "is missing" if self.found is not None and self.found.base else "was left out"
+            said.append(f"the head {how} and starts afresh ({', '.join(self.head)})")
         return tuple(said)
 
     def __str__(self) -> str:
@@ -58,7 +61,8 @@ def load_weights(model: nn.Module, state: Mapping[str, Any], *, strict: bool = T
 
     Strict: anything missing, left over or of another shape raises ``DeepresError`` with the report, and the model is left
     as it was. Not strict: what fits is loaded and the report returned. ``new_head``: a classifier of another number of classes, or
-    none, is left out of the checkpoint, and everything else has to fit; for fine-tuning.
+    none, is left out of the checkpoint, and everything else has to fit; for fine-tuning. The weights of a Hugging Face base model, which
+    has no head, go into a network with one; ``Matched.head`` names what starts afresh.
     """
     spec = spec_of(model)
     found, theirs = tensors_for(model, state, spec)
@@ -75,7 +79,10 @@ def load_weights(model: nn.Module, state: Mapping[str, Any], *, strict: bool = T
     ]
     unexpected = [name for name in theirs if name not in ours]
     head: list[str] = []
-    if new_head and spec.classifier is not None:
+    if found.base:
+        head = [name for name in missing if not name.startswith(found.base)]
+        missing = [name for name in missing if name.startswith(found.base)]
+    elif new_head and spec.classifier is not None:
         inside = f"{spec.classifier}."
         root = f"{_root(spec.classifier)}."
         head = [n for n in shapes if n.startswith(inside)] + [n for n in missing if n.startswith(inside)]
@@ -110,8 +117,24 @@ def tensors_for(model: nn.Module, state: Mapping[str, Any], spec: ModelSpec) -> 
         return name in names or (root is not None and name.startswith(f"{root}."))
 
     found = unwrap(state, known, lambda name: translate(name).split(".")[0] in roots)
+    if 2 * sum(map(known, found.tensors)) < len(found.tensors):
+        found = _of_base(state, names) or found
     tensors = {translate(name): tensor for name, tensor in found.tensors.items()}
     return found, _one_head(tensors, spec.classifier, names)
+
+
+def _of_base(state: Mapping[str, Any], names: set[str]) -> Unwrapped | None:
+    """The tensors of a checkpoint of a network's base model alone, such as a ``BertModel``'s, under the whole network's names.
+
+    None where the checkpoint does not hold the better part of any one part of the network.
+    """
+    for base in sorted({name.split(".")[0] + "." for name in names if "." in name}):
+        inside = {name.removeprefix(base) for name in names if name.startswith(base)}
+        roots = {name.split(".")[0] for name in inside}
+        found = unwrap(state, inside.__contains__, lambda name, roots=roots: name.split(".")[0] in roots)  # type: ignore[misc]
+        if 2 * len(inside & found.tensors.keys()) > len(names):
+            return replace(found, tensors={base + name: tensor for name, tensor in found.tensors.items()}, base=base)
+    return None
 
 
 def _root(classifier: str) -> str:
