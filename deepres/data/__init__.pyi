@@ -9,6 +9,7 @@ from .dataset import Resident as Resident
 from .dataset import Split as Split
 from .dataset import Streamed as Streamed
 from .dataset import split_off as split_off
+from .decode import OversizedImage as OversizedImage
 from .decode import UnreadableImage as UnreadableImage
 from .decode import image_formats as image_formats
 from .decode import image_suffixes as image_suffixes

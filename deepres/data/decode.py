@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from deepres.errors import DeepresError
 
@@ -19,6 +20,10 @@ _NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 
 class UnreadableImage(DeepresError):
     """A file that should be an image and cannot be decoded."""
+
+
+class OversizedImage(UnreadableImage):
+    """An image of more pixels than Pillow's limit against decompression bombs, ``Image.MAX_IMAGE_PIXELS``."""
 
 
 @cache
@@ -99,12 +104,16 @@ def open_image(
     Raises ``UnreadableImage`` naming the file, whatever went wrong inside; what ``check`` raises if it is a ``DeepresError``.
     """
     name = "image" if isinstance(source, bytes) else str(source)
+    known = tuple(formats or image_formats())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             file = io.BytesIO(source) if isinstance(source, bytes) else source
-            with Image.open(file, formats=tuple(formats or image_formats())) as image:
-                _refuse_bombs(image)
+            with Image.open(file, formats=known) as image:
+                if image.width * image.height > (
+                    Image.MAX_IMAGE_PIXELS or math.inf
+                ):  # Pillow itself only warns up to twice as many
+                    raise Image.DecompressionBombError(f"{image.width:,} x {image.height:,} pixels")
                 if check is not None:
                     check(image)
                 if draft is not None:
@@ -112,12 +121,10 @@ def open_image(
                 return _plain(image, channels)
     except DeepresError:
         raise
+    except Image.DecompressionBombError as error:
+        raise OversizedImage(f"{name}: refused, it would unpack to too many pixels ({error})") from error
+    except UnidentifiedImageError as error:
+        taken = f", which are {', '.join(known)}" if formats else ""
+        raise UnreadableImage(f"{name}: not an image that can be read (of none of the known formats{taken})") from error
     except Exception as error:  # decoders raise RuntimeError, struct.error, MemoryError, IndexError, ... at damaged files
         raise UnreadableImage(f"{name}: not an image that can be read ({str(error) or type(error).__name__})") from error
-
-
-def _refuse_bombs(image: Image.Image) -> None:
-    """Pillow warns above its limit and raises above twice it; here the limit is one."""
-    limit, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
-    if limit is not None and pixels > limit:
-        raise ValueError(f"refused: {pixels:,} pixels are more than {limit:,}")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import os
-import warnings
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,13 +12,14 @@ import numpy as np
 from fastapi import HTTPException, Request
 from PIL import Image
 
-from deepres.data import Prepare, UnreadableImage, open_image
+from deepres.data import OversizedImage, Prepare, UnreadableImage, open_image
+from deepres.errors import DeepresError
 from deepres.serve.limits import Limits
 
 # Pillow's names of the formats that are decoded; it knows thirty more, whose decoders meet few well-meant files
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 DRAIN = 8  # a body that is refused is read up to this many times the largest one, so that its client sees the answer
-UNREADABLE = "not an image that can be read; send a file of one of these formats as it is: " + ", ".join(FORMATS)
+ADVICE = "send a file of one of these formats as it is: " + ", ".join(FORMATS)
 
 
 class Receiver:
@@ -77,28 +76,20 @@ class Receiver:
         return await asyncio.get_running_loop().run_in_executor(self.pool, self._decode, body)
 
     def _decode(self, body: bytes) -> np.ndarray:
-        width, height = _size(body)  # before its pixels are unpacked
-        if width * height > self.limits.pixels:
-            raise HTTPException(
-                413, f"the image has {width:,} x {height:,} pixels; at most {self.limits.pixels:,} in all are taken"
-            )
         try:
-            opened = open_image(body, self.prepare.channels)
+            image = open_image(body, self.prepare.channels, formats=FORMATS, check=self._check)
+            return self.prepare.image(image).numpy()
+        except (OversizedImage, _TooManyPixels) as error:
+            raise HTTPException(413, str(error)) from None
         except UnreadableImage as error:
-            raise HTTPException(415, str(error)) from None
-        except Exception as error:  # decoders raise anything on damaged files, such as AVIF's RuntimeError
-            raise HTTPException(415, f"{UNREADABLE} ({type(error).__name__}: {error})") from error
-        return self.prepare.image(opened).numpy()
+            raise HTTPException(415, f"{str(error).removeprefix('image: ')}; {ADVICE}") from None
+
+    def _check(self, image: Image.Image) -> None:
+        if image.width * image.height > self.limits.pixels:
+            raise _TooManyPixels(
+                f"the image has {image.width:,} x {image.height:,} pixels; at most {self.limits.pixels:,} in all are taken"
+            )
 
 
-def _size(body: bytes) -> tuple[int, int]:
-    """(width, height) in pixels, read off the file's header."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(body), formats=FORMATS) as image:
-                return image.size
-    except Image.DecompressionBombError as error:
-        raise HTTPException(413, f"the image would unpack to too many pixels ({error})") from None
-    except Exception:
-        raise HTTPException(415, UNREADABLE) from None
+class _TooManyPixels(DeepresError):
+    """An image above the server's own limit; raised before its pixels are decoded."""
