@@ -24,6 +24,17 @@ class KeyValues:
         self.values = torch.empty_like(self.keys)
         self.length = 0
 
+    @property
+    def start(self) -> int | Tensor:
+        """The position of the next token; (N, 1) where it differs from row to row."""
+        return self.length
+
+    def mask(self, new: int, seen: int) -> Tensor | None:
+        """Which of ``seen`` positions each of the ``new`` last ones attends to, where that is not all or the causal triangle."""
+        if not 1 < new < seen:
+            return None
+        return torch.ones(new, seen, dtype=torch.bool, device=self.keys.device).tril(seen - new)
+
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append (N, G, T, D) keys and values; return those of all positions, (N, G, L + T, D)."""
         end = self.length + keys.shape[2]
@@ -35,6 +46,11 @@ class KeyValues:
     def truncate(self, length: int) -> None:
         """Forget the positions from ``length`` on."""
         self.length = min(self.length, length)
+
+
+def positions_from(start: int | Tensor, count: int, device: torch.device) -> Tensor:
+    """The positions of ``count`` tokens: (L,) from a number on, or (N, L) from one for each row, (N, 1)."""
+    return start + torch.arange(count, device=device)
 
 
 class Rotary(nn.Module):
@@ -54,9 +70,10 @@ class Rotary(nn.Module):
         self.register_buffer("cos", angles.cos().float(), persistent=False)
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 
-    def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """Rotate (N, H, L, D) whose first position is ``start``."""
-        cos, sin = (table[start : start + x.shape[2]].to(x.dtype) for table in (self.cos, self.sin))
+    def forward(self, x: Tensor, start: int | Tensor = 0) -> Tensor:
+        """Rotate (N, H, L, D) whose first position is ``start``, or (N, 1) of them."""
+        at = positions_from(start, x.shape[2], x.device)
+        cos, sin = (table[at].to(x.dtype).unsqueeze(-3) for table in (self.cos, self.sin))  # the same for all heads
         first, second = x.chunk(2, dim=-1)
         return x * cos + torch.cat((-second, first), dim=-1) * sin
 
@@ -90,7 +107,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """With a cache, ``x`` holds the next positions only; their keys and values are added to it."""
         cache = self.cache
-        start = cache.length if cache is not None else 0
+        start = cache.start if cache is not None else 0
         sizes = [self.heads, self.kv_heads, self.kv_heads]
         q, k, v = self.qkv(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2).split(sizes, dim=1)
         if self.rotary is not None:
@@ -99,12 +116,8 @@ class Attention(nn.Module):
             k, v = cache.extend(k, v)
         new, seen = q.shape[2], k.shape[2]
         # One new position sees all before it. Several behind a cache need the lower right corner of the causal mask.
-        mask = (
-            torch.ones(new, seen, dtype=torch.bool, device=x.device).tril(seen - new)
-            if self.causal and 1 < new < seen
-            else None
-        )
-        causal = self.causal and new == seen
+        mask = cache.mask(new, seen) if cache is not None and self.causal else None
+        causal = self.causal and new == seen and mask is None
         y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=self.heads != self.kv_heads)
         return self.out(y.transpose(1, 2).flatten(2))
 

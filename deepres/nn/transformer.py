@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deepres.errors import DeepresError
-from deepres.nn.attention import MLP, Attention, KeyValues, MLPKind, Rotary, attentions, cached
+from deepres.nn.attention import MLP, Attention, KeyValues, MLPKind, Rotary, attentions, cached, positions_from
 from deepres.nn.residual import Residual
 
 Part = Literal["attention", "mlp"]
@@ -130,12 +130,12 @@ class Transformer(nn.Module):
 
         Raises ``DeepresError`` for more positions than the context has.
         """
-        x, start = self.embed(inputs), cache[0].length if cache else 0
-        end = start + x.shape[1]
+        x, start = self.embed(inputs), cache[0].start if cache else 0
+        end = (start if isinstance(start, int) else int(start.max())) + x.shape[1]
         if self.config.vocabulary and end > self.config.context:
             raise DeepresError(f"{end} tokens are longer than the context of {self.config.context}")
         if self.positions is not None:
-            x = x + self.positions[start:end]
+            x = x + self.positions[positions_from(start, x.shape[1], x.device) if self.config.vocabulary else slice(None)]
         with cached(self, cache) if cache is not None else nullcontext():
             x = self.norm(self.blocks(self.drop(x)))
         return self.head(x if self.config.vocabulary else x[:, 0])
