@@ -1,4 +1,8 @@
-"""A network behind HTTP. Read: limits -> worker -> batcher (the request queue) -> receiving -> app -> server."""
+"""A network behind HTTP.
+
+Read: limits -> worker -> batcher (the request queue) -> receiving -> app; of language
+models continuous -> completions; server.
+"""
 
 from typing import Any
 

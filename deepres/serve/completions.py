@@ -193,14 +193,22 @@ class _Route:
 
     async def _answer(self, request: Request) -> Response:
         end = asyncio.get_running_loop().time() + self.limits.timeout
-        asked = self._read(await self.receiver.body(request, end))
+        try:
+            body = await self.receiver.body(request, end)
+        except HTTPException as error:
+            if error.status_code != 415:
+                raise
+            raise HTTPException(400, "the body is empty; send JSON with a prompt") from None
+        asked = self._read(body)
         prompts = self._prompts(asked)
         try:
             answer = _Answer(self.engine, asked, prompts)
         except SequencesFull:
             raise HTTPException(503, "too many sequences wait; try again", {"Retry-After": "1"}) from None
         if asked.stream:
-            return StreamingResponse(self._counted(answer), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+            return StreamingResponse(
+                self._counted(answer), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+            )
         whole, gone = asyncio.ensure_future(answer.whole()), asyncio.ensure_future(_gone(request))
         try:
             await asyncio.wait((whole, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -236,7 +244,9 @@ class _Route:
         given = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
         count = asked.n or 1
         if not 0 < len(given) * count <= MOST_SEQUENCES:
-            raise HTTPException(400, f"prompt: between 1 and {MOST_SEQUENCES} texts are drawn for a request, not {len(given) * count}")
+            raise HTTPException(
+                400, f"prompt: between 1 and {MOST_SEQUENCES} texts are drawn for a request, not {len(given) * count}"
+            )
         try:
             asked.sampling(0)
             ready = [(text, self.language.prompt(text)) for text in given]
@@ -263,7 +273,9 @@ def build_completions(language: LanguageModel, limits: Limits) -> FastAPI:
 
     app = FastAPI(title=f"deepres: {language.name}", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.receiver = route.receiver
-    schema = {"requestBody": {"required": True, "content": {"application/json": {"schema": CompletionRequest.model_json_schema()}}}}
+    schema = {
+        "requestBody": {"required": True, "content": {"application/json": {"schema": CompletionRequest.model_json_schema()}}}
+    }
 
     @app.post("/v1/completions", openapi_extra=schema)
     async def completions(request: Request) -> Response:

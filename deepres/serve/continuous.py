@@ -97,7 +97,8 @@ class ContinuousBatching:
         stream, words = self.language.vocabulary.stream(), StopWords(sampling.stop)
         made = Sequence(prompt, sampling, deliver, generator, stream, words)
         with self._changed:
-            if self._closing or len(self._waiting) >= self.queue:
+            room = self.queue + self._cache.slots - len(self._running)  # free slots are taken at the next step
+            if self._closing or len(self._waiting) >= room:
                 raise SequencesFull
             self._waiting.append(made)
             self._changed.notify()

@@ -14,10 +14,13 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from deepres.errors import DeepresError
+from deepres.models import open_language_model, vocabulary_of
 from deepres.serve.app import build_app
+from deepres.serve.completions import build_completions
 from deepres.serve.limits import Limits
 from deepres.serve.options import ServeOptions
 from deepres.serve.worker import Spec, Worker
+from deepres.training.distribute import pick_device
 
 LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
@@ -36,17 +39,38 @@ def serve(
 
     On the signal, requests whose body has not arrived are refused at once, and the others are answered.
 
-    ``model``: as in ``open_model``, or a ghost's folder. ``ServeOptions`` explains the options.
+    ``model``: as in ``open_model``, or a ghost's folder. A language model answers OpenAI's completions route instead of images, in
+    this process. ``ServeOptions`` explains the options.
 
     Raises ``DeepresError`` for a network that cannot be loaded and a port that cannot be had.
     """
     listening = _listen(host, port)
     try:
+        if vocabulary_of(weights or model) is not None:
+            language = open_language_model(model, weights=weights)
+            language.model.to(pick_device(device))
+            _run(
+                build_completions(language, limits),
+                limits,
+                listening,
+                host,
+                f"{language.name} on {{}}: /v1/completions /v1/models",
+            )
+            return 0
         worker = Worker(Spec(str(model), str(weights) if weights is not None else None, device))
     except BaseException:
         listening.close()
         raise
-    app = build_app(worker, limits, tighten=tighten)
+    try:
+        _run(build_app(worker, limits, tighten=tighten), limits, listening, host, f"{worker.facts.name} on {{}}: /predict")
+    finally:
+        if worker.alive:
+            worker.stop()
+    return 0
+
+
+def _run(app: FastAPI, limits: Limits, listening: socket.socket, host: str, what: str) -> None:
+    """Answer requests until a signal. ``what`` is printed with the address in it."""
     config = uvicorn.Config(
         app,
         http=_protocol(limits.timeout),
@@ -56,7 +80,7 @@ def serve(
     )
     place = f"[{host}]" if ":" in host else host
     address = f"http://{place}:{listening.getsockname()[1]}"
-    print(f"deepres serves {worker.facts.name} on {address}: /predict /health /metrics /openapi.json", flush=True)
+    print(f"deepres serves {what.format(address)} /health /metrics /openapi.json", flush=True)
     # uvicorn raises the signal that stopped it once more when it is done; by then it must not end the process
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -64,10 +88,7 @@ def serve(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if worker.alive:
-            worker.stop()
     print("deepres: stopped; every accepted request was answered", flush=True)
-    return 0
 
 
 def _listen(host: str, port: int) -> socket.socket:
