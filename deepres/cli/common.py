@@ -77,10 +77,11 @@ def save_options(command: Any, out: Path) -> None:
     (out / COMMAND).write_text(json.dumps(dataclasses.asdict(command), default=str, indent=1))
 
 
-def saved_options(out: Path, kind: type[Any]) -> Any:
-    """The command that wrote a folder."""
+def saved_options(out: Path, kind: type[Any], renamed: dict[str, str] | None = None) -> Any:
+    """The command that wrote a folder. ``renamed``: old names of its options, and their names now."""
     try:
         values = json.loads((out / COMMAND).read_text())
+        values = {(renamed or {}).get(key, key): value for key, value in values.items()}
         return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
     except FileNotFoundError as error:
         raise DeepresError(f"{out}: holds no {COMMAND}, so there is nothing to go on with") from error

@@ -32,7 +32,10 @@ COMMANDS = {
     "optimize": "Find the fastest engine of this machine that keeps a network's answers.",
     "export": "Export a trained network to ONNX, OpenVINO, torch.export or an AOTInductor package.",
 }
-RENAMED = {"look": {"lesions": "ablations"}}  # command -> old name of an option -> its name now
+RENAMED = {
+    "look": {"lesions": "ablations"},
+    "shrink": {"press": "constrain"},
+}  # command -> old name of an option -> its name now
 EXIT_CODES = """exit codes:
   0   done
   1   done in part: something was skipped and named, or the run was interrupted and can be resumed

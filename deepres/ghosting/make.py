@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,16 +25,17 @@ from deepres.ghosting.confirm import Verified, confirmed, verify, within_error
 from deepres.ghosting.fit import costs, fit_ghost
 from deepres.ghosting.gates import Gate
 from deepres.ghosting.model import Ghost
+from deepres.ghosting.options import GateChoice, GhostOptions
 from deepres.ghosting.points import Point
 from deepres.ghosting.recorded import Passes
 from deepres.ghosting.recording import batches
 from deepres.ghosting.selection import fastest, keeps_deadline, time_against_whole, within_budget
 from deepres.ghosting.settings import Settings
 from deepres.models import load, notes, open_with_data, save
+from deepres.models.options import OpenOptions
 
 NET, HEADS, STATIC, FILE = "net.safetensors", "ghost.safetensors", "static.safetensors", "ghost.json"
 BATCH_SIZE = 250  # examples of a pass that is not timed
-Gates = Literal["both", "fitted", "fixed", "none"]
 _KINDS: dict[str, Kinds] = {"both": ("fitted", "fixed"), "fitted": ("fitted",), "fixed": ("fixed",), "none": ()}
 
 
@@ -121,16 +122,16 @@ def ghost(
     model: nn.Module | str | Path,
     data: Data | str | Path,
     *,
-    budget: float | None = None,
-    error: float | None = None,
-    deadline: float | None = None,
-    batch: int = 32,
-    gates: Gates = "both",
-    exits: bool = True,
-    examples: int = 2000,
-    confirm: int = 4000,
-    weights: str | Path | None = None,
-    size: int | None = None,
+    budget: float | None = GhostOptions.budget,
+    error: float | None = GhostOptions.error,
+    deadline: float | None = GhostOptions.deadline,
+    batch: int = GhostOptions.batch,
+    gates: GateChoice = GhostOptions.gates,
+    exits: bool = GhostOptions.exits,
+    examples: int = GhostOptions.examples,
+    confirm: int = GhostOptions.confirm,
+    weights: str | Path | None = OpenOptions.weights,
+    size: int | None = OpenOptions.size,
     device: torch.device | str | None = None,
     progress: Callable[[str, float], None] = lambda what, share: None,
     log: Callable[[str], None] = lambda text: None,
@@ -140,15 +141,9 @@ def ghost(
     >>> made = deepres.ghost("runs/r56", "cifar10", budget=0.6)
     >>> made.model(images)  # called like the network
 
-    Give either ``budget`` or ``error``. ``budget``: largest mean time of a call relative to the whole network, measured at ``batch``
-    inputs a call; 1.0 gives the network itself, to the bit. ``error``: allowed rise of the error in points; the fastest settings within
-    it are selected. Settings are selected on the validation split and reported on the test split.
-
-    ``deadline``: seconds for a call; inputs exit at the last exit head that they can reach in time. ``gates``: ``"fitted"`` selects
-    blocks for each input, ``"fixed"`` the same blocks for every input, by their mean importance, ``"both"`` tries both, and ``"none"``
-    computes all blocks. ``exits``: whether inputs may exit early. ``examples``: number of training examples to fit gates on, and of
-    validation examples to select settings on. ``confirm``: largest number of further validation examples, on which a rise of the
-    ``error`` is confirmed. ``device``: device to compute on; None: that of the network. The given network is not moved.
+    ``GhostOptions`` explains the options; give either ``budget`` or ``error``. A budget of 1.0 gives the network itself, to the bit.
+    Settings are selected on the validation split and reported on the test split. ``device``: device to compute on; None: that of the
+    network. The given network is not moved.
 
     ``progress`` receives (task, share done), ``log`` remarks of one sentence each.
 
@@ -200,7 +195,7 @@ def _check(
     error: float | None,
     deadline: float | None,
     batch: int,
-    gates: Gates,
+    gates: GateChoice,
     exits: bool,
     examples: int,
     confirm: int,

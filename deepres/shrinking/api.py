@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,20 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from deepres.adapters import as_written, logits_of
+from deepres.callback import Callback
 from deepres.data import Data
 from deepres.deprecation import renamed, renamed_fields
 from deepres.errors import DeepresError
 from deepres.evaluation import measure, time_against
 from deepres.evaluation.timing import from_first_process
 from deepres.models import open_with_data
+from deepres.models.options import OpenOptions
 from deepres.nn import config, parameters
 from deepres.shrinking.curriculum import InverseCurriculum
+from deepres.shrinking.options import ShrinkOptions
 from deepres.shrinking.schedule import EpochRatios, ShrinkSchedule
 from deepres.shrinking.target import Target
 from deepres.training import Recipe, Run, train
 from deepres.training import recipe as recipe_named
 from deepres.training.loop import Result
-from deepres.training.run import RUN_FILE
+from deepres.training.run import RUN_FILE, RunOptions
 
 SHRINK_FILE = "shrink.json"
 RECIPE_NAME = "shrink"
@@ -104,14 +107,23 @@ def shrink(
     data: Data | str | Path,
     target: str = "time=0.6",
     *,
-    epochs: float | None = None,
-    recipe: Recipe | str | None = None,
-    out: str | Path | None = None,
+    epochs: float | None = ShrinkOptions.epochs,
+    recipe: Recipe | str | None = ShrinkOptions.recipe,
+    learn: float | None = ShrinkOptions.learn,
+    constrain: float | None = ShrinkOptions.constrain,
+    distil: float | None = ShrinkOptions.distil,
+    seed: int = ShrinkOptions.seed,
+    weights: str | Path | None = OpenOptions.weights,
+    size: int | None = OpenOptions.size,
+    batch: int | None = RunOptions.batch,
+    lr: float | None = RunOptions.lr,
+    speed: str = RunOptions.speed,
+    memory: str = RunOptions.memory,
+    device: str = RunOptions.device,
+    workers: int | None = RunOptions.workers,
     trained: bool | None = None,
-    learn: float | None = None,
-    constrain: float | None = None,
-    distil: float | None = None,
-    weights: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    out: str | Path | None = None,
     resume: bool = False,
     show: bool = True,
     log: Callable[[str], None] = lambda text: None,
@@ -125,27 +137,29 @@ def shrink(
     ``model``: a network with residual sites, a reference as ``open_model`` takes it, or the name of a network of ours, which is then
     trained from scratch. ``trained``: whether a module that is given is trained (default: yes). ``target``: what remains, as
     ``time=0.6``, ``macs=``, ``params=`` or ``blocks=`` (a share or a count), or the allowed rise of the validation error in points,
-    ``error=+0.3``. ``learn``: share of the run before the first block is constrained. ``constrain``: share of the run by which all
-    selected blocks are the identity. ``distil``: weight of the given network's own answers in the loss, if it is trained. Further
-    options are those of ``Run``: ``seed``, ``speed``, ``batch``, ``lr``, ``size``, ...
+    ``error=+0.3``. ``ShrinkOptions``, ``OpenOptions`` and ``RunOptions`` explain the other options; ``run`` takes further fields of
+    ``Run``.
 
     The given model is left unchanged. ``out``: folder to keep the run in; ``resume`` continues a run that was interrupted there.
-    ``log`` receives remarks, one sentence each.
+    ``callbacks`` extend the training run. ``log`` receives remarks, one sentence each.
 
     Raises ``DeepresError`` for a target that cannot be met, for a network without removable blocks, and where ``train`` does.
     """
     goal = Target.parse(target)
-    whole, opened, name, known = _open(model, data, weights, run.get("size"), run.get("seed", 0), log)
+    whole, opened, name, known = _open(model, data, weights, size, seed, log)
     trained = known if trained is None else trained
     chosen = recipe if recipe is not None else (shrink_recipe(whole, _recipe_of(model)) if trained else "fast-cifar")
     given: dict[str, Any] = {"learn": learn, "constrain": constrain, "distil": distil}
     schedule = dataclasses.replace(
         ShrinkSchedule.usual(goal, trained), **{key: value for key, value in given.items() if value is not None}
     )
-    settings = Run(name, opened.name, chosen, str(out) if out else None, epochs=epochs, **run)
+    computed = RunOptions(batch=batch, lr=lr, size=size, speed=speed, memory=memory, device=device, workers=workers)
+    settings = Run(name, opened.name, chosen, str(out) if out else None, seed, epochs, **vars(computed), **run)
     curriculum = InverseCurriculum(schedule, exact=settings.speed == "exact", log=log)
     before = measure(whole, opened.val, opened.prepare, opened.classes).top1 if trained else None
-    result = train(settings, resume=resume, show=show, data=opened, model=copy.deepcopy(whole), callbacks=[curriculum])
+    result = train(
+        settings, resume=resume, show=show, data=opened, model=copy.deepcopy(whole), callbacks=[curriculum, *callbacks]
+    )
     small = result.model
     ratio, spread = from_first_process(time_ratio(whole.to(curriculum.probe.device), small, curriculum.probe))
     blocks = curriculum.blocks

@@ -96,6 +96,8 @@ FUNCTIONS = {
     "degrade": (deepres.paper.degrade,),
     "paper": (deepres.paper.lab.ExperimentScale.changed,),
     "serve": (deepres.serve.serve,),
+    "shrink": (deepres.shrink,),
+    "ghost": (deepres.ghost,),
 }
 
 
@@ -110,8 +112,9 @@ def test_options_of_a_command_are_keywords_of_the_function(name: str) -> None:
     keywords = {one.name: one.default for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY}
     assert inherited and inherited == {key: keywords[key] for key in inherited}
     own = {field.name for field in dataclasses.fields(kind)} - inherited.keys()  # those that only the command line has
-    # a function leaves a model where it is, and a command chooses the device; `out` has a default in the command alone
-    assert own.isdisjoint(keywords.keys() - {"device", "out"})
+    # a function leaves a model where it is, and a command chooses the device; `out` has a default in the command alone, and
+    # `resume` is a folder there
+    assert own.isdisjoint(keywords.keys() - {"device", "out", "resume"})
 
 
 def test_options_of_a_network_are_fields_of_its_configuration() -> None:

@@ -536,7 +536,7 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     page = (out / "report.html").read_text()
     assert "Blocks that run for each class" in page and "Clopper-Pearson" in page
     assert main(["ghost", str(run)]) == 2
-    assert "Give --budget" in capsys.readouterr().err
+    assert "give --budget" in capsys.readouterr().err
 
 
 def test_the_page_in_a_browser(made: GhostResult, tmp_path: Path, browse: Callable[..., Any]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -20,13 +22,15 @@ import deepres
 from deepres import DeepresError
 from deepres.adapters import delete_blocks, find_blocks, logits_of
 from deepres.cli.main import main
+from deepres.data import Batch
+from deepres.evaluation import measure
 from deepres.models import open_model
-from deepres.shrinking import ResidualConstraint, ShrinkSchedule, Target, time_ratio
+from deepres.shrinking import InverseCurriculum, ResidualConstraint, ShrinkSchedule, Target, time_ratio
 from deepres.shrinking.api import shrink_recipe
 from deepres.shrinking.constraint import residual_ratio
 from deepres.shrinking.cost import measured_blocks
 from deepres.shrinking.teacher import Teacher, distillation
-from deepres.training import Run, Trainer, recipe
+from deepres.training import Interrupted, Run, Trainer, recipe
 from deepres.training.distribute import DistributedContext
 from tests.nn.test_nn import scramble
 
@@ -230,36 +234,46 @@ def test_it_shrinks_and_still_reads_digits(small) -> None:
     assert model.state_dict().keys() == deepres.nn.ResNet(model.config).state_dict().keys()
 
 
-def test_a_shrinking_killed_anywhere_resumes_to_the_same_bits(small, tmp_path: Path) -> None:
-    """While it learns, presses, and recovers."""
+class Stop(deepres.Callback):
+    """Asks the process to end after a step, as a scheduler does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def after_step(self, trainer: Trainer, batch: Batch) -> None:
+        if trainer.progress.done == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("step", [5, 30, 50])
+def test_a_shrinking_stopped_in_any_phase_resumes_to_the_same_bits(small, step: int, tmp_path: Path) -> None:
+    """While the network learns, while blocks are constrained, and while it recovers."""
+    options = {"epochs": 6, "recipe": "digits", "out": tmp_path / "run", **FAST}
+    with pytest.raises(Interrupted):
+        deepres.shrink("resnet20-cifar", "digits", "blocks=5", callbacks=[Stop(step)], **options)
+    again = deepres.shrink("resnet20-cifar", "digits", "blocks=5", resume=True, **options)
+    assert again.removed == small[0].removed and again.identity_at == small[0].identity_at
     expected = small[0].result.model.state_dict()
-    for stop in (5, 30, 50):
-        out = tmp_path / str(stop)
-        steps = 0
+    for name, tensor in again.result.model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
 
-        def tap(*_: object, stop: int = stop) -> None:
-            nonlocal steps
-            steps += 1
-            if steps == stop:
-                raise KeyboardInterrupt
 
-        from deepres.training import trainer
+def test_the_allowed_error_is_measured_on_the_network_that_is_constrained() -> None:
+    """Averaged weights are a copy that carries no constraint."""
+    errors: dict[int, tuple[float, float]] = {}  # step -> errors of the network and of the average
 
-        with pytest.MonkeyPatch.context() as patch:
-            before = trainer.Trainer.step
+    class Probe(deepres.Callback):
+        def after_step(self, trainer: Trainer, batch: Batch) -> None:
+            plain = measure(trainer.model, trainer.data.val, trainer.data.prepare, trainer.data.classes).top1
+            errors[trainer.progress.done] = plain, trainer.measure("val").top1
 
-            def step(self, batch, before=before, tap=tap) -> None:  # type: ignore[no-untyped-def]
-                tap()
-                before(self, batch)
-                self.checkpoint()
-
-            patch.setattr(trainer.Trainer, "step", step)
-            with pytest.raises(KeyboardInterrupt):
-                deepres.shrink("resnet20-cifar", "digits", "blocks=5", epochs=6, recipe="digits", out=out, **FAST)
-        again = deepres.shrink("resnet20-cifar", "digits", "blocks=5", epochs=6, recipe="digits", out=out, resume=True, **FAST)
-        assert again.removed == small[0].removed
-        for name, tensor in again.result.model.state_dict().items():
-            assert torch.equal(tensor, expected[name]), (stop, name)
+    how = dataclasses.replace(recipe("digits", epochs=2), ema=0.9, batch=256)
+    curriculum = InverseCurriculum(ShrinkSchedule(Target("error", 0.0), 0.5, 0.9), exact=True)
+    run = deepres.Run("resnet14-cifar", "digits", how, speed="exact", width=0.25)
+    deepres.train(run, show=False, callbacks=[Probe(), curriculum])
+    first = round(0.5 * len(errors))  # the step after which the first blocks are selected
+    assert errors[first][0] != errors[first][1]
+    assert curriculum.error_before == errors[first][0]
 
 
 def test_from_a_trained_network_with_its_own_answers(small, tmp_path: Path) -> None:
@@ -346,7 +360,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     told = capsys.readouterr().out
     assert "5 of 6" in told and "4 of 6" in told and (out / "report.html").exists()
     assert main(command) == 2
-    assert "go on with --resume" in capsys.readouterr().err
+    assert "continue it with --resume" in capsys.readouterr().err
     assert main(["shrink", "--resume", str(out)]) == 0  # a finished one is only told again
     capsys.readouterr()
     for wrong, says in (

@@ -1,6 +1,5 @@
 """Networks and situations that once stopped a run: attention by the default recipe, text, growing images, changed data."""
 
-import dataclasses
 import os
 import shutil
 import signal
@@ -143,22 +142,3 @@ def test_the_file_cache_of_a_container_counts_as_free(tmp_path: Path, monkeypatc
         stat = f"anon {2 * gib}\n{prefix}inactive_file {3 * gib}\n{prefix}active_file {2 * gib}\n"
         (folder / "memory.stat").write_text(stat)
         assert memory.available_bytes(cpu) == 6 * gib
-
-
-def test_the_allowed_error_is_measured_on_the_network_that_is_pressed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Averaged weights are a copy that carries no pressure."""
-    measured: list[nn.Module] = []
-    real = Trainer.measure
-
-    def measure(self: Trainer, split: str, model: nn.Module | None = None) -> Any:
-        if model is not None:
-            assert model is self.model and self.averaged is not None
-            measured.append(model)
-        return real(self, split, model)
-
-    monkeypatch.setattr(Trainer, "measure", measure)
-    how = dataclasses.replace(recipe("digits", epochs=2), ema=0.9, batch=256)
-    kept = deepres.shrink(
-        "resnet14-cifar", "digits", "error=+0.0", recipe=how, speed="exact", width=0.25, show=False, learn=0.1, press=0.5
-    )
-    assert measured and kept.blocks[0] == 6

@@ -1,0 +1,34 @@
+"""Options of ``ghost``, for Python and the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+from tyro.constructors import PrimitiveConstructorSpec
+
+GateChoice = Literal["both", "fitted", "fixed", "none"]
+_MILLISECONDS = PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="MS",
+    instance_from_str=lambda given: float(given[0]) / 1000,
+    is_instance=lambda value: isinstance(value, (int, float)),
+    str_from_instance=lambda value: [f"{1000 * value:g}"],
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GhostOptions:
+    """What a ghost must keep, and what it is made with. Give either ``budget`` or ``error``."""
+
+    budget: float | None = None  # largest mean time of a call, as a share of the whole network's, such as 0.6
+    error: float | None = None  # allowed rise of the error in points, such as 0.3; the fastest ghost within it is made
+    # time for a call, in seconds in Python and milliseconds on the command line; inputs exit at the last exit head they reach in time
+    deadline: Annotated[float, _MILLISECONDS, arg(name="deadline")] | None = None
+    batch: int = 32  # inputs of a call, for which the time is measured
+    # blocks are selected for each input (fitted), the same for all inputs (fixed), whichever is better (both), or not at all (none)
+    gates: GateChoice = "both"
+    exits: bool = True  # let inputs exit early
+    examples: int = 2000  # training examples to fit gates on, and validation examples to select settings on
+    confirm: int = 4000  # further validation examples, at most, on which a rise of the error is confirmed

@@ -1,0 +1,19 @@
+"""Options of ``shrink``, for Python and the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShrinkOptions:
+    """How ``shrink`` trains the network and removes its blocks. Shares are of the run's steps."""
+
+    epochs: float | None = None  # length of the whole run [10 for a trained network, else the recipe's]
+    # recipe to train with [for a trained network a cosine from half of its own learning rate, at least 0.05; else fast-cifar]
+    recipe: str | None = None
+    learn: float | None = None  # share of the run before the first block is constrained [0.02 for a trained network, else 0.1]
+    # share of the run by which all selected blocks are the identity [0.2 for a trained network, else 0.3]
+    constrain: float | None = None
+    distil: float | None = None  # weight of the given network's own answers in the loss [0.5 for a trained network, else 0]
+    seed: int = 0  # of the order of the examples and all random draws, and of the weights if the network is not trained
