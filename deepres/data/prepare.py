@@ -58,6 +58,12 @@ class Prepare:
         """Inputs that a network takes, of random content."""
         return torch.randn(rows, self.channels, self.size, self.size, generator=generator)
 
+    def __str__(self) -> str:
+        values = ["by pixel" if isinstance(self.mean[0], tuple) else " ".join(f"{v:.3g}" for v in self.mean)]
+        values.append(" ".join(f"{v:.3g}" for v in self.std))
+        cut = f" of {self.resize}" if self.resize else ""
+        return f"{self.size} pixels{cut}, {self.interpolation}, mean {values[0]}, deviation {values[1]}"
+
     def to_notes(self) -> dict[str, Any]:
         names = ("size", "channels", "mean", "std", "resize", "interpolation")
         return {name: getattr(self, name) for name in names}

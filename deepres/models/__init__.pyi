@@ -26,6 +26,7 @@ from .opening import open_model as open_model
 from .opening import open_trained as open_trained
 from .opening import short_name as short_name
 from .pairing import Paired as Paired
+from .pairing import adapt_head as adapt_head
 from .pairing import data_for as data_for
 from .pairing import open_with_data as open_with_data
 from .store import locate as locate

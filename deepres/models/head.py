@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from deepres.adapters import spec_of
@@ -31,6 +33,19 @@ def replace_head(model: nn.Module, classes: int) -> None:
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, fresh.to(next(old.parameters()).device))
     _note(model, classes)
+
+
+def select_outputs(model: nn.Module, order: Sequence[int]) -> None:
+    """Keep the outputs ``order`` of the last layer of ``model``, in this order. Raises ``DeepresError`` as ``replace_head`` does."""
+    path = spec_of(model).classifier
+    old: Any = model.get_submodule(path) if path is not None else None
+    replace_head(model, len(order))
+    assert path is not None
+    fresh: Any = model.get_submodule(path)
+    with torch.no_grad():
+        fresh.weight.copy_(old.weight[list(order)])
+        if old.bias is not None:
+            fresh.bias.copy_(old.bias[list(order)])
 
 
 def _note(model: nn.Module, classes: int) -> None:

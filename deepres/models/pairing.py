@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
-from deepres.adapters import ModelSpec
+from deepres.adapters import ModelSpec, spec_of
 from deepres.data import Data, Tokens, open_data
 from deepres.data.text import is_text
 from deepres.errors import DeepresError
+from deepres.models.head import replace_head, select_outputs
 from deepres.models.labels import LabelMatch, match_labels, output_names, relabel
 from deepres.models.opening import OpenedModel, library_prepare, open_model
 from deepres.models.tokens import vocabulary_of
@@ -100,6 +102,41 @@ def data_for(opened: OpenedModel, data: Data | str | Path, *, size: int | None =
     ):
         prepare = library_prepare(spec, known.prepare.size)
     return _matched(opened, dataclasses.replace(known, prepare=prepare))
+
+
+def data_to_train(opened: OpenedModel, data: Data | str | Path, *, size: int | None = None, known: Data | None = None) -> Data:
+    """The data to train a network on: as ``data_for`` has them, with labels in the data's own order, which the head then follows."""
+    unnamed = dataclasses.replace(opened, classes=None, spec=dataclasses.replace(opened.spec, classes=None))
+    found = data_for(unnamed, data, size=size, known=known).data
+    if isinstance(data, Data) and data.prepare.size != found.prepare.size:  # its images have been brought to a size already
+        kept = dataclasses.replace(found.prepare, size=data.prepare.size, resize=data.prepare.resize)
+        found = dataclasses.replace(found, prepare=kept)
+    return found
+
+
+def adapt_head(opened: OpenedModel, classes: Sequence[str]) -> OpenedModel:
+    """Bring the last layer of a trained network, in place, to one output for each of ``classes``, in their order.
+
+    Outputs whose names are among the classes are kept. Where not every class has one, the layer starts afresh; a network whose labels
+    are not known keeps its outputs if it has as many. Remarks of the result say what was done.
+    """
+    labels, outputs = opened.classes, opened.spec.classes
+    match = match_labels(labels, outputs, classes, positional=False)
+    here = tuple(range(len(classes)))
+    if match.by == "none":
+        replace_head(opened.model, len(classes))
+        said = f"its head starts afresh with {len(classes)} outputs, since {match.remark}"
+    elif match.order != here or outputs not in (None, len(classes)):
+        select_outputs(opened.model, match.order)
+        said = f"{len(classes)} of its {outputs} outputs are kept, matched by name"
+    else:
+        said = f"its {outputs} outputs are kept, whose labels are not known" if labels is None and outputs is not None else ""
+    return dataclasses.replace(
+        opened,
+        spec=spec_of(opened.model),
+        classes=tuple(classes),
+        remarks=(*opened.remarks, *((f"{opened.name}: {said}",) if said else ())),
+    )
 
 
 def _check_input(opened: OpenedModel, data: Data) -> None:

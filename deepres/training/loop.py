@@ -15,28 +15,28 @@ import torch
 from torch import nn
 
 from deepres.callback import Callback
-from deepres.data import Data, open_data
+from deepres.data import Data
 from deepres.errors import DeepresError
 from deepres.evaluation import Evaluation, measure
 from deepres.exits.supervision import DeepSupervision
-from deepres.models import from_others, read
-from deepres.models.store import locate
+from deepres.models import annotate
 from deepres.nn import config
 from deepres.nn.transformers import TRANSFORMERS
 from deepres.training import checkpoint, memory
 from deepres.training.deprecated import callbacks_from
 from deepres.training.distribute import ONE_VALUE, DistributedContext, join_processes
 from deepres.training.epoch import finish_epoch, train_epoch
+from deepres.training.folder import claim_folder, leave_folder
 from deepres.training.fusion import undo_acceleration
-from deepres.training.network import training_model, training_tokens, usual_recipe
+from deepres.training.network import Opening, open_given, open_run, prepared_as_before, usual_recipe
 from deepres.training.progress import Progress, Record, read_log
 from deepres.training.recipes import Recipe
 from deepres.training.reporter import Reporter
-from deepres.training.run import RUN_FILE, Run
+from deepres.training.run import Run
 from deepres.training.speed import SPEEDS
 from deepres.training.speed_trial import exactness
 from deepres.training.stopping import stoppable
-from deepres.training.trainer import LAST, Trainer
+from deepres.training.trainer import BEST, LAST, Trainer
 
 
 @dataclass(frozen=True)
@@ -84,28 +84,27 @@ def train(
         run = dataclasses.replace(run, out=context.broadcast(run.out))  # a default name may hold a time of day
         if model is None and not (":" in run.net or Path(run.net).exists() or run.net in TRANSFORMERS):
             config(run.net, width=run.width, **run.options)  # a wrong name is told before any data is read
-        if data is None:
-            if not context.is_main:
-                context.barrier()  # the first process decodes and fills the cache
-            channels = run.options.get("in_channels") or _channels(run.init)
-            data = open_data(run.data, size=run.size, channels=channels, tokens=training_tokens(run))
-            if context.is_main:
-                context.barrier()
-        data.need_training()
+        if not context.is_main:
+            context.barrier()  # the first process decodes and fills the cache
+        opened = open_run(run, data) if model is None else open_given(run, model, data)
+        if context.is_main:
+            context.barrier()
+        opened.data.need_training()
         if run.recipe == "auto":
-            model = model if model is not None else training_model(run, data, context.device)
-            run = dataclasses.replace(run, recipe="language" if data.is_text else usual_recipe(model))
+            run = dataclasses.replace(run, recipe="language" if opened.data.is_text else usual_recipe(opened.model))
+        assert isinstance(run.recipe, Recipe)
+        callbacks = [Reporter(opened.remarks, show=show), *_callbacks_of(run.recipe, callbacks)]
         out = Path(run.out) if run.out else None
         made: list[Path] = []
         if out is not None and context.is_main:
-            made = _claim(out, run, resume)
+            made = claim_folder(out, run, resume)
         context.barrier()
         with exactness(SPEEDS.get(run.speed, SPEEDS["float32"])):
             try:
-                return _train(run, data, context, model, resume, show, callbacks)
+                return _train(run, opened, context, resume, callbacks)
             except DeepresError:
                 if out is not None and context.is_main:
-                    _let_go(out, made)
+                    leave_folder(out, made)
                 raise
             except ValueError as error:
                 if not str(error).startswith(ONE_VALUE):
@@ -123,42 +122,24 @@ def train(
                 ) from error
 
 
-def _channels(init: str | None) -> int | None:
-    """How many channels the weights to start from want, so that grey images are given to them as they expect."""
-    stem = from_others(read(locate(init))[0]).get("stem.conv.weight") if init else None
-    return stem.shape[1] if stem is not None else None
+def _callbacks_of(recipe: Recipe, given: Sequence[Callback]) -> list[Callback]:
+    """The callbacks that ``recipe`` asks for, before those that were given.
 
-
-def _claim(out: Path, run: Run, resume: bool) -> list[Path]:
-    """Make the run's folder and note the run there, never over another run; gives those above it that were not there, innermost first."""
-    made = [folder for folder in out.parents if not folder.exists()]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not resume and (out / RUN_FILE).exists():
-            raise DeepresError(f"{out}: holds a run already; resume it with --resume, or choose another --out")
-        if not (out / RUN_FILE).exists():
-            (out / RUN_FILE).write_text(run.to_json())
-    except OSError as error:
-        raise DeepresError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
-    return made
-
-
-def _let_go(out: Path, made: list[Path]) -> None:
-    """Leave nothing of a run that could not begin, so that the same command with its mistake mended can."""
-    if [path.name for path in out.iterdir()] == [RUN_FILE]:
-        (out / RUN_FILE).unlink()
-        with contextlib.suppress(OSError):
-            for folder in (out, *made):
-                folder.rmdir()
+    Raises ``DeepresError`` for callbacks that do not work together.
+    """
+    asked: list[Callback] = [DeepSupervision(recipe.exits)] if recipe.exits else []
+    if asked and any(callback.changes_network for callback in given):
+        raise DeepresError(
+            "early exits cannot be trained while a callback changes the network; train them afterwards, with --init"
+        )
+    return [*asked, *given]
 
 
 def _train(
     run: Run,
-    data: Data,
+    opened: Opening,
     context: DistributedContext,
-    model: nn.Module | None,
     resume: bool,
-    show: bool,
     callbacks: Sequence[Callback],
 ) -> Result:
     out = Path(run.out) if run.out else None
@@ -166,10 +147,10 @@ def _train(
     if state is not None and run.speed == "auto":
         run = dataclasses.replace(run, speed=state["speed"])
     assert isinstance(run.recipe, Recipe)
-    exits = [DeepSupervision(run.recipe.exits)] if run.recipe.exits else []
-    if exits and any(callback.changes_network for callback in callbacks):
-        raise DeepresError("exits cannot be trained while a network is shrunk; train them on what comes out, with --init")
-    trainer = Trainer(run, data, context, model, [Reporter(show=show), *exits, *callbacks])
+    data = opened.data
+    if resume and out is not None:
+        data = prepared_as_before(data, out / BEST)
+    trainer = Trainer(run, data, context, opened.model, callbacks)
     if state is not None:
         trainer.progress = Progress(**state["progress"])  # where callbacks begin
     results: list[Result] = []
@@ -222,6 +203,7 @@ def _conclude(trainer: Trainer, history: list[Record], out: Path | None) -> Resu
             "data": data.report(),
         }
         (out / "result.json").write_text(json.dumps(summary, indent=1))
+    annotate(final, classes=list(data.classes), prepare=data.prepare.to_notes(), data=run.data)
     trainer.context.barrier()  # what the first process wrote is there for all, when they return
     memory.recompute(final, memory.RecomputePlan())
     undo_acceleration(final)

@@ -1,36 +1,104 @@
-"""The network of a run: freshly initialised, or from weights that the run names."""
+"""The network and the data of a run: freshly initialised, or from weights that the run names and prepared as for these."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from deepres.data import Data, Tokens, Vocabulary
+from deepres.data import Data, Prepare, Tokens, Vocabulary, open_data
+from deepres.data.text import is_text
 from deepres.errors import DeepresError
-from deepres.models import open_model, vocabulary_of
+from deepres.models import OpenedModel, notes, open_model, vocabulary_of
+from deepres.models.pairing import adapt_head, data_for, data_to_train
 from deepres.nn.transformers import TRANSFORMERS
 from deepres.training.run import Run
 
 
-def training_model(run: Run, data: Data, device: torch.device, say: Callable[[str], None] = lambda text: None) -> nn.Module:
-    """Build the network that ``run.net`` names for ``data``, initialised from ``run.seed`` or from the weights ``run.init``.
+@dataclass(frozen=True, eq=False)
+class Opening:
+    """What a run begins with: a network, data prepared for it, and sentences that the user should see."""
 
-    A head of another number of classes starts afresh; ``say`` is told so, and whether averaged weights were taken.
+    model: nn.Module
+    data: Data
+    remarks: tuple[str, ...] = ()
+
+
+def open_run(run: Run, data: Data | None = None) -> Opening:
+    """Open the network and the data that ``run`` names; ``data`` takes the place of the latter.
+
+    A network that has been trained gets images as it was trained on them. Its outputs are matched with the data's classes by name;
+    where they do not match, its head starts afresh. Any other network is built for the data and initialised from ``run.seed``.
 
     Raises ``DeepresError`` where network, data and weights do not fit together.
     """
     torch.manual_seed(run.seed)
+    text = data.is_text if data is not None else is_text(run.data)
+    opened = None if text else _opened_trained(run)
+    if opened is None:
+        known = data
+        if known is None:
+            known = open_data(run.data, size=run.size, channels=run.options.get("in_channels"), tokens=training_tokens(run))
+        opened = _open_fresh(run, known)
+        if not text and opened.spec.channels is not None:
+            known = data_to_train(opened, data if data is not None else run.data, size=run.size, known=known)
+        return Opening(opened.model, known, opened.remarks)
+    prepared = data_to_train(opened, data if data is not None else run.data, size=run.size)
+    torch.manual_seed(run.seed)
+    opened = adapt_head(opened, prepared.classes)
+    return Opening(
+        opened.model, prepared, (*opened.remarks, f"images are prepared as {opened.name} was trained: {prepared.prepare}")
+    )
+
+
+def open_given(run: Run, model: nn.Module, data: Data | None = None) -> Opening:
+    """The data that ``run`` names, for a network of the caller's, which stays as it is.
+
+    Where the module says how it was trained, images are prepared and labelled accordingly.
+    """
+    if data is not None:
+        return Opening(model, data)
+    if not is_text(run.data):
+        opened = open_model(model)
+        if opened.prepare is not None or (opened.spec.mean is not None and opened.spec.channels is not None):
+            paired = data_for(opened, run.data, size=run.size)
+            return Opening(model, paired.data, paired.remarks)
+    return Opening(
+        model, open_data(run.data, size=run.size, channels=run.options.get("in_channels"), tokens=training_tokens(run))
+    )
+
+
+def _opened_trained(run: Run) -> OpenedModel | None:
+    """The network with the weights that ``run`` names, as they are; None where it names none, or none with a head."""
+    if not (run.init or run.net.startswith("hf:") or Path(run.net).exists()):
+        return None
+    try:
+        opened = open_model(run.net, weights=run.init, **_options(run))
+    except DeepresError:  # weights without a head, which need one for the data; or a fault, which is raised there
+        return None
+    return None if opened.fresh_head else opened
+
+
+def _options(run: Run) -> dict[str, Any]:
+    ours = not (":" in run.net or Path(run.net).exists()) and run.net not in TRANSFORMERS
+    return {**run.options, **({"width": run.width} if ours else {})}
+
+
+def _open_fresh(run: Run, data: Data) -> OpenedModel:
+    """The network built for ``data``, from ``run.seed`` or from weights to which it gives a head.
+
+    Raises ``DeepresError`` where network, data and weights do not fit together.
+    """
     ours = not (":" in run.net or Path(run.net).exists())
     if ours and data.is_text and run.net not in TRANSFORMERS:
         raise DeepresError(f"{run.net}: takes images and {data.name} is a text; give a language model, such as hf:FOLDER")
-    options = dict(run.options)
+    options = _options(run)
     if ours and run.net in TRANSFORMERS:
         options = {**_shape_for(data, run.net), **options}
-    elif ours:
-        options["width"] = run.width
     if isinstance(data.prepare, Tokens):
         _check_vocabulary(run, data.prepare.vocabulary)
     classes, channels = len(data.classes), data.prepare.channels or None
@@ -41,9 +109,7 @@ def training_model(run: Run, data: Data, device: torch.device, say: Callable[[st
     longest = opened.spec.longest
     if data.is_text and longest is not None and longest < data.prepare.size:
         raise DeepresError(f"{run.net}: reads at most {longest} tokens at a time; give --size {longest} or less")
-    for remark in opened.remarks:
-        say(remark)
-    return opened.model.to(device)
+    return opened
 
 
 def training_tokens(run: Run) -> str | Vocabulary | None:
@@ -72,6 +138,15 @@ def _shape_for(data: Data, net: str) -> dict[str, int]:
             f"{net}: takes {'text' if decoder else 'images'}, and {data.name} holds {'text' if data.is_text else 'images'}"
         )
     return {"vocabulary": len(data.classes), "context": data.prepare.size} if decoder else {"image": data.prepare.size}
+
+
+def prepared_as_before(data: Data, weights: Path) -> Data:
+    """``data`` prepared as the ``weights`` of a run say that is resumed; an earlier version may have prepared them otherwise."""
+    noted = notes(weights).get("prepare") if weights.exists() else None
+    before = Prepare.from_notes(noted) if noted else None
+    if before is None or data.is_text or (before.size, before.channels) != (data.prepare.size, data.prepare.channels):
+        return data
+    return dataclasses.replace(data, prepare=before)
 
 
 def usual_recipe(model: nn.Module) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +23,13 @@ if TYPE_CHECKING:
 
 
 class Reporter(Callback):
-    """Shows a run on the terminal if ``show``, and logs it in the run's folder; the main process alone does either."""
+    """Shows a run on the terminal if ``show``, and logs it in the run's folder; the main process alone does either.
 
-    def __init__(self, *, show: bool) -> None:
-        self.show = show
+    ``remarks``: sentences for the first lines, on how network and data were opened.
+    """
+
+    def __init__(self, remarks: Sequence[str] = (), *, show: bool) -> None:
+        self.show, self.remarks = show, remarks
         self.console = Console(stderr=True)
         self._board: Any = None
         self._progress: Progress | None = None
@@ -41,6 +45,8 @@ class Reporter(Callback):
         self.log(
             f"{trainer.data}\n{run.net}, recipe {trainer.recipe.name}, {trainer.total} steps, {trainer.speed.name}{plan}, {where}"
         )
+        for remark in self.remarks if not done else ():
+            self.log(f"  {remark}")
         if done:
             self.log(f"resumed after step {done}")
         if self.show and self.console.is_terminal:
@@ -88,7 +94,7 @@ class Reporter(Callback):
     def log(self, text: str) -> None:
         """Print a line, above the bar."""
         if self.show:
-            self.console.print(text, highlight=False, markup=False)
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _rewind(out: Path, done: int) -> None:

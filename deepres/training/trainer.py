@@ -23,7 +23,7 @@ from deepres.training import checkpoint, memory
 from deepres.training.distribute import DistributedContext, synchronise_norms
 from deepres.training.fusion import accelerate
 from deepres.training.heap import heap_kept
-from deepres.training.network import training_model
+from deepres.training.network import open_run
 from deepres.training.optimizer import KEPT, SideOptimizer, optimizer_for
 from deepres.training.progress import Pace, Progress
 from deepres.training.recipes import Recipe
@@ -52,13 +52,16 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
     ) -> None:
         assert isinstance(run.recipe, Recipe), "`train` resolves the recipe 'auto'"
+        if model is None:
+            opened = open_run(run, data)
+            model, data = opened.model, opened.data
         if run.recipe.pixel_mean:
             data = data.centred_by_pixel()
         self.run, self.data, self.context, self.recipe = run, data, context, run.recipe
         self.callbacks = list(callbacks)
         self._check_callbacks()
         self.out = Path(run.out) if run.out else None
-        self.model = (model if model is not None else training_model(run, data, context.device)).to(context.device)
+        self.model = model.to(context.device)
         self.progress, self.pace = Progress(gentle=self._starts_gently()), Pace()
         self.loader = Loader(
             data.train,

@@ -182,7 +182,7 @@ def test_a_run_trains_fused_and_returns_an_ordinary_network() -> None:
 
     ordinary = deepres.train(run, show=False)
     given = deepres.create("resnet8-cifar", width=0.5, in_channels=1, num_classes=10)
-    start = deepres.training.network.training_model(run, deepres.data.open_data("digits"), torch.device("cpu"))
+    start = deepres.training.network.open_run(run).model
     given.load_state_dict(start.state_dict())
     fused = deepres.train(dataclasses.replace(run, speed="float32-fused"), show=False, model=given, callbacks=[See()])
     assert seen == [7] and fused.speed == "float32-fused"

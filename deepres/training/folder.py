@@ -1,0 +1,35 @@
+"""The folder of a run: taken when the run begins, and left if it could not."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from deepres.errors import DeepresError
+from deepres.training.run import RUN_FILE, Run
+
+
+def claim_folder(out: Path, run: Run, resume: bool) -> list[Path]:
+    """Make the run's folder ``out`` and write ``run`` into it. Returns the folders above it that were made, innermost first.
+
+    Raises ``DeepresError`` for a folder that holds a run, unless it is resumed, and for one that cannot be written.
+    """
+    made = [folder for folder in out.parents if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not resume and (out / RUN_FILE).exists():
+            raise DeepresError(f"{out}: holds a run already; resume it with --resume, or choose another --out")
+        if not (out / RUN_FILE).exists():
+            (out / RUN_FILE).write_text(run.to_json())
+    except OSError as error:
+        raise DeepresError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
+    return made
+
+
+def leave_folder(out: Path, made: list[Path]) -> None:
+    """Leave nothing of a run that could not begin, so that the same command with its mistake mended can."""
+    if [path.name for path in out.iterdir()] == [RUN_FILE]:
+        (out / RUN_FILE).unlink()
+        with contextlib.suppress(OSError):
+            for folder in (out, *made):
+                folder.rmdir()
