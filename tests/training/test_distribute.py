@@ -141,7 +141,7 @@ def test_shrinking_on_two_processes(tmp_path: Path) -> None:
     out = tmp_path / "small"
     options = ["--recipe", "digits", "--epochs", "3", "--batch", "64", "--speed", "exact"]
     done = torchrun("shrink", "resnet14-cifar", "--target", "blocks=4", *options, "--out", str(out))
-    assert done.stdout.count("2 of 6 blocks are gone") == 1
+    assert done.stdout.count("2 of 6 blocks are the identity and have been deleted") == 1
     assert sum(deepres.load(out / "blocks-4").config.blocks) == 4
     assert (out / "report.html").exists() and json.loads((out / "blocks-4" / "shrink.json").read_text())["difference"] < 1e-5
 
