@@ -57,7 +57,7 @@ def test_preparation_is_the_networks_and_is_saved(colours: Path, tmp_path: Path,
     file = next((colours / "red").iterdir())
     own = next(iter(deepres.predict(result.model, [file], top=3)))
     by_hand = (torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)[None] / 255 - 0.5) / 0.25
-    probabilities = result.model(by_hand).logits.softmax(1)[0]
+    probabilities = result.model(by_hand).logits.softmax(1)[0].detach()
     expected = {name: float(p) for name, p in zip(("blue", "green", "red"), probabilities, strict=True)}
     assert dict(zip(own.names, own.probabilities, strict=True)) == pytest.approx(expected, abs=1e-5)
     assert deepres.evaluate(result.model, str(colours)).top1 == pytest.approx(result.test.top1)
