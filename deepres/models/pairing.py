@@ -40,8 +40,8 @@ class Paired:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Sentences that the user should see: of how the network was opened, and how labels were matched."""
-        return (*self.opened.remarks, *((self.match.remark,) if self.match.remark else ()))
+        """Sentences that the user should see: of how the network was opened, how labels were matched, and what the data lack."""
+        return (*self.opened.remarks, *((self.match.remark,) if self.match.remark else ()), *self.data.notes)
 
     def need_fit(self) -> None:
         """Raises ``DeepresError`` where the network's classes are not the data's."""

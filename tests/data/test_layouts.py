@@ -224,3 +224,17 @@ def test_archives_inside_are_named(tmp_path: Path) -> None:
     (tmp_path / "train.zip").write_bytes(b"x")
     with pytest.raises(DeepresError, match=r"holds no images, but train\.zip; extract it"):
         open_data(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("splits", "says"),
+    [
+        ((), "there is no test split: 2 of the 12 images are held out for it"),
+        (("train", "val"), "the images of the validation split are the test images"),
+        (("train", "test"), ""),
+        (("test",), "no training images: the set can be tested and looked at"),
+    ],
+)
+def test_what_becomes_of_splits_that_are_missing_is_said(splits: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    data = open_data(write(tmp_path, tree(*splits) if splits else tree("")))
+    assert any(says in note for note in data.notes) if says else not data.notes

@@ -47,7 +47,7 @@ def test_few_images_are_said(tmp_path: Path) -> None:
     assert len(data.train) == len(data.val) == len(data.test) == 3 and "too few images to split" in str(data)
     write(tmp_path, [f"{label}/{i}.png" for label in "ab" for i in range(9)])
     more = open_data(tmp_path)
-    assert more.train.labels.bincount().tolist()[2] == 1 and "1 classes have one training image" in str(more)
+    assert more.train.labels.bincount().tolist()[2] == 1 and "1 class has one training image" in str(more)
 
 
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
