@@ -41,6 +41,10 @@ EXIT_CODES = """exit codes:
   1   done in part: something was skipped and named, or the run was interrupted and can be resumed
   2   bad input, or a machine that lacks something; one sentence says what
   70  an unforeseen error, a fault of deepres; one line says where its traceback was written"""
+ENVIRONMENT = """environment:
+  DEEPRES_BUILDERS  MODULE:FUNCTION of yours, several with commas between, that files may name as the builder of their network
+  DEEPRES_CACHE     folder for decoded data sets, measured speeds and compiled kernels [~/.cache/deepres]
+  DEEPRES_KERNELS   eager: use no compiled kernels"""
 UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
 
 
@@ -93,4 +97,4 @@ def print_help() -> None:
     print(f"usage: deepres COMMAND [OPTIONS]\n\n{DESCRIPTION}\n\ncommands:")
     for name, line in COMMANDS.items():
         print(f"  {name:{width}}  {line}")
-    print(f"\n`deepres COMMAND --help` explains a command's options.\n\n{EXIT_CODES}")
+    print(f"\n`deepres COMMAND --help` explains a command's options.\n\n{ENVIRONMENT}\n\n{EXIT_CODES}")

@@ -1,7 +1,8 @@
 """Networks of other libraries, built by reference, and built again from the header of a weights file.
 
 A header is data from a stranger: it can name a builder, and what it names is called. So only builders on the allow-list are built
-from a header: torchvision's and timm's own models by name, model classes of transformers, and builders that the caller has named.
+from a header: torchvision's and timm's own models by name, model classes of transformers, and builders that the user has named: as
+a reference, by ``allow_builder``, or in the environment variable ``DEEPRES_BUILDERS``, which processes that are started inherit.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,6 +23,7 @@ from torch import nn
 from deepres.adapters.surgery import NOTE, removed_parts, repeat_removals
 from deepres.errors import DeepresError
 
+BUILDERS = "DEEPRES_BUILDERS"  # the environment variable: references of builders of the user's own, with commas between
 _NAMED: set[str] = set()  # "MODULE:FUNCTION" references that the caller of this process has named
 # keys of a Hugging Face configuration by which it fetches or runs code, or downloads weights
 _HOSTILE = {
@@ -55,13 +59,10 @@ class Origin:
             model = _timm(rest, self.classes, self.channels)
         elif kind == "torchvision.models":
             model = _call(_torchvision(rest), self.reference, self.classes)
-        elif self.reference in _NAMED:
+        elif self.reference in _NAMED or self.reference in _in_environment():
             model = _call(_imported(kind, rest), self.reference, self.classes)
         else:
-            raise DeepresError(
-                f"it says that {self.reference!r} builds its network, which is neither torchvision's, timm's nor transformers'; code "
-                f"named in a weights file is not run: if the builder is yours, give it by name with the file as its weights"
-            )
+            raise DeepresError(_not_allowed(self.reference))
         setattr(model, NOTE, Origin(self.reference, self.classes, self.channels, self.config))
         repeat_removals(model, self.removed)
         return model
@@ -82,8 +83,25 @@ class Origin:
 
 
 def allow_builder(reference: str) -> None:
-    """Let files whose header names ``reference``, a ``MODULE:FUNCTION`` of yours, be loaded in this process."""
+    """Let files whose header names ``reference``, a ``MODULE:FUNCTION`` of yours, be loaded in this process.
+
+    ``DEEPRES_BUILDERS=MODULE:FUNCTION`` in the environment does the same for commands, and for the processes that they start.
+    """
     _NAMED.add(reference)
+
+
+def _in_environment() -> list[str]:
+    return [name.strip() for name in os.environ.get(BUILDERS, "").split(",")]
+
+
+def _not_allowed(reference: str) -> str:
+    said = f"it says that {reference!r} builds its network, which is neither torchvision's, timm's nor transformers'"
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", reference):
+        return f"{said}; a builder is MODULE:FUNCTION"
+    return (
+        f"{said}; code named in a weights file is not run without your word. If the function is yours, set {BUILDERS}={reference} in "
+        f"front of the command, or call deepres.models.allow_builder({reference!r}) in Python"
+    )
 
 
 def origin(model: nn.Module) -> Origin | None:
@@ -210,6 +228,8 @@ def _hugging_face(path: str) -> nn.Module:
 
 
 def _imported(module: str, function: str) -> Callable[..., Any]:
+    if os.getcwd() not in sys.path:  # the path of the `deepres` script begins with its own folder
+        sys.path.append(os.getcwd())
     try:
         found: Callable[..., Any] = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:

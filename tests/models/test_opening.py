@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 import deepres
 from deepres import DeepresError
+from deepres.cli.main import main
 from deepres.data import open_data
 from deepres.evaluation import evaluate
 from deepres.models import annotate, data_for, load_weights, match_labels, open_model, open_with_data
@@ -217,11 +219,36 @@ def test_a_builder_of_the_users_own_is_taken_when_it_is_named(tmp_path: Path, mo
     state = timm.create_model("test_resnet", num_classes=4).state_dict()
     header = {"origin": {"reference": "my_nets_a:build", "classes": 4}, "notes": {"classes": list("abcd")}}
     save_file(state, path, metadata={"deepres": json.dumps(header)})
-    with pytest.raises(DeepresError, match="code named in a weights file is not run"):
+    with pytest.raises(DeepresError, match="code named in a weights file is not run without your word"):
         deepres.load(path)
     opened = open_model("my_nets_a:build", weights=path)
     assert opened.classes == tuple("abcd") and torch.equal(opened.model.fc.weight, state["fc.weight"])
     assert torch.equal(deepres.load(path).fc.weight, state["fc.weight"])  # it has been named in this process
+
+
+def test_a_run_of_a_users_own_builder_loads_with_the_users_word(
+    small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a fresh process, in which nobody has named the builder; its module lies in the current folder."""
+    code = "import pathlib, timm\npathlib.Path('ran').touch()\ndef build(num_classes=3):\n"
+    code += "    return timm.create_model('test_resnet', num_classes=num_classes)\n"
+    (tmp_path / "my_nets_b.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    state = timm.create_model("test_resnet", num_classes=3).state_dict()
+    notes = {"classes": [f"digit-{i}" for i in range(3)], "prepare": open_data(small_folder, size=32).prepare.to_notes()}
+    header = {"origin": {"reference": "my_nets_b:build", "classes": 3}, "notes": notes}
+    (tmp_path / "run").mkdir()
+    save_file(state, tmp_path / "run" / "best.safetensors", metadata={"deepres": json.dumps(header)})
+    command = ["evaluate", "run", "--data", str(small_folder), "--json"]
+    assert main(command) == 2
+    assert "set DEEPRES_BUILDERS=my_nets_b:build in front of the command" in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists()
+    monkeypatch.setenv("DEEPRES_BUILDERS", "other:build, my_nets_b:build")
+    assert main(command) == 0
+    assert "my_nets_b" in sys.modules and (tmp_path / "ran").exists()
+    monkeypatch.delenv("DEEPRES_BUILDERS")
+    assert main(command) == 2
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
