@@ -55,7 +55,7 @@ class Callback:
 
     @property
     def keeps_state(self) -> bool:
-        """Whether ``state`` is overridden."""
+        """Return whether ``state`` is overridden."""
         return type(self).state is not Callback.state
 
     def run_begins(self, trainer: Trainer) -> None:
@@ -83,7 +83,7 @@ class Callback:
         """Release what is held: files, hooks. ``result`` is ``None`` where the run was interrupted or an error ended it."""
 
     def state(self) -> dict[str, Any] | None:
-        """What a resumed run needs, of tensors, numbers, strings, lists and dictionaries; ``None`` to keep nothing."""
+        """Return the state that a resumed run needs, made of tensors, numbers, strings, lists and dictionaries; ``None``: no state."""
         return None
 
     def restore(self, trainer: Trainer, state: dict[str, Any]) -> None:

@@ -37,6 +37,9 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 LINES = 400  # of a file
 FUNCTION = 80  # lines of a function
 MEDIAN = 150  # lines, over the files of the package
+FRAGMENTS = re.compile(
+    r"(What|Of|Whether|How|Where|When|Why|Who)\b"
+)  # first words of a docstring that is not a sentence or a noun phrase
 
 # Classes and children of torchvision, timm and transformers. Only adapters may name them.
 FOREIGN_CLASSES = re.compile(
@@ -218,6 +221,19 @@ def repeated_names() -> list[str]:
     return [f"{name}: {', '.join(sorted(files))}" for name, files in sorted(homes.items()) if len(files) > 1]
 
 
+def fragment_docstrings() -> list[str]:
+    """Docstrings of modules and of public classes and functions that open with a clause instead of an imperative or a noun phrase."""
+    found = []
+    for path in sources():
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                name = getattr(node, "name", "module")
+                text = ast.get_docstring(node) or ""
+                if not name.startswith("_") and FRAGMENTS.match(text):
+                    found.append(f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}: {name}: {text.splitlines()[0]}")
+    return found
+
+
 def long_files() -> list[str]:
     count = {path: len(path.read_text().splitlines()) for path in sources()}
     return [f"{path.relative_to(ROOT)}: {lines} lines" for path, lines in count.items() if lines > LINES]
@@ -262,11 +278,19 @@ CHECKS = (
     module_cycles,
     foreign_names,
     repeated_names,
+    fragment_docstrings,
     long_files,
     long_functions,
     machine_paths,
 )
-HOLDING = (upward_imports, package_cycles, module_cycles, machine_paths)  # the script also prints what does not hold yet
+HOLDING = (
+    upward_imports,
+    package_cycles,
+    module_cycles,
+    fragment_docstrings,
+    long_files,
+    machine_paths,
+)  # the script also prints what does not hold yet
 
 
 @pytest.mark.parametrize("check", HOLDING, ids=lambda check: check.__name__)

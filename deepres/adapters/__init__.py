@@ -1,4 +1,4 @@
-"""What deepres knows of architectures, and the residual sites that everything else is written against.
+"""Knowledge of architectures, and the residual sites that everything else is written against.
 
 Read: patterns -> adapter -> one file of families -> site (calls, compiled, observing, bypassing, surgery) -> blocks -> segments.
 ``spec`` describes what a network takes and gives, ``outputs`` reads its logits, ``table`` writes the documentation's table of

@@ -45,7 +45,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Adapter:
-    """Where the sites of a family's blocks are, which blocks can go, and what a deletion changes besides.
+    """Knowledge of one family: the sites of its blocks, the blocks that can be deleted, and the configuration that a deletion changes.
 
     Subclasses override the methods where their library keeps more than its lists of modules.
     """
@@ -61,22 +61,22 @@ class Adapter:
     examples: tuple[Example, ...] = ()
 
     def undeletable(self, owners: Owners, name: str) -> str:
-        """Why the block ``name`` of the list ``owners[-1]`` cannot be deleted; empty where it can."""
+        """Reason why the block ``name`` of the list ``owners[-1]`` cannot be deleted; empty if it can."""
         return ""
 
     def is_configured(self, owners: Owners) -> bool:
-        """Whether a configuration describes every block, so that none can be replaced by its activation alone."""
+        """Return whether a configuration describes every block, so that none can be replaced by its activation alone."""
         return False
 
     def activates_inputs(self, owners: Owners) -> bool:
-        """Whether every block receives a signal that passed a ReLU, the first of the network too."""
+        """Return whether every block receives a signal that passed a ReLU, the first of the network too."""
         return False
 
     def deleted(self, owners: Owners, index: int, before: int) -> None:
         """Bring the configuration up to date after block ``index`` of the ``before`` in ``owners[-1]`` was deleted."""
 
     def part_irremovable(self, owners: Owners, core: nn.Module) -> str:
-        """Why the one of several sites in a block whose work is done by ``core`` cannot be removed; empty where it can."""
+        """Reason why the site whose work is done by ``core``, one of several in a block, cannot be removed; empty if it can."""
         return ""
 
     def part_removed(self, owners: Owners, block: nn.Module) -> None:
@@ -144,13 +144,13 @@ def adapter_of(module: nn.Module) -> Adapter | None:
 
 
 def folds_rows(module: nn.Module) -> bool:
-    """Whether patches or windows are rows of the batch inside ``module``."""
+    """Return whether patches or windows are rows of the batch inside ``module``."""
     adapter = adapter_of(module)
     return adapter is not None and _is_a(module, adapter.folding)
 
 
 def runs_in_order(module: nn.Module) -> bool:
-    """Whether ``module`` is a list that calls its children one after the other, or that another module goes through."""
+    """Return whether ``module`` is a list that calls its children one after the other, or that another module goes through."""
     if type(module).forward is nn.Sequential.forward or isinstance(module, nn.ModuleList):
         return True
     return any(_is_a(module, adapter.containers) for adapter in adapters() if adapter.containers)

@@ -29,7 +29,7 @@ class Block:
 
     @property
     def reshapes(self) -> bool:
-        """Whether it changes the signal's shape, so that it is no identity without its branch."""
+        """Return whether it changes the signal's shape, so that it is no identity without its branch."""
         return any(site.reshapes for site in self.sites)
 
     def without_branches(self, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def is_inside_compiled(path: str) -> bool:
-    """Whether the module at ``path`` stands inside a part of the model that ``torch.compile`` wrapped."""
+    """Return whether the module at ``path`` stands inside a part of the model that ``torch.compile`` wrapped."""
     return _INNER in path.split(".")
 
 

@@ -1,4 +1,4 @@
-"""What a network puts out, whichever library it is from."""
+"""Outputs of networks of any library, and the logits in them."""
 
 from __future__ import annotations
 

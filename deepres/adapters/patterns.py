@@ -12,7 +12,7 @@ Layout = Literal["NCHW", "NHWC", "NLC"]
 
 @dataclass(frozen=True)
 class SitePattern:
-    """Where in a block the parts of ``after(shortcut(x) + branch(x))`` are. Names are attribute paths inside the block.
+    """Places of the parts of ``after(shortcut(x) + branch(x))`` in a block. Names are attribute paths inside the block.
 
     Of several names the first that the block has counts. Most blocks are one site, from their input to their output. A
     Transformer's block holds several in a row: their patterns carry a ``part``, a ``start`` and a ``core``.
@@ -48,7 +48,7 @@ class SitePattern:
         return None
 
     def fits(self, block: nn.Module) -> bool:
-        """Whether ``block`` has this site: its shortcut, and the part where it is one of several."""
+        """Return whether ``block`` has this site: its shortcut, and the part where it is one of several."""
         if self.when and getattr(block, self.when, None) in (None, False):
             return False
         return not self.part or self.find(block, "core") is not None

@@ -45,7 +45,7 @@ class Site:
 
     @property
     def is_inner(self) -> bool:
-        """Whether the block holds several sites, of which this is one, as a Transformer's attention or MLP."""
+        """Return whether the block holds several sites, of which this is one, as a Transformer's attention or MLP."""
         return bool(self.pattern.part)
 
     @property
@@ -76,7 +76,7 @@ class Site:
 
     @property
     def reshapes(self) -> bool:
-        """Whether the shortcut is more than the identity, as where a stage opens; such a block cannot be left out."""
+        """Return whether the shortcut is more than the identity, as where a stage opens; such a block cannot be left out."""
         path = self.pattern.find(self.block, "shortcut")
         return path is not None and not isinstance(path, nn.Identity)
 
@@ -107,7 +107,7 @@ class Site:
 
     @property
     def splits_gradient(self) -> bool:
-        """Whether ``gradients`` can tell the two ways apart here."""
+        """Return whether ``gradients`` can tell the two ways apart here."""
         return not (self.reshapes and self.pattern.shared)
 
     def gradients(

@@ -34,7 +34,7 @@ def _adapter(model: nn.Module, path: str) -> Adapter:
 
 
 def why_not_deletable(model: nn.Module, path: str) -> str:
-    """Why the block at ``path`` cannot be deleted; empty where it can."""
+    """Reason why the block at ``path`` cannot be deleted; empty if it can."""
     if is_inside_compiled(path):
         return "it stands inside a compiled module; delete it before compiling"
     owners = _owners(model, path)
@@ -44,7 +44,7 @@ def why_not_deletable(model: nn.Module, path: str) -> str:
 
 
 def can_delete(model: nn.Module, path: str) -> bool:
-    """Whether the block at ``path`` stands in a list whose other blocks can do without it."""
+    """Return whether the block at ``path`` stands in a list whose other blocks can do without it."""
     return not why_not_deletable(model, path)
 
 
@@ -140,7 +140,7 @@ def _stand_in(block: nn.Module, pattern: SitePattern) -> None:
 
 
 def removed_parts(model: nn.Module) -> list[str]:
-    """Of blocks with several sites, those that were removed, as ``save`` notes them: "PATH:PART"."""
+    """List the removed sites of blocks with several sites, as ``save`` notes them: "PATH:PART"."""
     found = []
     for path, block in model.named_modules():
         for row in patterns_of(block)[1]:

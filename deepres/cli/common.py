@@ -1,4 +1,4 @@
-"""What the commands share: where they write, how they speak, how a run is taken up again."""
+"""Shared parts of the commands: output folders, messages, progress bars and resuming."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def default_out(name: str) -> Path:
 
 
 def first_of_several(out: Path | None) -> bool:
-    """Whether this process speaks and writes, of those that ``torchrun`` started. They have to share a folder that is named."""
+    """Return whether this process speaks and writes, of those that ``torchrun`` started. They have to share a folder that is named."""
     if out is None and "RANK" in os.environ:
         raise DeepresError("under torchrun all processes need the same folder: give --out")
     return int(os.environ.get("RANK", "0")) == 0
@@ -91,7 +91,7 @@ def saved_options(out: Path, kind: type[Any], renamed: dict[str, str] | None = N
 
 @contextlib.contextmanager
 def resumable(command: str, *, same: bool = True) -> Iterator[None]:
-    """When a run inside is interrupted, say how to go on with the whole."""
+    """Name the command that continues a run, when it is interrupted inside the context."""
     from deepres.training import Interrupted
 
     try:

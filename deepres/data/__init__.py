@@ -1,4 +1,4 @@
-"""Where examples come from.
+"""Sources of examples, their preparation and their order.
 
 Read: decode -> crop -> files -> dataset -> sources; augment -> decoders -> loader; of texts vocabulary -> documents -> text.
 """

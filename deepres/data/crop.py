@@ -17,7 +17,7 @@ def scaled(width: int, height: int, short: int) -> tuple[int, int]:
 def window(
     image: Image.Image, short: int, box: tuple[int, int, int, int], resample: Image.Resampling = Image.Resampling.BILINEAR
 ) -> Image.Image:
-    """What ``image`` with its short side at ``short`` pixels shows in ``box`` (left, top, right, bottom).
+    """Resize ``image`` to a short side of ``short`` pixels and crop it to ``box`` (left, top, right, bottom).
 
     The pixels are those of resizing the whole image and cropping, but only the window is computed: an image of 1 x 10,000 pixels costs
     no more than a square one.

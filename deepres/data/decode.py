@@ -41,7 +41,7 @@ def image_suffixes() -> frozenset[str]:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file's name ends as an image's does."""
+    """Return whether a file's name ends as an image's does."""
     dot = name.rfind(".")
     return dot > name.rfind("/") and name[dot:].lower() in image_suffixes()
 

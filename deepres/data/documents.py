@@ -23,7 +23,7 @@ _BESIDE = ("license", "readme")  # files that describe a folder of texts
 
 
 def is_text(name: object) -> bool:
-    """Whether ``name`` is a text, JSON lines of texts, or a folder that holds nothing else."""
+    """Return whether ``name`` is a text, JSON lines of texts, or a folder that holds nothing else."""
     if not isinstance(name, (str, Path)):
         return False
     path = Path(name)

@@ -48,7 +48,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a reader found: the classes, the items of each split ("" where none is named), and sentences on what was left out."""
+    """Findings of a reader: the classes, the items of each split ("" where none is named), and sentences on what was left out."""
 
     classes: tuple[str, ...]
     splits: dict[str, tuple[Item, ...]]

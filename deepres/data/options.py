@@ -34,7 +34,7 @@ _BYTES = PrimitiveConstructorSpec(
 
 @dataclass(frozen=True, kw_only=True)
 class PackOptions:
-    """What ``pack`` takes beside two folders."""
+    """Options of ``pack``."""
 
     shard_bytes: Annotated[int, _BYTES, arg(name="shard")] = 512 << 20  # size of a shard
     verify: bool = True  # decode each image first, and leave out those that cannot be read

@@ -1,4 +1,4 @@
-"""How an image becomes a network's input; kept with the weights, so that a saved network can be used by itself."""
+"""Preparation of images as a network's input. It is stored with the weights, so that a saved network can be used by itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where examples come from: ``open_data("digits")``, ``"cifar10"``, a folder of images, tar shards."""
+"""Opening of data by name: ``open_data("digits")``, ``"cifar10"``, a folder of images, tar shards."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
 
 
 def is_system(name: str) -> bool:
-    """Whether a file or folder of this name belongs to the system or a tool, not to the data."""
+    """Return whether a file or folder of this name belongs to the system or a tool, not to the data."""
     return name.startswith(".") or name.lower() in SYSTEM or name.lower() in SYSTEM_FILES
 
 
@@ -35,7 +35,7 @@ class Tree:
         return [name for name in self.files if is_image_name(name)]
 
     def skipped(self) -> str:
-        """How many files are not images, by suffix; empty where all are."""
+        """Number of files that are not images, by suffix; empty if all files are images."""
         kinds = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in self.files if not is_image_name(name))
         if not kinds:
             return ""

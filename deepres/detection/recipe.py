@@ -16,7 +16,7 @@ Decline = Literal["step", "cosine"]
 
 @dataclass(frozen=True)
 class DetectRecipe:
-    """How a detector is trained. Lengths in pixels of the resized image."""
+    """Recipe of a detector's training. Lengths are in pixels of the resized image."""
 
     name: str
     epochs: float | None = None  # passes over the training images

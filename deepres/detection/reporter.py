@@ -1,4 +1,4 @@
-"""What a detector's run shows and logs: a bar with the time left, JSON lines, TensorBoard with example pictures."""
+"""Display and logs of a detector's run: a bar with the time left, JSON lines, TensorBoard with example pictures."""
 
 from __future__ import annotations
 

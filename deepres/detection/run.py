@@ -1,4 +1,4 @@
-"""What a detector is trained on and how: a frozen ``DetectRun``, saved in the run's folder."""
+"""Options of a detector's training: a frozen ``DetectRun``, saved in the run's folder."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def close_calls(logits: Tensor, margin: float) -> Tensor:
 
 
 def changed_answers(original: Tensor, logits: Tensor) -> int:
-    """How many predicted classes differ from those of ``original``, ties within float32's rounding left out."""
+    """Count the predicted classes that differ from those of ``original``, without ties within float32's rounding."""
     original, logits = (each.reshape(-1, each.shape[-1]) for each in (original.float(), logits))
     gap = original.amax(1) - original.gather(1, logits.argmax(1, keepdim=True))[:, 0]
     return int((gap > TIE * original.abs().amax(1)).sum())
@@ -47,7 +47,7 @@ def changed_answers(original: Tensor, logits: Tensor) -> int:
 
 @dataclass(frozen=True)
 class Recomputed:
-    """What computing close calls again does to a network in low precision, measured on images."""
+    """Effect of recomputing close calls of a network in low precision, measured on images."""
 
     margin: float
     share: float  # of the images that are close calls

@@ -35,7 +35,7 @@ class Engine(ABC):
 
     @property
     def calibrates(self) -> bool:
-        """Whether int8 can be had of it here."""
+        """Return whether int8 can be had of it here."""
         return False
 
     def missing(self, device: torch.device) -> str:
@@ -83,5 +83,5 @@ class FixedBatch(Runner):
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether ``device`` multiplies bfloat16 natively. A CPU needs AVX-512 bf16 or AMX, else it emulates it many times slower."""
+    """Return whether ``device`` multiplies bfloat16 natively. A CPU needs AVX-512 bf16 or AMX, else it emulates it many times slower."""
     return device.type == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())

@@ -21,7 +21,7 @@ FIRST = 64  # images that the margin is measured on, where no images were given 
 
 @dataclass(frozen=True)
 class Choice:
-    """How a network is run: enough to build the same again without measuring."""
+    """Choice of the way in which a network runs, sufficient to build it again without measuring."""
 
     engine: str
     precision: Precision

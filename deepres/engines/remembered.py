@@ -60,7 +60,7 @@ def _versions() -> dict[str, str]:
 
 
 def recall(key: str) -> tuple[Candidate, ...]:
-    """What was measured under ``key``; empty where nothing was, or where the file is not whole."""
+    """Return the measurements stored under ``key``; empty if there are none or if the file is incomplete."""
     try:
         return tuple(Candidate(**row) for row in json.loads((folder_of(key) / FILE).read_text()))
     except (OSError, ValueError, TypeError):

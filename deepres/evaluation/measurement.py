@@ -22,7 +22,7 @@ BINS = 15  # of the calibration error (Guo et al. 2017)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a network does on a split. Errors in percent."""
+    """Errors of a network on a split, in percent, with its answers."""
 
     n: int
     loss: float  # mean cross-entropy, nats

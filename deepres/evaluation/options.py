@@ -11,7 +11,7 @@ SHORT_SIDES = (224, 256, 384, 480, 640)  # pixels (He et al. 2015, section 3.4)
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """How a network is tested."""
+    """Options of ``evaluate``."""
 
     split: Literal["test", "val", "train"] = "test"  # part of the data that is measured
     protocol: Protocol = "one-crop"  # one centre crop, ten crops, or whole images at several scales
@@ -22,7 +22,7 @@ class EvaluateOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """How images are classified."""
+    """Options of ``predict``."""
 
     top: int = 5  # number of classes to name for each image
     batch: int = 32  # images of a pass

@@ -1,4 +1,4 @@
-"""How text is drawn from a language model: the options, and where a text ends. No PyTorch is imported here."""
+"""Options of drawing text from a language model, and the end of a text. This module does not import PyTorch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from deepres.errors import DeepresError
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next tokens are drawn.
+    """Options of drawing the next tokens.
 
     Raises ``DeepresError`` for values out of range.
     """
@@ -54,7 +54,7 @@ class StopWords:
         return out
 
     def close(self) -> str:
-        """What was held back; no stop word came of it."""
+        """Return the text that was held back, because it did not become a stop word."""
         out, self._held = self._held, ""
         return out
 

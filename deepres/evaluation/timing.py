@@ -100,7 +100,7 @@ def time_against(
 def timeline(
     points: Sequence[TimingPoint], forward: Callable[[], object], device: torch.device, *, repeats: int = 7
 ) -> list[list[float]]:
-    """When ``forward`` comes to each point, and when it ends, in seconds from its beginning: ``repeats`` rows of (points + 1) times.
+    """Measure when ``forward`` reaches each point and its end, in seconds from its beginning: ``repeats`` rows of (points + 1) times.
 
     One pass before warms up. The clock waits for the device at each point, so on a GPU the times between points are right and the
     whole pass is slower than it would be.

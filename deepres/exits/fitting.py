@@ -16,7 +16,7 @@ from deepres.exits.readout import coarse, exit_targets, pooled_by_quarter, reade
 
 PASSES, BATCH, RATE, DECAY = 20, 128, 3e-3, 0.05  # of AdamW with a one-cycle schedule
 SIGNALS_ROOM = 2 << 30  # bytes of signals that are kept in memory
-ROUNDS = 4  # passes of the network over the examples where their signals do not all fit into memory
+FIT_ROUNDS = 4  # passes of the network over the examples where their signals do not all fit into memory
 
 
 def fit_readers(
@@ -30,7 +30,7 @@ def fit_readers(
 
     ``given``: batches of images and labels. The readers train together, each with a classifier that is then dropped, because
     ``fit_exit`` fits the final one. ``room``: bytes of signals to keep in memory; if they do not suffice for all examples, these are
-    taken in parts, and the network runs over them ``ROUNDS`` times.
+    taken in parts, and the network runs over them ``FIT_ROUNDS`` times.
     """
     device = given[0][0].device
     with torch.random.fork_rng():
@@ -43,7 +43,7 @@ def fit_readers(
         widths = [pooled_by_quarter(reading[c].eval()(first[c])).shape[1] for c in at]
         answers = nn.ModuleList([nn.Linear(width, logits.shape[1]) for width in widths]).to(device)
         parts = _parts(given, int(room // sum(coarse(first[c])[0].nbytes for c in at)))
-        rounds = 1 if len(parts) == 1 else ROUNDS
+        rounds = 1 if len(parts) == 1 else FIT_ROUNDS
         plan = [(part, _rows(part, PASSES // rounds)) for _ in range(rounds) for part in parts]
     steps, done = sum(len(rows) for _, rows in plan), 0
     learning = nn.ModuleList([answers, *(reading[c] for c in at)]).train()

@@ -21,7 +21,7 @@ SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # shares of
 FALLBACK_THRESHOLDS = (0.0, 0.4, 0.6)
 PATIENCE = 3  # after this many shares in a row that add nothing to the frontier, larger ones are not tried
 Kinds = tuple[Literal["fitted", "fixed"], ...]
-Evaluate = Callable[[Passes, Settings, Costs], list[Point]]
+EvaluateSettings = Callable[[Passes, Settings, Costs], list[Point]]
 
 
 def frontier(
@@ -30,7 +30,7 @@ def frontier(
     *,
     kinds: Kinds = ("fitted", "fixed"),
     progress: Callable[[str, float], None] = lambda what, share: None,
-    evaluate: Evaluate | None = None,
+    evaluate: EvaluateSettings | None = None,
 ) -> list[Point]:
     """Evaluate all candidate settings on the labelled examples of ``passes``.
 

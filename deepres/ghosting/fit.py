@@ -29,7 +29,7 @@ from deepres.ghosting.model import Ghost
 from deepres.ghosting.recording import at_segments, batches, record_signals
 
 GATE_RIDGE = 0.01  # penalty of the ridge regression, times the number of examples
-LEAST = 1e-6  # divergence in nats below which an answer counts as unchanged
+LEAST_DIVERGENCE = 1e-6  # divergence in nats below which an answer counts as unchanged
 EXIT_EXAMPLES = 10  # times the gates' examples: exits need a few passes, gates one pass for each block
 IMAGES_ROOM = 2 << 30  # bytes of images that are kept for fitting
 
@@ -49,7 +49,7 @@ def block_divergences(
                 stack.enter_context(site.bypass())
             moved = torch.cat([logits_of(ghost.net, x).float().cpu() for x, _ in given]).log_softmax(1)
         divergence = F.kl_div(moved, reference, reduction="none", log_target=True).sum(1)
-        out[:, i] = divergence.clamp(min=LEAST).log10()
+        out[:, i] = divergence.clamp(min=LEAST_DIVERGENCE).log10()
     return out
 
 

@@ -58,7 +58,7 @@ class GhostResult:
 
     @property
     def static(self) -> bool:
-        """Whether the same blocks run for every input, so that ``model.static()`` computes the same."""
+        """Return whether the same blocks run for every input, so that ``model.static()`` computes the same."""
         return self.model.settings.fixed and self.model.settings.exit_threshold is None
 
     def summary(self) -> list[str]:

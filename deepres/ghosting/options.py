@@ -20,7 +20,7 @@ _MILLISECONDS = PrimitiveConstructorSpec(
 
 @dataclass(frozen=True, kw_only=True)
 class GhostOptions:
-    """What a ghost must keep, and what it is made with. Give either ``budget`` or ``error``."""
+    """Options of ``ghost``. Give either ``budget`` or ``error``."""
 
     budget: float | None = None  # largest mean time of a call, as a share of the whole network's, such as 0.6
     error: float | None = None  # allowed rise of the error in points, such as 0.3; the fastest ghost within it is made

@@ -46,15 +46,15 @@ class Settings:
 
     @property
     def whole(self) -> bool:
-        """Whether these settings compute the whole network for every input."""
+        """Return whether these settings compute the whole network for every input."""
         return self.skip_threshold is None and self.exit_threshold is None
 
     def uses_gate(self, c: int) -> bool:
-        """Whether the gate in front of segment ``c`` decides."""
+        """Return whether the gate in front of segment ``c`` decides."""
         return self.skip_threshold is not None and (self.gates is None or c in self.gates)
 
     def uses_exit(self, c: int) -> bool:
-        """Whether inputs may exit early behind segment ``c``."""
+        """Return whether inputs may exit early behind segment ``c``."""
         return self.exit_threshold is not None and (self.exits is None or c in self.exits)
 
     def describe(self) -> str:

@@ -35,7 +35,7 @@ _SECONDS = 300  # that a compilation may take
 
 @dataclass(frozen=True)
 class Status:
-    """Whether compiled kernels are used."""
+    """Status of the compiled kernels: whether they are used."""
 
     capability: str | None  # "AVX512" or "AVX2"; None: operations run eagerly
     reason: str  # where the kernels are, or why there are none
@@ -45,7 +45,7 @@ class Status:
 
 
 def status() -> Status:
-    """Whether compiled kernels are used on this machine, and if not, why; builds them where they are not built yet."""
+    """Return whether compiled kernels are used on this machine, and if not, why; builds them where they are not built yet."""
     return _load()[1]
 
 

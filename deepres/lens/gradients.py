@@ -1,4 +1,4 @@
-"""How large the gradient is at each layer: has it vanished on its way down?"""
+"""Gradient norms by layer, which show whether the gradient vanishes."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class LookOptions:
-    """What ``look`` measures."""
+    """Options of ``look``."""
 
     ablations: bool = True  # also bypass each branch in turn, which takes one pass over the examples each
     pairs: int = 60  # pairs of branches to bypass; with 0, blocks are not deleted or exchanged at random either

@@ -39,7 +39,7 @@ _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flex_attention")
 
 @dataclass
 class Origin:
-    """How a network of another library was built, so that its weights can be loaded again without its user's code."""
+    """Record of the call that built a network of another library, so that it can be built again without its user's code."""
 
     reference: str  # "MODULE:FUNCTION", "timm:NAME", or "transformers:CLASS" with its configuration
     classes: int | None = None
@@ -105,7 +105,7 @@ def _not_allowed(reference: str) -> str:
 
 
 def origin(model: nn.Module) -> Origin | None:
-    """How ``model`` was built, where that is known: the configuration of a Hugging Face model is enough."""
+    """Return the call that built ``model``, if it is known; the configuration of a Hugging Face model suffices."""
     noted = getattr(model, NOTE, None)
     config = getattr(model, "config", None)
     if type(model).__module__.startswith("transformers.") and config is not None:

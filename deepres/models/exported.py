@@ -64,7 +64,7 @@ def _spec(header: Mapping[str, str], outputs: int | None) -> ModelSpec:
 
 
 def is_exported(path: str | Path) -> bool:
-    """Whether a file's name is that of an exported network: ``.onnx``, OpenVINO's ``.xml``, or ``.pt2``."""
+    """Return whether a file's name is that of an exported network: ``.onnx``, OpenVINO's ``.xml``, or ``.pt2``."""
     return Path(path).suffix in (".onnx", ".xml", ".pt2")
 
 

@@ -15,7 +15,7 @@ from deepres.models.wordnet import are_ids, imagenet_ids, imagenet_places
 
 @dataclass(frozen=True)
 class LabelMatch:
-    """How the classes of a data set stand among a network's outputs."""
+    """Match of a data set's classes with a network's outputs."""
 
     by: Literal["name", "position", "none"]
     order: tuple[int, ...] = ()  # output of the network for each class of the data; empty where they do not fit

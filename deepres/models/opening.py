@@ -43,7 +43,7 @@ class OpenedModel:
     fresh_head: tuple[str, ...] = ()  # the head's tensors, where its weights had none
 
     def preparation(self, size: int | None = None) -> Prepare:
-        """How to prepare images of ``size`` pixels for the network, without any data to ask.
+        """Choose the preparation of images of ``size`` pixels for the network, without data.
 
         As its file says, else as its library does, else by ImageNet's mean and deviation.
         """

@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsOptions:
-    """Where a network's weights come from."""
+    """Source of a network's weights."""
 
     weights: Path | None = None  # file or run's folder with the weights of a network that is built by name
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenOptions(WeightsOptions):
-    """What ``open_with_data`` takes beside a reference and data."""
+    """Options of ``open_with_data``."""
 
     size: int | None = None  # side of the input in pixels [the size that the network was trained with]
 

@@ -35,7 +35,7 @@ class Paired:
 
     @property
     def fits(self) -> bool:
-        """Whether the network's classes are the data's; if not, it can be measured against its own answers only."""
+        """Return whether the network's classes are the data's; if not, it can be measured against its own answers only."""
         return self.match.fits
 
     @property

@@ -57,6 +57,6 @@ def _hugging_face(folder: Path) -> Vocabulary | None:
 
 
 def hugging_face_tokens(folder: Path, longest: int | None) -> Tokens | None:
-    """How a Hugging Face folder with a ``tokenizer.json`` reads a text."""
+    """Read the tokens of a Hugging Face folder with a ``tokenizer.json``."""
     vocabulary = _hugging_face(folder)
     return None if vocabulary is None else Tokens(min(longest or CONTEXT, CONTEXT), vocabulary=vocabulary)

@@ -12,7 +12,7 @@ _ID = re.compile(r"n\d{8}")
 
 
 def are_ids(classes: Sequence[str]) -> bool:
-    """Whether all classes are WordNet ids such as n01440764."""
+    """Return whether all classes are WordNet ids such as n01440764."""
     return bool(classes) and all(_ID.fullmatch(name) for name in classes)
 
 

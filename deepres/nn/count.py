@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network costs for one batch."""
+    """Cost of a network for one batch."""
 
     params: int
     macs: int  # multiply-adds of one example

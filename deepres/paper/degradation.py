@@ -127,7 +127,7 @@ class Findings:
 
     @property
     def degraded(self) -> bool:
-        """Whether the deepest plain network trained worse than the shallowest, and the residual ones at most a tenth as much."""
+        """Return whether the deepest plain network trained worse than the shallowest, and the residual ones at most a tenth as much."""
         return self.rise("plain") > MARGIN and self.rise("resnet") <= max(MARGIN, REMAINING_RISE * self.rise("plain"))
 
     def to_json(self) -> str:
@@ -139,7 +139,7 @@ def _mean_and_deviation(values: list[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-Progress = Callable[[str, int, Record], None]  # (network, seed, figures of an epoch)
+EpochProgress = Callable[[str, int, Record], None]  # (network, seed, figures of an epoch)
 
 
 @renamed(watch="progress")
@@ -152,7 +152,7 @@ def degrade(
     out: str | Path | None = None,
     speed: str = DegradeOptions.speed,
     size: int | None = DegradeOptions.size,
-    progress: Progress | None = None,
+    progress: EpochProgress | None = None,
 ) -> Findings:
     """Train plain and residual networks of ``depths`` with the same recipe: batch 128, one cycle to 0.05, He initialisation.
 
@@ -185,7 +185,7 @@ def degrade(
     return Findings(opened.name, epochs, tuple(curves), time.perf_counter() - began)
 
 
-def _curve(run: Run, data: Data, folder: Path | None, progress: Progress | None) -> Curve:
+def _curve(run: Run, data: Data, folder: Path | None, progress: EpochProgress | None) -> Curve:
     assert not isinstance(run.recipe, str)
     kept = _Gradients(data, folder, (1, math.ceil(run.recipe.epochs or 1)), progress)
     net = config(run.net)
@@ -203,7 +203,7 @@ def _curve(run: Run, data: Data, folder: Path | None, progress: Progress | None)
 class _Gradients(Callback):
     """Measures gradient norms after ``epochs`` on one fixed batch of training images, and keeps them in ``folder`` if it is given."""
 
-    def __init__(self, data: Data, folder: Path | None, epochs: tuple[int, ...], progress: Progress | None) -> None:
+    def __init__(self, data: Data, folder: Path | None, epochs: tuple[int, ...], progress: EpochProgress | None) -> None:
         self.epochs, self.progress = epochs, progress
         loader = Loader(data.train, data.prepare, 128, seed=0, shuffle=True)
         self.batch = next(loader.epoch(0))

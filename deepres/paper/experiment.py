@@ -97,7 +97,7 @@ def error_row(label: str, runs: list[Trained], paper: float | str | None = None)
 
 
 def clearly_less(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether the mean of ``one`` is lower by more than a standard deviation over the seeds; with one seed, by more than 2 %."""
+    """Return whether the mean of ``one`` is lower by more than a standard deviation over the seeds; with one seed, by more than 2 %."""
     gap = statistics.fmean(other) - statistics.fmean(one)
     noise = max(statistics.stdev(one), statistics.stdev(other)) if len(one) > 1 else 0.02 * abs(statistics.fmean(other))
     return gap > noise

@@ -9,7 +9,7 @@ SPEED = "float32-channels-last"  # the same on every machine, so that seeds can 
 
 @dataclass(frozen=True, kw_only=True)
 class DegradeOptions:
-    """What ``degrade`` trains."""
+    """Options of ``degrade``."""
 
     depths: tuple[int, ...] = (20, 56)  # two or more depths in layers, each 6n+2
     epochs: float = 10  # passes over the training set for each network
@@ -20,7 +20,7 @@ class DegradeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleOptions:
-    """What ``Scale.changed`` takes in place of a scale's own."""
+    """Options of ``ExperimentScale.changed``, which replace those of a scale."""
 
     data: str | None = None  # digits, cifar10, or a folder of images or tar shards [the scale's]
     epochs: float | None = None  # passes over the training set for each network [the scale's]

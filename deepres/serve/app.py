@@ -43,7 +43,7 @@ class Prediction(BaseModel):
 
 
 class Health(BaseModel):
-    """Whether the network answers."""
+    """Health of the server: whether the network answers."""
 
     status: str
     model: str

@@ -73,7 +73,7 @@ class Batcher:
 
     @property
     def healthy(self) -> bool:
-        """Whether the worker answers. False from the moment that it dies or is killed until it has loaded the network again."""
+        """Return whether the worker answers. False from the moment that it dies or is killed until it has loaded the network again."""
         return self.worker.alive and self.worker.ready
 
     def start(self) -> None:

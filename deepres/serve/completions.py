@@ -57,7 +57,7 @@ class CompletionRequest(BaseModel):
     echo: bool | None = False
 
     def sampling(self, index: int) -> Sampling:
-        """How the ``index``-th sequence of the request is drawn; with a seed, each differently and repeatably."""
+        """Sampling options of the ``index``-th sequence of the request. With a seed, each is drawn differently and repeatably."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         usual = Sampling()
         return Sampling(

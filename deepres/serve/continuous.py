@@ -81,7 +81,7 @@ class ContinuousBatching:
 
     @property
     def alive(self) -> bool:
-        """Whether sequences are computed."""
+        """Return whether sequences are computed."""
         return self._thread.is_alive()
 
     def submit(self, prompt: Tensor, sampling: Sampling, deliver: Callable[[Piece], None]) -> Sequence:

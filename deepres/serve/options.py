@@ -14,7 +14,7 @@ _USUAL = Limits()
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions(WeightsOptions):
-    """Where a server listens, and how it computes."""
+    """Options of ``serve``: its address and its computation."""
 
     host: str = "127.0.0.1"  # address to listen at; 0.0.0.0 for all addresses of the machine
     port: int = 8000  # port to listen at; 0 for a free one

@@ -119,7 +119,7 @@ class Worker:
         return bool(self.process.is_alive())
 
     def seconds_in_call(self) -> float:
-        """How long the call under way has taken; 0 without one."""
+        """Seconds since the current call began; 0 without a call."""
         called = self.called
         return 0.0 if called is None else time.monotonic() - called
 

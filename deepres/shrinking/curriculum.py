@@ -37,7 +37,7 @@ from deepres.training import Record, Trainer
 from deepres.training.norms import estimate_norm_statistics
 
 WINDOW = 0.4  # share of the constrain phase in which the bound of one block falls to zero
-ROUNDS = 6  # number of times at which blocks are selected
+SELECTIONS = 6  # number of times at which blocks are selected
 PENALTY_RATE = 0.02  # per step: growth of a penalty's weight for a ratio twice its first value above the bound
 RECOVERY_EXPONENT = 0.5  # of a block's rise of the loss: training recovers most of what its removal at once would cost
 
@@ -135,9 +135,9 @@ class InverseCurriculum(Callback):
         left = last - done
         if not (self.loss_mean > self.loss_least + self.schedule.rise and left > 0.3 * (last - first)):
             self.elapsed += (1 - self.elapsed) / left  # after a pause the rest of the phase goes faster
-        while self.rounds < ROUNDS and self.elapsed >= (1 - WINDOW) * self.rounds / max(ROUNDS - 1, 1):
+        while self.rounds < SELECTIONS and self.elapsed >= (1 - WINDOW) * self.rounds / max(SELECTIONS - 1, 1):
             self.rounds += 1
-            self._select(self.to_remove * self.rounds / ROUNDS, last=self.rounds == ROUNDS)
+            self._select(self.to_remove * self.rounds / SELECTIONS, last=self.rounds == SELECTIONS)
         self._tighten(done)
 
     def after_epoch(self, trainer: Trainer, record: Record) -> None:
@@ -251,7 +251,7 @@ class InverseCurriculum(Callback):
         self.released |= set(self.bounds)
         for i in list(self.bounds):
             self._drop_bound(i)
-        self.rounds = ROUNDS
+        self.rounds = SELECTIONS
         return False
 
     # ---- the end of the constrain phase

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class ShrinkOptions:
-    """How ``shrink`` trains the network and removes its blocks. Shares are of the run's steps."""
+    """Options of ``shrink``. Shares are of the run's steps."""
 
     epochs: float | None = None  # length of the whole run [10 for a trained network, else the recipe's]
     # recipe to train with [for a trained network a cosine from half of its own learning rate, at least 0.05; else fast-cifar]

@@ -44,7 +44,7 @@ class DistributedContext:
         return tensor
 
     def mean(self, value: Tensor | float) -> float:
-        """Of one number from each process, in all of them."""
+        """Mean of one number from each process, the same in all of them."""
         if self.world == 1:
             return float(value)
         return float(self.sum(torch.tensor(float(value), dtype=torch.float64, device=self.device))) / self.world

@@ -129,7 +129,7 @@ class SideOptimizer:
 
 
 def last_step(optimizer: torch.optim.Optimizer, parameter: Tensor, group: dict[str, Any]) -> Tensor | None:
-    """What the last step took from ``parameter``, weight decay apart; None before the first, and of Muon, which does not keep it."""
+    """Change of ``parameter`` in the last step, without weight decay; None before the first step, and for Muon, which does not keep it."""
     state = optimizer.state.get(parameter, {})
     if "exp_avg" in state:
         steps, (beta1, beta2) = float(state["step"]), group["betas"]

@@ -1,4 +1,4 @@
-"""How far a run is, and its figures by epoch."""
+"""Progress of a run, and its figures by epoch."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ Optimizer = Literal["sgd", "adamw", "muon"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: everything about a run that is neither the network, the data nor the machine."""
+    """Recipe of a training: all options of a run that concern neither the network nor the data nor the machine."""
 
     name: str = "custom"
     epochs: float | None = None  # passes over the training set

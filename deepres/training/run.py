@@ -1,4 +1,4 @@
-"""What is trained, on what and how: a frozen ``Run``, saved with what it makes and able to be run again from there."""
+"""Options of a training run: a frozen ``Run``, saved in the run's folder, from which it can be run again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How a run is computed. ``shrink`` takes these fields too."""
+    """Options of the computation of a run. ``shrink`` takes them too."""
 
     batch: int | None = None  # examples per step over all processes, instead of the recipe's
     lr: float | None = None  # highest learning rate, instead of the recipe's

@@ -1,4 +1,4 @@
-"""How the arithmetic of a run is done: precision, memory layout, compilation. ``speed_trial`` finds what is fastest."""
+"""Arithmetic of a run: precision, memory layout and compilation. ``speed_trial`` finds what is fastest."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from deepres.adapters import find_blocks, logits_of, segments
 from deepres.cli.main import main
 from deepres.data import Data, open_data
 from deepres.exits import Coarser, ExitHead, coarse, pooled_by_quarter, readers, without_norms
-from deepres.exits.fitting import ROUNDS, fit_exit, fit_readers
+from deepres.exits.fitting import FIT_ROUNDS, fit_exit, fit_readers
 from deepres.ghosting import Gate, Ghost, GhostResult, Point, Settings, ghost, load_ghost, save_ghost
 from deepres.ghosting.candidates import frontier
 from deepres.ghosting.confirm import clopper_pearson, confirmed, rise_bound, within_error
@@ -176,7 +176,7 @@ def test_reading_is_learnt_as_well_where_not_all_signals_can_be_kept(run: Path, 
             head = fit_exit(fitted.outputs[c], fitted.logits.softmax(1), told.outputs[c], told.labels, one)
             errors.append(float((head.linear(told.outputs[c])[0].argmax(1) != told.labels).float().mean()))
     count = sum(len(y) for _, y in given)
-    assert ran == [count, ROUNDS * count]
+    assert ran == [count, FIT_ROUNDS * count]
     assert max(errors) < 0.1 and abs(errors[0] - errors[2]) < 0.05, errors
 
 

@@ -1,4 +1,4 @@
-"""What Hugging Face's families share: a configuration that says how many layers there are, and something of each."""
+"""Shared parts of Hugging Face's families: a configuration that says how many layers there are, and something of each."""
 
 from __future__ import annotations
 

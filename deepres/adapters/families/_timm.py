@@ -1,4 +1,4 @@
-"""What timm's families share."""
+"""Shared parts of timm's families."""
 
 from __future__ import annotations
 

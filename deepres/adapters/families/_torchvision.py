@@ -1,4 +1,4 @@
-"""What torchvision's families share."""
+"""Shared parts of torchvision's families."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class BoxData:
         return f"{self.name} ({self.layout}): {counts}, {len(self.classes)} classes"
 
     def problem_counts(self) -> dict[str, int]:
-        """How many problems there are of each kind."""
+        """Number of problems of each kind."""
         return dict(sorted(Counter(problem.kind for problem in self.problems).items()))
 
 

@@ -21,7 +21,7 @@ from deepres.errors import DeepresError
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """What a reader of decoded images found."""
+    """Decoded images and their labels, as a reader found them."""
 
     classes: tuple[str, ...]
     splits: dict[str, Resident]  # "" where none is named

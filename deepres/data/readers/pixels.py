@@ -24,12 +24,12 @@ _USAGE = {"publictest": "val", "privatetest": "test"}  # FER-2013's names of its
 
 
 def is_pixels(path: Path) -> bool:
-    """Whether a file is a table of pixels, by its head."""
+    """Return whether a file is a table of pixels, by its head."""
     return path.suffix.lower() == ".csv" and path.is_file() and _pixel_columns(_head(path)) is not None
 
 
 def is_pixels_folder(folder: Path) -> bool:
-    """Whether a folder holds tables of pixels and no images."""
+    """Return whether a folder holds tables of pixels and no images."""
     files = _below(folder)
     return any(map(is_pixels, files)) and not any(is_image_name(path.name) for path in files)
 

@@ -126,7 +126,7 @@ def read_rows(name: str, content: bytes, find: Callable[[str], Item | None], spl
 
 
 def head_of(name: str, content: bytes, find: Callable[[str], Item | None]) -> bool:
-    """Whether a table has a column of paths whose first one is an image."""
+    """Return whether a table has a column of paths whose first one is an image."""
     try:
         head, rows = _cells(name, content)
         return bool(rows) and find(rows[0][1][_columns(name, head, rows, find)[0]].strip()) is not None

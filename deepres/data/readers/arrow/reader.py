@@ -22,7 +22,7 @@ Found = list[tuple[str, str, Item]]  # (split, class, item)
 
 
 def is_arrow_folder(folder: Path) -> bool:
-    """Whether a folder holds Parquet or Arrow files, and no images that these may only describe."""
+    """Return whether a folder holds Parquet or Arrow files, and no images that these may only describe."""
     if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return True
     tables = False

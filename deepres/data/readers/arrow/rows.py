@@ -1,4 +1,4 @@
-"""Where the encoded images of a Parquet or Arrow file lie, so that any one of them is read by its offset, without pyarrow.
+"""Offsets of the encoded images in a Parquet or Arrow file, by which each is read without pyarrow.
 
 An uncompressed Arrow file is used as it is. The pages of a Parquet file are compressed as a whole, so its images are copied once, one after
 the other, into a file of the cache folder.
