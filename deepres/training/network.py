@@ -21,7 +21,7 @@ from deepres.training.run import Run
 
 @dataclass(frozen=True, eq=False)
 class Opening:
-    """What a run begins with: a network, data prepared for it, and sentences that the user should see."""
+    """Beginning of a run: a network, data prepared for it, and remarks for the user."""
 
     model: nn.Module
     data: Data
