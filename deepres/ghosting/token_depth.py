@@ -20,7 +20,7 @@ ALWAYS = 2.0  # a confidence that no token reaches: full depth
 
 @dataclass
 class DepthCounts:
-    """What a run of ``generate_by_depth`` computed."""
+    """Counts of a run of ``generate_by_depth``."""
 
     tokens: int = 0
     exits: int = 0  # tokens that were answered early
