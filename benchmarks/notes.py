@@ -1,8 +1,66 @@
-"""Comments on recorded results, which docs/results.md prints below their tables. The figures of the tables are not repeated by hand."""
+"""Words of docs/results.md: comments below the tables, and the present names of methods and sentences in the recorded files."""
+
+# methods, as the recorded files name them -> as the page does
+METHODS = {
+    "inverse, from scratch": "ours, from scratch",
+    "inverse, from trained": "ours, from a trained network",
+    "lesion scores, fine-tuned": "deletion by ablation scores, fine-tuned",
+    "smallest responses, fine-tuned": "deletion of the smallest responses, fine-tuned",
+    "the shape it found, from scratch": "the shape that ours found, from scratch",
+    "shallower, trained as long": "shallower network, trained as long",
+    "shallower, and exits": "ghost of the shallower network, exits alone",
+    "exits trained with the network": "trained with exits",
+    "exits trained with the network, and used": "ghost of the network trained with exits",
+    "shrunk, and exits": "ghost of the shrunk network, exits alone",
+    "lesion profile, no training": "the same blocks skipped for all inputs, by ablation profile",
+    "ghost, in the time of the shallower": "ghost, in the time of the shallower network",
+}
+
+# sentences of recorded outcomes -> as the experiments say them now
+SENTENCES = {
+    "a deeper residual network has not.": "a deeper residual network does not.",
+    "In a run this short the deeper residual network, too, is still on its way.": "In so short a run the deeper residual network has not "
+    "converged either.",
+    "The deeper plain network is worse on the images it was trained on, not only on others: it underfits.": "The deeper plain network is "
+    "worse on the training images too: it underfits.",
+    "Overfitting would be a low first and a high second figure.": "Overfitting would mean a low training error and a high test error.",
+    "Where neither network is near its best yet, little can be said of either.": "Neither network has converged, so the comparison says "
+    "little.",
+    "0 stands for a network whose signal, or gradient, is nothing at all or not finite.": "0 stands for a signal or gradient that is zero "
+    "or not finite.",
+    "trained from scratch it ends at": "trained from scratch it has",
+    "Residual networks beat the plain one of equal size by far;": "Residual networks are far better than the plain one of equal size;",
+    "At this depth, on data this easy, the plain network trains well too, so shortcuts of any kind have little to win.": "At this depth "
+    "and on such easy data the plain network trains well too, so shortcuts can improve little.",
+    "train well either way.": "layers train well in both forms.",
+    "So short a schedule ends before the deeper network has caught up.": "The schedule is too short for the deeper network to converge.",
+    "That is within what the seeds differ by: easy data and a short schedule leave depth little to give.": "The difference is within the "
+    "spread of the seeds: on easy data and with a short schedule, depth improves little.",
+    "Too much depth overfits, and can be answered": "Too much depth overfits, and regularisation helps",
+    "so there is no overfitting to answer, and leaving features or blocks out costs steps that it does not have.": "so there is no "
+    "overfitting to reduce, and dropping features or blocks slows its training further.",
+    "The +1 carries the gradient": "Shortcuts carry the gradient",
+    "The gradient at any block is what arrives at the last one, plus what the branches add: it cannot vanish by depth.": "The gradient at "
+    "any block is that of the last block plus the contributions of the branches, so it does not vanish with depth.",
+    "% of the gradient's size comes by the shortcut at a site of the trained": "% of the gradient's norm comes through the shortcut at a "
+    "site of the trained",
+    "the weakest site still gets": "at the weakest site this part is",
+    " that way. Autograd's split agrees": ". The split by autograd agrees",
+    "share by the shortcut": "share through the shortcut",
+    "against a finite difference": "difference from a finite difference",
+    "Networks of different depth together": "Ensembles of networks of different depth",
+    "the data are too easy, or the run too short, for depth to pay.": "the data are too easy or the run is too short for depth to help.",
+    "Where the plain half holds and the residual half does not,": "If only the part about residual networks fails,",
+    "Every residual network is far ahead of a plain one that does not train; among them, on few data, the smaller ones lead.": "All "
+    "residual networks are far better than a plain one that does not train; on few data, the smaller ones are better.",
+    "knows its images at that size only, the more so where an image is one object that fills the frame.": "is accurate at that size only, "
+    "above all where one object fills the image.",
+    "exits trained with it, over HTTP": "trained with early exits, served over HTTP",
+}
 
 NOTES = {
     "families-gpt2": (
-        "Depth pays here: the whole network is best. From scratch, ours has the lowest mean error of three layers. It is ahead "
+        "Depth helps here: the whole network is best. From scratch, ours has the lowest mean error of three layers. It is ahead "
         "of the threshold for each seed, and ahead of the shallow network by no more than the spread of the seeds. With two "
         "more seeds for these three (test errors 55.71 and 55.06 % for ours, 55.52 and 55.40 % for the shallow network, 55.96 "
         "and 55.67 % for the threshold) the means of five are 55.36, 55.44 and 55.69 %. Networks that start from a trained one "
@@ -12,12 +70,12 @@ NOTES = {
     ),
     "families-resnet34": (
         "One seed. One of the 945 test images is 0.11 points, so these networks cannot be distinguished. Errors are compared "
-        "with the whole network trained in two schedules. Ours from a trained network pressed until half of its run; the "
-        "default is now a fifth."
+        "with the whole network trained in two schedules. In ours from a trained network, blocks were constrained until half "
+        "of its run; the default is now a fifth."
     ),
     "families-vit": (
-        "Errors are compared with the whole network trained in two schedules. Ours from a trained network pressed until half of "
-        "its run; the default is now a fifth."
+        "Errors are compared with the whole network trained in two schedules. In ours from a trained network, blocks were constrained "
+        "until half of its run; the default is now a fifth."
     ),
     "ghost-resnet56-16px-amx": (
         "The exit heads of a ghost are also trained on labels, on images without augmentation. After so short a training, their "
@@ -45,12 +103,12 @@ NOTES = {
     "ghost-resnet56-32px": (
         "One seed. Settings were allowed to raise the error by 0.2 points and had to be confirmed on 8,000 images, with 90 % "
         "confidence; exit heads were trained on 20,000. The limit of 'shrunk, and exits' is 0.2 points above the shrunk "
-        "network, not the whole one. Depth does not pay in eight epochs: the shallower network is no worse than the whole one, "
-        "and a ghost in its time is two to four points behind. The blocks of the shrunk network were closed between a fifth and "
+        "network, not the whole one. Depth does not help in eight epochs: the shallower network is no worse than the whole one, "
+        "and a ghost in its time is two to four points behind. The blocks of the shrunk network were constrained between a fifth and "
         "half of its run."
     ),
     "ghosts-resnet34": (
-        "Blood cells of three kinds. Most inputs are easy: all but one in a thousand leave, at a confidence of 0.55, after a "
+        "Blood cells of three kinds. Most inputs are easy: all but one in a thousand exit early, at a confidence of 0.55, after a "
         "fifth of the blocks. The rise was confirmed on the further validation images: 3 right answers lost and 6 won, at most "
         "0.18 points with 90 % confidence. On the test split, 4 of 945 images more are right. Exit heads were trained on 250 "
         "training images."
@@ -67,23 +125,24 @@ NOTES = {
         "taken while other work shared the machine."
     ),
     "shrink-resnet56-16px-float32": (
-        "The same three seeds in float32, on another machine, by the same plan: ours is 0.22 points above the whole network, "
+        "The same three seeds in float32, on another machine, with the same schedule: ours is 0.22 points above the whole network, "
         "and the shallow network 0.93 below it. Over the six runs of both tables, the whole network has 30.56 ± 0.75 %, ours "
-        "30.52 ± 0.76 % and the shallow one 30.04 ± 1.18 %. Depth does not pay in so short a run, and the lead of ours in the "
+        "30.52 ± 0.76 % and the shallow one 30.04 ± 1.18 %. Depth does not help in so short a run, and the lead of ours in the "
         "table above was due to the seeds. Training seconds were taken while other work shared the machine."
     ),
     "shrink-resnet56-16px": (
         "At 15 blocks ours has the lowest mean error, but by less than the spread of the seeds; at 9 blocks the shallow network "
-        "has. The ways from scratch cannot be distinguished, except for the norm scale, which is behind at 9 blocks. From "
-        "scratch, ours and the threshold both closed blocks between a tenth and three tenths of the run. Both were also tried "
+        "has. The methods from scratch cannot be distinguished, except for the norm scale, which is behind at 9 blocks. From "
+        "scratch, ours and the threshold both turned blocks into identities between a tenth and three tenths of the run. Both were also "
+        "tried "
         "between a fifth and half (30.28 ± 0.11 and 30.19 ± 0.25 % then, at 15 blocks), and for ours the earlier one was chosen "
         "by the validation error over the three seeds (30.04 against 30.24 %). The norm scale was cut at half of the run. Half "
         "of 24 epochs are too few to train a network, and half too few to recover: all rows that start from a trained one are 6 "
         "to 7 points above. They were not run at 9 blocks. Training seconds were taken while other work shared the machine."
     ),
     "shrink-resnet56-32px": (
-        "One seed. The blocks of the shrunk network were closed between a fifth and half of its run. In eight epochs depth does "
-        "not pay: the shallow network is no worse than the whole one. Training seconds were taken while other work shared the "
+        "One seed. The blocks of the shrunk network were constrained between a fifth and half of its run. In eight epochs depth does "
+        "not help: the shallow network is no worse than the whole one. Training seconds were taken while other work shared the "
         "machine."
     ),
 }

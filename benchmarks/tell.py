@@ -9,10 +9,17 @@ from typing import Any
 
 from benchmarks.common import RESULTS
 from benchmarks.draw import Line, draw
-from benchmarks.notes import NOTES
+from benchmarks.notes import METHODS, NOTES, SENTENCES
 
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
 PICTURES = PAGE.parent / "pictures"
+
+
+def _plain(text: str) -> str:
+    """A recorded sentence in the words that the experiments use now. Figures stay as they are."""
+    for old, new in SENTENCES.items():
+        text = text.replace(old, new)
+    return text
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -84,11 +91,15 @@ def _memory(result: dict[str, Any]) -> str:
 
 
 def _paper(result: dict[str, Any]) -> str:
-    parts = [f"`deepres paper all --scale {result['scale']}`. Against the paper: {result['differs']}; {result['seeds']} seeds."]
+    parts = [
+        f"`deepres paper all --scale {result['scale']}`. Differences from the paper: {result['differs']}; {result['seeds']} seeds."
+    ]
     for outcome in result["outcomes"]:
         held = "holds" if outcome["holds"] else "**does not hold here**"
-        parts.append(f"### {outcome['title']}\n\n{outcome['source']}. {outcome['claim']} The claim {held}. {outcome['why']}")
-        rows = [[row["label"], row["text"], row["paper"]] for row in outcome["rows"]]
+        parts.append(
+            _plain(f"### {outcome['title']}\n\n{outcome['source']}. {outcome['claim']} The claim {held}. {outcome['why']}")
+        )
+        rows = [[_plain(row["label"]), row["text"], row["paper"]] for row in outcome["rows"]]
         parts.append(_table(["", "ours", "the paper"], rows))
     return "\n\n".join(parts)
 
@@ -100,7 +111,9 @@ def _cifar(result: dict[str, Any]) -> str:
     ]
     for outcome in result["outcomes"]:
         held = "holds" if outcome["holds"] else "**does not hold here**"
-        parts.append(f"**{outcome['title']}** ({outcome['source']}). {outcome['claim']} The claim {held}. {outcome['why']}")
+        parts.append(
+            _plain(f"**{outcome['title']}** ({outcome['source']}). {outcome['claim']} The claim {held}. {outcome['why']}")
+        )
         parts.append(_table(["", "ours"], [[row["label"], row["text"]] for row in outcome["rows"]]))
         for i, curves in enumerate(outcome["curves"]):
             lines = [Line(name, x, y) for name, x, y in curves["lines"]]
@@ -124,9 +137,8 @@ def _cifar(result: dict[str, Any]) -> str:
 def _shrink(result: dict[str, Any]) -> str:
     parts = [
         f"`python -m benchmarks.shrink`: {result['what']}, {_seeds(result)}. The whole network has {_spread(result['whole'])} test "
-        "error. Time is that of a forward pass, as a share of the whole network's, measured in alternation. Ways that "
-        "start from a trained "
-        "network spend half of the epochs on training it."
+        "error. Time is that of a forward pass, as a share of the whole network's, measured in alternation. Methods that "
+        "start from a trained network spend half of the epochs on training it."
     ]
     whole = result["whole"]
     frontiers: dict[str, dict[str, list[tuple[float, float, float]]]] = {"time": {}, "blocks": {}}
@@ -134,7 +146,8 @@ def _shrink(result: dict[str, Any]) -> str:
         if not key.endswith(" blocks"):
             continue
         rows = []
-        for name, one in sorted(table.items(), key=lambda pair: pair[1]["test_error"]):
+        for recorded, one in sorted(table.items(), key=lambda pair: pair[1]["test_error"]):
+            name = METHODS.get(recorded, recorded)
             shapes = sorted({"-".join(map(str, blocks)) for blocks in one["blocks"]})
             rows.append(
                 [
@@ -167,7 +180,7 @@ def _ghost(result: dict[str, Any]) -> str:
     batches, several = list(next(iter(result["ways"].values()))), result["seeds"] > 1
     rows = []
     for name, by_batch in sorted(result["ways"].items(), key=lambda pair: pair[1]["1"]["time"]):
-        cells = [name]
+        cells = [METHODS.get(name, name)]
         for one in by_batch.values():
             low, high = (100 * pick(one["times"]) for pick in (min, max))
             cells += [
@@ -214,21 +227,21 @@ def _serving(result: dict[str, Any]) -> str:
     ]
     error = result["test_error"]
     return (
-        f"`python -m benchmarks.serving`: {result['what']}; {result['turns']} alternating turns of {result['seconds']:g} "
+        f"`python -m benchmarks.serving`: {_plain(result['what'])}; {result['turns']} alternating turns of {result['seconds']:g} "
         "s each, with the clients "
         f"on the same machine. The network has {error['network']:.2f} % test error and its ghost {error['ghost']:.2f} %. "
-        f"{100 * result['left_early']:.0f} % of the ghost's inputs leave early, and {100 * result['blocks_run']:.0f} % of its blocks "
+        f"{100 * result['left_early']:.0f} % of the ghost's inputs exit early, and {100 * result['blocks_run']:.0f} % of its blocks "
         "run.\n\n" + _table(["", "p50", "p99", "answers per second, median and range", "answers"], rows)
     )
 
 
 def _families(result: dict[str, Any]) -> str:
     rows = [
-        [name, _spread(one), f"{one['above_whole']:+.2f}", f"{100 * one['time']:.0f} %"]
+        [METHODS.get(name, name), _spread(one), f"{one['above_whole']:+.2f}", f"{100 * one['time']:.0f} %"]
         for name, one in sorted(result["ways"].items(), key=lambda pair: pair[1]["test_error"])
     ]
     return (
-        f"`python -m benchmarks.families`: {result['what']} in total for every way; {_seeds(result)}. {result['blocks'][1]} of "
+        f"`python -m benchmarks.families`: {result['what']} in total for every method; {_seeds(result)}. {result['blocks'][1]} of "
         f"{result['blocks'][0]} blocks remain. Time is that of a forward pass, as a share of the whole network's, "
         "measured in alternation.\n\n" + _table(["", "test error", "above the whole, points", "time"], rows)
     )
@@ -240,7 +253,7 @@ def _ghosts(result: dict[str, Any]) -> str:
         times = [f"{100 * time:.0f} %" for time in one["times"].values()]
         shares = [f"{100 * one['blocks']:.0f} %", f"{100 * one['left']:.0f} %"]
         rows.append([f"{one['error']:.2f} %", f"{one['rise']:+.2f}", *shares, *times])
-    head = ["test error of the whole network", "rise, points", "blocks that ran", "left early"]
+    head = ["test error of the whole network", "rise, points", "blocks that ran", "exited early"]
     on = (
         f"; settings were chosen on {result['chosen_on']:,} images and confirmed on {result['confirmed_on']:,}"
         if "chosen_on" in result
