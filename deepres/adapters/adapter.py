@@ -82,6 +82,10 @@ class Adapter:
     def part_removed(self, owners: Owners, block: nn.Module) -> None:
         """Bring the configuration up to date after one of the several sites of ``block`` was removed."""
 
+    def kind(self, block: nn.Module, pattern: SitePattern) -> str:
+        """The kind of a site of ``block``: the part's name where the block holds several sites, else the block's class."""
+        return pattern.part or type(block).__name__
+
     def layout(self, block: nn.Module, pattern: SitePattern) -> Layout:
         """Dimensions of the signal at a site of ``block``."""
         return pattern.layout

@@ -50,8 +50,8 @@ class Site:
 
     @property
     def kind(self) -> str:
-        """The part's name where the block holds several sites, else the block's class."""
-        return self.pattern.part or type(self.block).__name__
+        """The part's name where the block holds several sites, ``"attention"`` or ``"mlp"`` of ours, else the block's class."""
+        return patterns_of(self.block)[0].kind(self.block, self.pattern)
 
     @property
     def layout(self) -> Layout:

@@ -35,9 +35,11 @@ class Look(DeviceOption, OpenOptions, LookOptions, DataOption):
     def run(self) -> int:
         import json as js
 
+        from deepres.data import Tokens
         from deepres.lens import look
         from deepres.lens import summary as summary
         from deepres.lens.examples import Examples
+        from deepres.lens.logit_lens import logit_lens
         from deepres.lens.monitor import read_snapshots
         from deepres.lens.page import look_page
         from deepres.models import open_with_data
@@ -48,7 +50,7 @@ class Look(DeviceOption, OpenOptions, LookOptions, DataOption):
         if self.examples < 2 or self.batch < 1 or self.pairs < 0:
             raise DeepresError("--examples is at least 2, --batch at least 1, and --pairs at least 0")
         out = self.out or default_out("look")
-        looks, examples = [], None
+        looks, logits, examples = [], [], None
         began = time.perf_counter()
         for reference in self.models:
             paired = open_with_data(reference, self.data, weights=self.weights, size=self.size)
@@ -66,6 +68,9 @@ class Look(DeviceOption, OpenOptions, LookOptions, DataOption):
                         **keywords(self, LookOptions),
                     )
                 )
+            if isinstance(paired.data.prepare, Tokens) and paired.data.prepare.vocabulary is not None:
+                text = part.pixels[examples.chosen[:1]].long().to(examples.device)
+                logits.append(logit_lens(paired.model, text, paired.data.prepare.vocabulary))
             say(name)
             for remark in paired.remarks:
                 say(f"  {remark}")
@@ -80,6 +85,7 @@ class Look(DeviceOption, OpenOptions, LookOptions, DataOption):
             classes=examples.data.classes,
             pixels=None if examples.data.is_text else examples.pixels,
             snapshots=read_snapshots(self.models[0]),
+            logits=logits,
         )
         report = built.write(out / "report.html")
         (out / "findings.json").write_text(js.dumps([found.to_dict() for found in looks], indent=1))

@@ -5,6 +5,8 @@ from .gradients import LayerGradient as LayerGradient
 from .gradients import gradient_norms as gradient_norms
 from .layers import Response as Response
 from .layers import responses as responses
+from .logit_lens import LogitLens as LogitLens
+from .logit_lens import logit_lens as logit_lens
 from .measurements import LookResult as LookResult
 from .measurements import SiteFinding as SiteFinding
 from .measurements import look as look

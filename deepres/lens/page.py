@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from deepres.lens import figures
+from deepres.lens.language_page import add_logit_lens, add_parts
+from deepres.lens.logit_lens import LogitLens
 from deepres.lens.measurements import LookResult, SiteFinding
 from deepres.lens.monitor import Snapshot
 from deepres.lens.probes import Probes
@@ -36,8 +38,10 @@ def look_page(
     classes: Sequence[str] = (),
     pixels: Callable[[int], Any] | None = None,
     snapshots: Sequence[Snapshot] = (),
+    logits: Sequence[LogitLens] = (),
 ) -> Page:
-    """Build the page. ``pixels``: the bytes of the sample's i-th image; ``snapshots``: from training the first network."""
+    """Build the page. ``pixels``: the bytes of the sample's i-th image; ``snapshots``: from training the first network; ``logits``: of
+    language models, one a network."""
     names = " and ".join(found.name for found in looks)
     built = Page(f"What the depth of {names} does", f"Measured on {data}.", footer)
     for found in looks:
@@ -51,6 +55,10 @@ def look_page(
         _ablations(built, shown)
     if shown:
         _signals_and_gradients(built, shown)
+    if logits:
+        add_parts(built, shown)
+    for lens in logits:
+        add_logit_lens(built, lens)
     built.heading("Layer responses")
     built.figure(
         figures.layer_responses(looks),

@@ -20,6 +20,15 @@ from deepres.report.table import Table
 FIGURE_HEIGHT = 430  # pixels
 
 
+@dataclass(frozen=True)
+class Shade:
+    """A piece of text on a background whose strength is ``share``, from 0 to 1; ``hint`` is shown on hovering."""
+
+    text: str
+    share: float
+    hint: str = ""
+
+
 @dataclass
 class Page:
     """A title, a lead, and parts in the order in which they were added. All text is escaped."""
@@ -57,6 +66,19 @@ class Page:
         """
         spec = _script({"measures": list(measures), "sites": list(sites), "edges": list(edges)})
         self.parts.append({"kind": "chain", "title": title, "measures": list(measures), "json": spec})
+
+    def shaded(
+        self, rows: Sequence[tuple[str, Sequence[Shade]]], caption: str, low: str, high: str, *, flow: bool = False
+    ) -> None:
+        """Add rows of shaded text as a table, or with ``flow`` as running text. ``low`` and ``high`` explain the ends of the scale."""
+        lines = [
+            {
+                "name": name,
+                "cells": [{"text": s.text, "share": round(min(max(s.share, 0.0), 1.0), 3), "hint": s.hint} for s in row],
+            }
+            for name, row in rows
+        ]
+        self.parts.append({"kind": "shaded", "rows": lines, "caption": caption, "low": low, "high": high, "flow": flow})
 
     def gallery(self, images: Sequence[tuple[str, str]]) -> None:
         """Add a row of images, each as (``data:`` address, caption)."""

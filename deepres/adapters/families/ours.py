@@ -44,6 +44,10 @@ class Ours(Adapter):
             kinds = model.config.blocks
             model.config = dataclasses.replace(model.config, blocks=kinds[:index] + kinds[index + 1 :])
 
+    def kind(self, block: nn.Module, pattern: SitePattern) -> str:
+        core = getattr(block.branch, "core", None)
+        return "attention" if isinstance(core, Attention) else "mlp" if isinstance(core, MLP) else super().kind(block, pattern)
+
     def layout(self, block: nn.Module, pattern: SitePattern) -> Layout:
         return "NLC" if isinstance(getattr(block.branch, "core", None), Attention | MLP) else pattern.layout
 
