@@ -1,4 +1,4 @@
-"""Adapter: what deepres knows of one family of networks; one file in ``families`` for each.
+"""Adapter: the knowledge of one family of networks; one file in ``families`` for each.
 
 Classes are named by text, so that no library is imported to know its blocks.
 """

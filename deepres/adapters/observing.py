@@ -109,7 +109,9 @@ def observe(site: Site, see: Callable[[Observation], None]) -> Iterator[None]:
 
 
 @contextmanager
-def gradients(site: Site, see: Callable[[GradientSplit], None] | None, through: Way | Callable[[], Way]) -> Iterator[None]:
+def split_gradients(
+    site: Site, see: Callable[[GradientSplit], None] | None, through: Way | Callable[[], Way]
+) -> Iterator[None]:
     """``Site.gradients``."""
     if not site.splits_gradient:
         raise DeepresError(f"site {site.name!r}: its two ways begin with the same layer, so they cannot be told apart")

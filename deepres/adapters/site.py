@@ -115,14 +115,14 @@ class Site:
         see: Callable[[GradientSplit], None] | None = None,
         through: Literal["both", "shortcut", "branch"] | Callable[[], Literal["both", "shortcut", "branch"]] = "both",
     ) -> AbstractContextManager[None]:
-        """For forward passes inside: call ``see`` in the backward pass, with the gradients that came by either way.
+        """Call ``see`` in the backward pass of forward passes inside, with the gradients that came by either way.
 
         ``through`` lets only one of the two ways carry the gradient on (the paths of Veit et al. 2016); as a function it is
         asked in each backward pass. The forward pass is the same to the bit.
 
         Raises ``DeepresError`` where both ways begin with the same layer (see ``splits_gradient``).
         """
-        return observing.gradients(self, see, through)
+        return observing.split_gradients(self, see, through)
 
     # ---- changing
 

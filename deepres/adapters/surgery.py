@@ -177,7 +177,7 @@ def _note(model: nn.Module, entries: Sequence[str]) -> None:
 
 
 def _follows_relu(parent: nn.Module, index: str) -> bool:
-    """Whether the block in front ends in a ReLU, so that another one behind it changes nothing."""
+    """Return whether the block in front ends in a ReLU, so that another one behind it changes nothing."""
     names = list(parent._modules)
     position = names.index(index)
     before = parent._modules[names[position - 1]] if position else None

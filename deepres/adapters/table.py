@@ -42,7 +42,7 @@ def _row(adapter: Adapter) -> str:
     return "| " + " | ".join(cells) + " |\n"
 
 
-def table() -> str:
+def architectures_page() -> str:
     """The page, in Markdown."""
     order = {"deepres": 0, "torchvision": 1, "timm": 2}
     known = sorted(adapters(), key=lambda adapter: order.get(adapter.library, 3))
@@ -52,4 +52,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    print(table(), end="")
+    print(architectures_page(), end="")

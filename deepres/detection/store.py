@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deepres.detection.detector import Detector, DetectorConfig, assemble
 from deepres.errors import DeepresError
-from deepres.models import read
+from deepres.models import read_checkpoint
 from deepres.models.builders import Origin, origin, to_json
 from deepres.models.names import our_name, to_others
 from deepres.models.store import locate, write_tensors
@@ -47,7 +47,7 @@ def load_detector(path: str | Path) -> Detector:
     Raises ``DeepresError`` for a file that is missing, truncated or no detector.
     """
     path = locate(path)
-    state, header = read(path)
+    state, header = read_checkpoint(path)
     if "detector" not in header:
         raise DeepresError(f"{path}: not a detector; `deepres detect train` and `deepres.detection.save_detector` write them")
     try:
@@ -69,7 +69,7 @@ def _tuples(value: Any) -> Any:
 
 def detector_notes(path: str | Path) -> dict[str, Any]:
     """The notes that were saved with a detector."""
-    return dict(read(locate(path))[1].get("notes", {}))
+    return dict(read_checkpoint(locate(path))[1].get("notes", {}))
 
 
 def load_torchvision(model: Detector, state: Mapping[str, Tensor]) -> None:

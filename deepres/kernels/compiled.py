@@ -102,7 +102,7 @@ def _source() -> str:
 
 
 def _path(capability: str) -> Path:
-    """Where the library for these sources, this PyTorch and this capability is kept."""
+    """The path of the library for these sources, this PyTorch and this capability."""
     key = hashlib.sha256("\n".join((_source(), torch.__version__, *_FLAGS[capability])).encode()).hexdigest()[:16]
     folder = cache_folder() / "kernels"
     folder.mkdir(parents=True, exist_ok=True)

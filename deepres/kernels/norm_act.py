@@ -144,7 +144,7 @@ _forward.register_autograd(_gradients, setup_context=_save)
 
 
 def _suits(x: Tensor, other: Tensor | None) -> bool:
-    """Whether the compiled kernels take this activation: on a CPU, of a type that they have, in channels-last memory."""
+    """Return whether the compiled kernels take this activation: on a CPU, of a type that they have, in channels-last memory."""
     return (
         x.device.type == "cpu"
         and x.dtype in _SUFFIX

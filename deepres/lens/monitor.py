@@ -133,7 +133,7 @@ class Monitor(Callback):
 def take_snapshot(
     model: nn.Module, images: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer | None, step: int, epoch: float
 ) -> Snapshot | None:
-    """LookResult at all sites in one forward and backward pass; None where the model has no sites.
+    """Take a snapshot of all sites in one forward and backward pass; None where the model has no sites.
 
     The model is left as it was: running statistics, gradients and random state included.
     """

@@ -4,7 +4,7 @@ from .builders import build as build
 from .builders import origin as origin
 from .builders import to_json as to_json
 from .checkpoint import Unwrapped as Unwrapped
-from .checkpoint import read as read
+from .checkpoint import read_checkpoint as read_checkpoint
 from .checkpoint import unwrap as unwrap
 from .exported import ExportedModel as ExportedModel
 from .exported import is_exported as is_exported

@@ -53,7 +53,7 @@ def _harmless() -> list[Any]:
     ]
 
 
-def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The content of a checkpoint file, and the header of a file of ours (else an empty dictionary).
 
     safetensors files, and pickles of tensors, plain values, ``argparse.Namespace``, numpy arrays and scalars, and paths.

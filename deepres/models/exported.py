@@ -19,7 +19,7 @@ from deepres.errors import DeepresError
 PLACEHOLDER = "sha256:" + "0" * 64  # stands in for the checksum while it is computed; of the same length
 _MEMBER = "extra/deepres.json"  # of a .pt2 archive
 Header = dict[str, str]
-Run = Callable[[Tensor], Tensor]
+_Run = Callable[[Tensor], Tensor]
 
 
 class ExportedModel(nn.Module):
@@ -28,7 +28,7 @@ class ExportedModel(nn.Module):
     Made by ``open_exported``. It has no parameters, so it can be used and measured, but neither trained nor looked into.
     """
 
-    def __init__(self, path: Path, engine: str, header: Mapping[str, str], run: Run, outputs: int | None) -> None:
+    def __init__(self, path: Path, engine: str, header: Mapping[str, str], run: _Run, outputs: int | None) -> None:
         super().__init__()
         self.path, self.engine, self.header = path, engine, dict(header)
         self._run = run

@@ -15,10 +15,10 @@ from deepres.adapters import ModelSpec, spec_of
 from deepres.data import Prepare, Tokens
 from deepres.errors import DeepresError
 from deepres.models.builders import Origin, build
-from deepres.models.checkpoint import read
+from deepres.models.checkpoint import read_checkpoint
 from deepres.models.exported import is_exported, open_exported
 from deepres.models.head import replace_head
-from deepres.models.store import locate, restore
+from deepres.models.store import from_file, locate
 from deepres.models.tokens import hugging_face_tokens, saved_vocabulary
 from deepres.models.weights import load_weights, shape_in
 from deepres.nn import zoo
@@ -99,7 +99,7 @@ def open_model(
         if is_exported(text):
             exported = open_exported(text)
             return _opened(exported, short_name(text), exported.notes, trained=True)
-        model, noted, report = restore(locate(text), **options)
+        model, noted, report = from_file(locate(text), **options)
         found = _opened(model, short_name(text), noted, trained=True, remarks=report.remarks)
     elif weights is not None:
         found = _with_weights(text, locate(weights), shape, new_head, options)
@@ -125,7 +125,7 @@ def load(path: str | Path, net: str | None = None, **options: Any) -> Any:
     """
     if net is not None and ":" in net:
         return open_model(net, weights=path, **options).model
-    model, noted, _ = restore(locate(path), net, **options)
+    model, noted, _ = from_file(locate(path), net, **options)
     annotate(model, **noted)
     return model
 
@@ -183,7 +183,7 @@ def _fresh(text: str, shape: Mapping[str, int], options: dict[str, Any]) -> nn.M
 
 def _with_weights(text: str, path: Path, shape: dict[str, int], new_head: bool, options: dict[str, Any]) -> OpenedModel:
     """A network by name, with the weights of a file."""
-    state, header = read(path)
+    state, header = read_checkpoint(path)
     noted = header.get("notes", {})
     removed = header.get("origin", {}).get("removed") if header.get("origin", {}).get("reference") == text else None
 

@@ -1,4 +1,4 @@
-"""Which data, prepared how, go with a network."""
+"""Open data so that they fit a network: its size, channels, preparation and labels."""
 
 from __future__ import annotations
 

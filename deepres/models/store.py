@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from deepres.errors import DeepresError
 from deepres.models.builders import Origin, allow_builder, build, origin, to_json
-from deepres.models.checkpoint import KEY, read
+from deepres.models.checkpoint import KEY, read_checkpoint
 from deepres.models.names import infer_config
 from deepres.models.weights import Matched, load_weights
 from deepres.nn import zoo
@@ -103,18 +103,18 @@ def locate(path: str | Path) -> Path:
 
 def notes(path: str | Path) -> dict[str, Any]:
     """The notes that were saved with the weights: class names, how to prepare images, ..."""
-    found = read(locate(path))[1].get("notes", {})
+    found = read_checkpoint(locate(path))[1].get("notes", {})
     return found if isinstance(found, dict) else {}
 
 
-def restore(path: Path, reference: str | None = None, **options: Any) -> tuple[nn.Module, dict[str, Any], Matched]:
+def from_file(path: Path, reference: str | None = None, **options: Any) -> tuple[nn.Module, dict[str, Any], Matched]:
     """(network, notes, report) of a file of ours, or of another's checkpoint of a network that deepres has too.
 
     ``reference`` and ``options`` say which network where the file does not.
 
     Raises ``DeepresError`` for a file that is missing, truncated, unsafe or of another network.
     """
-    state, header = read(path)
+    state, header = read_checkpoint(path)
     try:
         model = _built(state, header, reference, options)
         report = load_weights(model, state)

@@ -30,7 +30,7 @@ class KeyValues:
         return self.length
 
     def mask(self, new: int, seen: int) -> Tensor | None:
-        """Which of ``seen`` positions each of the ``new`` last ones attends to, where that is not all or the causal triangle."""
+        """The mask of the ``seen`` positions that each of the ``new`` last ones attends to; None for all, and for the causal triangle."""
         if not 1 < new < seen:
             return None
         return torch.ones(new, seen, dtype=torch.bool, device=self.keys.device).tril(seen - new)

@@ -18,7 +18,7 @@ from deepres.data import Augment, Batch, Data, Loader, Resident, seeded
 from deepres.data.options import parse_bytes
 from deepres.errors import DeepresError
 from deepres.evaluation import Evaluation, measure
-from deepres.models import read, save
+from deepres.models import read_checkpoint, save
 from deepres.training import checkpoint, memory
 from deepres.training.distribute import DistributedContext, synchronise_norms
 from deepres.training.fusion import accelerate
@@ -217,7 +217,7 @@ class Trainer:
         if self._best is not None:
             final.load_state_dict(self._best)
         elif self.out is not None and self.context.is_main and (self.out / BEST).exists():
-            final.load_state_dict(read(self.out / BEST)[0], strict=False)  # tied weights are kept once
+            final.load_state_dict(read_checkpoint(self.out / BEST)[0], strict=False)  # tied weights are kept once
         self.context.broadcast_weights(final)  # the folder may be on one machine only
 
     def _starts_gently(self) -> bool:

@@ -21,7 +21,7 @@ from deepres import DeepresError
 from deepres.adapters import NOTE, Observation, Site, adapters, delete_blocks, find_blocks, logits_of, spec_of
 from deepres.adapters.adapter import Adapter, Example
 from deepres.adapters.calls import patched
-from deepres.adapters.table import table
+from deepres.adapters.table import architectures_page
 from deepres.models import Origin, allow_builder
 from deepres.nn.resnet import ResNet
 from deepres.nn.transformer import Transformer
@@ -271,7 +271,7 @@ def test_the_spec_fits_the_network(row: tuple[Adapter, Example, nn.Module]) -> N
 
 def test_the_page_is_what_the_adapters_say() -> None:
     page = Path(__file__).parents[2] / "docs" / "architectures.md"
-    assert page.read_text() == table(), "run: python -m deepres.adapters.table > docs/architectures.md"
+    assert page.read_text() == architectures_page(), "run: python -m deepres.adapters.table > docs/architectures.md"
 
 
 @pytest.mark.parametrize("adapter", [adapter for adapter in adapters() if adapter.refused], ids=lambda adapter: adapter.name)

@@ -12,7 +12,7 @@ import deepres
 from deepres import Callback, DeepresError, Run
 from deepres.adapters import delete_blocks
 from deepres.data import open_data
-from deepres.models import read
+from deepres.models import read_checkpoint
 from deepres.training import Interrupted, Recipe, Result, Trainer, read_log
 
 TINY = Recipe("tiny", epochs=2, batch=256, lr=0.05, schedule="one-cycle", warmup=0.3, augment="none")
@@ -118,7 +118,7 @@ class Shorten(Callback):
 
 
 def same(a: Path, b: Path) -> bool:
-    (one, _), (other, _) = (read(out / "last.safetensors") for out in (a, b))
+    (one, _), (other, _) = (read_checkpoint(out / "last.safetensors") for out in (a, b))
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 

@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 
 import deepres
 from deepres import Run
-from deepres.models import read
+from deepres.models import read_checkpoint
 from deepres.training import read_log
 from deepres.training.distribute import SyncBatchNorm2d
 
@@ -67,7 +67,7 @@ def test_a_run_resumes_on_another_number_of_processes(two: Path, tmp_path: Path)
     assert [line["epoch"] for line in moved] == [1, 2]
     assert moved[0] == stayed[0]
     assert moved[1]["loss"] == pytest.approx(stayed[1]["loss"], rel=2e-2)
-    assert len(read(out / "last.safetensors")[0]) == len(read(two / "last.safetensors")[0])
+    assert len(read_checkpoint(out / "last.safetensors")[0]) == len(read_checkpoint(two / "last.safetensors")[0])
 
 
 def test_bad_input_under_torchrun_ends_with_a_sentence() -> None:
@@ -124,7 +124,7 @@ def test_the_lens_on_one_process_does_not_wait_for_synchronised_norms(two: Path,
     done = torchrun("train", *COMMON, "--epochs", "2", "--lens", "every=0.5epochs", "--out", str(out))
     assert "FutureWarning" not in done.stderr
     assert len((out / "lens.jsonl").read_text().splitlines()) == 5
-    one, other = (read(folder / "last.safetensors")[0] for folder in (two, out))
+    one, other = (read_checkpoint(folder / "last.safetensors")[0] for folder in (two, out))
     assert all(torch.equal(one[name], other[name]) for name in one)  # and it leaves the run as it was
 
 

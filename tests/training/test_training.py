@@ -16,7 +16,7 @@ from torch import nn
 import deepres
 from deepres import Callback, DeepresError, Run, models
 from deepres.data import open_data
-from deepres.models import read
+from deepres.models import read_checkpoint
 from deepres.training import Interrupted, NonFinite, Recipe, Trainer, checkpoint, read_log, recipe
 from deepres.training.distribute import DistributedContext, pick_device
 from deepres.training.optimizer import last_step, optimizer_for, set_rate
@@ -28,7 +28,7 @@ NET = {"net": "resnet8-cifar", "data": "digits", "recipe": TINY, "speed": "exact
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return read(folder / "last.safetensors")[0]
+    return read_checkpoint(folder / "last.safetensors")[0]
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -312,7 +312,7 @@ def test_averaged_weights_mixing_and_growing_images(large_folder: Path, tmp_path
 def test_finetuning_keeps_the_body_and_renews_the_head(finished: Path, small_folder: Path) -> None:
     run = Run("resnet8-cifar", str(small_folder), "finetune", epochs=1, width=0.5, init=str(finished), speed="exact")
     trainer = Trainer(run, open_data(small_folder), DistributedContext(torch.device("cpu")))
-    body = read(finished / "best.safetensors")[0]
+    body = read_checkpoint(finished / "best.safetensors")[0]
     assert torch.equal(trainer.model.state_dict()["stem.conv.weight"], body["stem.conv.weight"])
     assert trainer.model.head.fc.out_features == 3
     with pytest.raises(DeepresError, match="not the weights of resnet14-cifar"):

@@ -103,7 +103,7 @@ def labels(config: object) -> tuple[str, ...] | None:
     return tuple(str(names[i]) for i in sorted(names, key=int))
 
 
-def create(model: str, config: str, **options: Any) -> Callable[[], nn.Module]:
+def from_config(model: str, config: str, **options: Any) -> Callable[[], nn.Module]:
     """A builder of the Hugging Face class ``model`` from the class ``config``."""
 
     def build() -> nn.Module:
@@ -115,7 +115,7 @@ def create(model: str, config: str, **options: Any) -> Callable[[], nn.Module]:
     return build
 
 
-SMALL: dict[str, Any] = {
+TINY: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 3,
     "num_attention_heads": 2,

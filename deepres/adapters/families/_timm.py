@@ -38,7 +38,7 @@ class Timm(Adapter):
         return {**found, "size": size[0]} if isinstance(size, tuple) else found
 
 
-def create(name: str, **options: Any) -> Callable[[], nn.Module]:
+def timm_model(name: str, **options: Any) -> Callable[[], nn.Module]:
     """A builder of timm's network ``name`` with ten classes."""
 
     def build() -> nn.Module:

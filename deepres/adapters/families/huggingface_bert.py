@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from deepres.adapters.adapter import Example
-from deepres.adapters.families._huggingface import SMALL, HuggingFace, create
+from deepres.adapters.families._huggingface import TINY, HuggingFace, from_config
 from deepres.adapters.patterns import SitePattern
 
 _ATTENTION = SitePattern(
@@ -25,7 +25,7 @@ _MLP = SitePattern(
     core=("output.dense",),
     layout="NLC",
 )
-_text: dict[str, Any] = {**SMALL, "vocab_size": 50, "max_position_embeddings": 32}
+_text: dict[str, Any] = {**TINY, "vocab_size": 50, "max_position_embeddings": 32}
 ADAPTER = HuggingFace(
     "BERT",
     "Hugging Face",
@@ -36,16 +36,16 @@ ADAPTER = HuggingFace(
     examples=(
         Example(
             "BERT",
-            create("BertForSequenceClassification", "BertConfig", **_text, num_labels=10),
+            from_config("BertForSequenceClassification", "BertConfig", **_text, num_labels=10),
             6,
             (4, 12),
             50,
             other_additions=1,  # of word and token type embeddings
         ),
-        Example("masked BERT", create("BertForMaskedLM", "BertConfig", **_text), 6, (4, 12), 50, other_additions=1),
+        Example("masked BERT", from_config("BertForMaskedLM", "BertConfig", **_text), 6, (4, 12), 50, other_additions=1),
         Example(
             "BERT as a decoder",
-            create("BertLMHeadModel", "BertConfig", **_text, is_decoder=True),
+            from_config("BertLMHeadModel", "BertConfig", **_text, is_decoder=True),
             6,
             (4, 12),
             50,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deepres.adapters.adapter import Example
-from deepres.adapters.families._huggingface import HuggingFace, create
+from deepres.adapters.families._huggingface import HuggingFace, from_config
 from deepres.adapters.patterns import SitePattern
 
 _PATTERNS = (
@@ -30,7 +30,7 @@ ADAPTER = HuggingFace(
     examples=(
         Example(
             "GPT-2",
-            create("GPT2LMHeadModel", "GPT2Config", vocab_size=50, n_positions=32, n_embd=32, n_layer=3, n_head=2),
+            from_config("GPT2LMHeadModel", "GPT2Config", vocab_size=50, n_positions=32, n_embd=32, n_layer=3, n_head=2),
             6,
             (4, 12),
             50,

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from deepres.adapters.adapter import Example
-from deepres.adapters.families._huggingface import SMALL, HuggingFace, create
+from deepres.adapters.families._huggingface import TINY, HuggingFace, from_config
 from deepres.adapters.patterns import pre_norm
 
 _halves = pre_norm("input_layernorm", "self_attn", "post_attention_layernorm", "mlp", pair=True)
 _m = "transformers.models."
-_text: dict[str, Any] = {**SMALL, "vocab_size": 50, "max_position_embeddings": 32, "num_key_value_heads": 1}
+_text: dict[str, Any] = {**TINY, "vocab_size": 50, "max_position_embeddings": 32, "num_key_value_heads": 1}
 _windows = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
 
 
 def _example(name: str, **options: Any) -> Example:
-    build = create(f"{name}ForCausalLM", f"{name}Config", **_text, **options)
+    build = from_config(f"{name}ForCausalLM", f"{name}Config", **_text, **options)
     return Example(name, build, 6, (4, 12), 50, other_additions=6, generates=True)
 
 

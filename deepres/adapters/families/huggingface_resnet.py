@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from deepres.adapters.adapter import Example, Owners
-from deepres.adapters.families._huggingface import HuggingFace, configurations, create
+from deepres.adapters.families._huggingface import HuggingFace, configurations, from_config
 from deepres.adapters.patterns import SitePattern
 
 
@@ -40,10 +40,10 @@ ADAPTER = _ResNet(
     (_m,),
     {f"{_m}.modeling_resnet:ResNetBasicLayer": _pattern, f"{_m}.modeling_resnet:ResNetBottleNeckLayer": _pattern},
     examples=(
-        Example("ResNet", create("ResNetForImageClassification", "ResNetConfig", **_settings), 4),
+        Example("ResNet", from_config("ResNetForImageClassification", "ResNetConfig", **_settings), 4),
         Example(
             "ResNet of basic blocks",
-            create("ResNetForImageClassification", "ResNetConfig", **_settings, layer_type="basic"),
+            from_config("ResNetForImageClassification", "ResNetConfig", **_settings, layer_type="basic"),
             4,
         ),
     ),

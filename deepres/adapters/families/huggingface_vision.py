@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from deepres.adapters.adapter import Example
-from deepres.adapters.families._huggingface import SMALL, HuggingFace, create
+from deepres.adapters.families._huggingface import TINY, HuggingFace, from_config
 from deepres.adapters.patterns import pre_norm
 
-_images = {**SMALL, "image_size": 32, "patch_size": 8, "num_labels": 10}
+_images = {**TINY, "image_size": 32, "patch_size": 8, "num_labels": 10}
 _before = pre_norm("layernorm_before", "attention", "layernorm_after", "mlp", pair=True)
 _m = "transformers.models."
 ADAPTER = HuggingFace(
@@ -21,8 +21,8 @@ ADAPTER = HuggingFace(
         ),
     },
     examples=(
-        Example("ViT", create("ViTForImageClassification", "ViTConfig", **_images), 6),
-        Example("DeiT", create("DeiTForImageClassification", "DeiTConfig", **_images), 6),
-        Example("DINOv2", create("Dinov2ForImageClassification", "Dinov2Config", **_images, layerscale_value=0.5), 6),
+        Example("ViT", from_config("ViTForImageClassification", "ViTConfig", **_images), 6),
+        Example("DeiT", from_config("DeiTForImageClassification", "DeiTConfig", **_images), 6),
+        Example("DINOv2", from_config("Dinov2ForImageClassification", "Dinov2Config", **_images, layerscale_value=0.5), 6),
     ),
 )

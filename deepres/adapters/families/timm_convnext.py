@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deepres.adapters.adapter import Example
-from deepres.adapters.families._timm import Timm, create
+from deepres.adapters.families._timm import Timm, timm_model
 from deepres.adapters.patterns import SitePattern
 
 _settings = {"dims": (8, 16, 24, 32), "ls_init_value": 0.5}
@@ -15,9 +15,9 @@ ADAPTER = Timm(
     examples=(
         Example(
             "ConvNeXt",
-            create("convnext_atto", depths=(1, 1, 1, 2), **_settings),
+            timm_model("convnext_atto", depths=(1, 1, 1, 2), **_settings),
             5,
-            rebuild=create("convnext_atto", depths=(1, 1, 1, 1), **_settings),
+            rebuild=timm_model("convnext_atto", depths=(1, 1, 1, 1), **_settings),
         ),
     ),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deepres.adapters.adapter import Example
-from deepres.adapters.families._timm import Timm, create
+from deepres.adapters.families._timm import Timm, timm_model
 from deepres.adapters.patterns import SitePattern
 
 _m = "timm.models.regnet:"
@@ -17,5 +17,5 @@ ADAPTER = Timm(
     },
     containers=(_m + "RegStage",),
     notes="its constructor computes widths and depths from one line, so it builds a network again only if the network's last blocks went",
-    examples=(Example("regnety_002", create("regnety_002"), 13, rebuild=create("regnety_002", depth=12)),),
+    examples=(Example("regnety_002", timm_model("regnety_002"), 13, rebuild=timm_model("regnety_002", depth=12)),),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deepres.adapters.adapter import Example
-from deepres.adapters.families._timm import Timm, create
+from deepres.adapters.families._timm import Timm, timm_model
 from deepres.adapters.patterns import SitePattern
 
 _end, _m = ("drop_path", "se"), "timm.models."
@@ -11,7 +11,7 @@ _preact = (SitePattern(("drop_path",), ("downsample",), shared=("norm1",)),)
 
 
 def _resnet(name: str, reference: str, other_additions: int = 0) -> Example:
-    build, rebuild = (create(reference, layers=(1, 1, 1, last)) for last in (2, 1))
+    build, rebuild = (timm_model(reference, layers=(1, 1, 1, last)) for last in (2, 1))
     return Example(name, build, 5, other_additions=other_additions, rebuild=rebuild)
 
 

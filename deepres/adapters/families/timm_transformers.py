@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from deepres.adapters.adapter import Example
-from deepres.adapters.families._timm import Timm, create
+from deepres.adapters.families._timm import Timm, timm_model
 from deepres.adapters.patterns import SitePattern, pre_norm
 
 
@@ -50,15 +50,15 @@ ADAPTER = (
         examples=(
             Example(
                 "ViT",
-                create("vit_tiny_patch16_224", depth=3, **_vit),
+                timm_model("vit_tiny_patch16_224", depth=3, **_vit),
                 6,
-                rebuild=create("vit_tiny_patch16_224", depth=2, **_vit),
+                rebuild=timm_model("vit_tiny_patch16_224", depth=2, **_vit),
             ),
             Example(
                 "DeiT",
-                create("deit_tiny_distilled_patch16_224", depth=2, **_vit),
+                timm_model("deit_tiny_distilled_patch16_224", depth=2, **_vit),
                 4,
-                rebuild=create("deit_tiny_distilled_patch16_224", depth=1, **_vit),
+                rebuild=timm_model("deit_tiny_distilled_patch16_224", depth=1, **_vit),
             ),
         ),
     ),
@@ -71,9 +71,9 @@ ADAPTER = (
         examples=(
             Example(
                 "Swin",
-                create("swin_tiny_patch4_window7_224", depths=(2, 2), **_swin),
+                timm_model("swin_tiny_patch4_window7_224", depths=(2, 2), **_swin),
                 8,
-                rebuild=create("swin_tiny_patch4_window7_224", depths=(2, 1), **_swin),
+                rebuild=timm_model("swin_tiny_patch4_window7_224", depths=(2, 1), **_swin),
             ),
         ),
     ),
@@ -88,7 +88,7 @@ ADAPTER = (
         },
         notes="attention in windows and in a grid are blocks of their own, which do not stand in a list: their halves are removed, "
         "and no constructor of timm's leaves these out, so only `deepres.save` keeps such a network",
-        examples=(Example("MaxViT", create("test_maxvit", img_size=64), 20, (4, 3, 64, 64)),),
+        examples=(Example("MaxViT", timm_model("test_maxvit", img_size=64), 20, (4, 3, 64, 64)),),
     ),
     _Windows(
         "MobileViT",
