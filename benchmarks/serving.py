@@ -18,9 +18,11 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -28,6 +30,7 @@ from sklearn.datasets import load_digits
 from benchmarks.common import record
 from deepres import Run, ghost, train
 from deepres.ghosting import save_ghost
+from deepres.serve.metrics import STAGES
 
 CLIENTS = (1, 32)
 
@@ -62,23 +65,54 @@ def _healthy(port: int) -> bool:
         connection.close()
 
 
+def _read_reply(stream: BinaryIO) -> int:
+    """The status of a whole reply with a length."""
+    status, length = int(stream.readline().split()[1]), 0
+    while line := stream.readline().strip():
+        name, _, value = line.partition(b":")
+        if name.lower() == b"content-length":
+            length = int(value)
+    stream.read(length)
+    return status
+
+
+def breakdown(port: int) -> dict[str, float]:
+    """Mean milliseconds of each stage of a request so far, and of a call of the network."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as reply:
+        lines = dict(line.rsplit(" ", 1) for line in reply.read().decode().splitlines() if not line.startswith("#"))
+    found = {}
+    names = {f'{{stage="{stage}"}}': stage for stage in STAGES}
+    for label, name in names.items():
+        found[name] = _mean(lines, "deepres_stage_seconds", label)
+    return {**found, "call": _mean(lines, "deepres_call_seconds", ""), "request": _mean(lines, "deepres_request_seconds", "")}
+
+
+def _mean(lines: dict[str, str], name: str, label: str) -> float:
+    count = float(lines[f"{name}_count{label}"])
+    return round(1000 * float(lines[f"{name}_sum{label}"]) / count, 3) if count else 0.0
+
+
 def load(port: int, bodies: list[bytes], clients: int, seconds: float) -> tuple[list[float], float]:
     """(seconds of each answer, answers a second) of ``clients`` who each wait for an answer before they ask again."""
     took: list[list[float]] = [[] for _ in range(clients)]
     end = time.perf_counter() + seconds
 
     def ask(me: int) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        wire = socket.create_connection(("127.0.0.1", port), timeout=60)
+        wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        stream = wire.makefile("rb")
         turn = me
         while (began := time.perf_counter()) < end:
-            connection.request("POST", "/predict", bodies[turn % len(bodies)])
-            reply = connection.getresponse()
-            reply.read()
-            if reply.status != 200:
-                raise RuntimeError(f"the server answered {reply.status}")
+            body = bodies[turn % len(bodies)]
+            head = f"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            wire.sendall(head + body)  # in one piece, as two would wait for each other's acknowledgement
+            status = _read_reply(stream)
+            if status != 200:
+                raise RuntimeError(f"the server answered {status}")
             took[me].append(time.perf_counter() - began)
             turn += clients
-        connection.close()
+        stream.close()
+        wire.close()
 
     threads = [threading.Thread(target=ask, args=(me,)) for me in range(clients)]
     began = time.perf_counter()
@@ -122,6 +156,7 @@ def main() -> None:
                         times, rates = seen.setdefault((name, clients), ([], []))
                         times += answers
                         rates.append(rate)
+            stages = {name: breakdown(port) for name, port in ports.items()}
     table = {
         f"{name}, {clients} client{'s' if clients > 1 else ''}": {
             "answers": len(times),
@@ -142,7 +177,7 @@ def main() -> None:
         "blocks_run": round(known.blocks, 3),
         "left_early": round(known.exited, 3),
     }
-    record("serving", {**about, "load": table})
+    record("serving", {**about, "load": table, "mean_ms_by_stage": stages})
 
 
 if __name__ == "__main__":

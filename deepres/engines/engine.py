@@ -31,6 +31,7 @@ class Engine(ABC):
     package: ClassVar[str] = ""  # the module that has to be installed
     extra: ClassVar[str] = "deepres[export]"  # what pip has to install for it
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    any_batch: ClassVar[bool] = True  # whether another number of inputs costs no compilation
     emulated: ClassVar[tuple[Precision, ...]] = ()  # precisions that it has everywhere, if slowly
 
     @property

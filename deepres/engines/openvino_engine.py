@@ -25,19 +25,30 @@ def core() -> Any:
 
 
 class OpenVINORunner(Runner):
-    """A model compiled for one batch size, and once more for all others as soon as one comes. ``shape`` None: for all at once."""
+    """A model compiled for one batch size, for single inputs when the first comes, and once more for all other sizes.
+
+    ``shape`` None: for all sizes at once.
+    """
 
     def __init__(self, model: Any, shape: tuple[int, ...] | None, precision: Precision) -> None:
         super().__init__()
         self.model, self.precision = model, precision
-        self._batch = shape[0] if shape else 0
-        self._static: Any = None
-        self._dynamic: Any = None
-        if shape:
-            static = model.clone()
-            static.reshape(list(shape))
-            self._static = self._compiled(static)
+        self._sizes = {shape[0], 1} if shape else set()  # sizes worth a compilation of their own
+        self._requests: dict[int, Any] = {}
         self._lock = threading.Lock()  # a request holds its own outputs until the next call
+        if shape:
+            self._request(shape[0])
+
+    def _request(self, size: int) -> Any:
+        """The compiled model for ``size`` inputs; compiled for any number of them under 0."""
+        key = size if size in self._sizes else 0
+        if key not in self._requests:
+            model = self.model
+            if key:
+                model = model.clone()
+                model.reshape([key, *(side.get_length() for side in list(model.inputs[0].partial_shape)[1:])])
+            self._requests[key] = self._compiled(model)
+        return self._requests[key]
 
     def _compiled(self, model: Any) -> Any:
         hint = HINTS[self.precision]
@@ -52,9 +63,7 @@ class OpenVINORunner(Runner):
 
     def forward(self, x: Tensor) -> Tensor:
         with self._lock:
-            if len(x) != self._batch and self._dynamic is None:
-                self._dynamic = self._compiled(self.model)
-            request = self._static if len(x) == self._batch else self._dynamic
+            request = self._request(len(x))
             found = request.infer({0: x.detach().contiguous().numpy()}, share_inputs=True, share_outputs=True)
             return torch.from_numpy(found[0]).float().clone()
 

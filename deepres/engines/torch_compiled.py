@@ -88,6 +88,7 @@ class TorchCompiled(TorchEager):
     """Norms folded, compiled with the weights as constants."""
 
     name = "torch"
+    any_batch = False
     devices = ("cpu", "cuda")
     compiles = True
 

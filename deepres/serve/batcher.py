@@ -58,6 +58,7 @@ class Waiting:
     image: np.ndarray
     future: asyncio.Future[Answer]
     seat: Seat
+    since: float  # the loop's time
 
 
 class Batcher:
@@ -97,7 +98,7 @@ class Batcher:
 
     async def enqueue(self, seat: Seat, image: np.ndarray) -> Answer:
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self.waiting.put_nowait(Waiting(image, future, seat))
+        self.waiting.put_nowait(Waiting(image, future, seat, asyncio.get_running_loop().time()))
         self.metrics.waiting.set(self.waiting.qsize())
         return await future
 
@@ -120,10 +121,15 @@ class Batcher:
             batch = [await self.waiting.get()]
             end = loop.time() + self.limits.wait
             while len(batch) < self.limits.batch:
+                if not self.waiting.empty():
+                    batch.append(self.waiting.get_nowait())
+                    continue
                 left = end - loop.time()
+                if left <= 0 or self.admitted <= len(batch):  # the worker is idle, and no other image is being decoded
+                    break
                 try:
-                    batch.append(self.waiting.get_nowait() if left <= 0 else await asyncio.wait_for(self.waiting.get(), left))
-                except (asyncio.QueueEmpty, TimeoutError):
+                    batch.append(await asyncio.wait_for(self.waiting.get(), left))
+                except TimeoutError:
                     break
             for one in batch:
                 one.seat.release()
@@ -154,6 +160,9 @@ class Batcher:
         self.metrics.level.set(level)
         self.metrics.batch.observe(len(batch))
         images = np.stack([one.image for one in batch])
+        began = asyncio.get_running_loop().time()
+        for one in batch:
+            self.metrics.stage("wait", began - one.since)
         try:
             found = await asyncio.get_running_loop().run_in_executor(self.pool, self._ask, images, level)
         except Exception as error:
@@ -162,6 +171,7 @@ class Batcher:
                     one.future.set_exception(error)
             return
         self.metrics.call.observe(found.seconds)
+        self.metrics.stage("transfer", asyncio.get_running_loop().time() - began - found.seconds)
         for row, one in enumerate(batch):
             self.metrics.depth.observe(float(found.depth[row]))
             if not one.future.done():

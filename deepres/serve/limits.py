@@ -29,7 +29,7 @@ class Limits:
     """
 
     batch: int = 32  # images in one call of the network, at most
-    wait: Annotated[float, _unit("MS", 1e-3, float)] = 0.002  # time to wait for more images before a call; in milliseconds
+    wait: Annotated[float, _unit("MS", 1e-3, float)] = 0.002  # time to wait for images that are being decoded; in milliseconds
     queue: int = 256  # images that may be admitted before a call takes them; more are refused with 503
     timeout: float = 30.0  # seconds from a request's first byte to its answer; 408 while it is received, then 504
     call_timeout: float = 30.0  # seconds that one call of the network may take; then its process is killed and restarted

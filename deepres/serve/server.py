@@ -33,6 +33,7 @@ def serve(
     limits: Limits = ServeOptions.limits,
     tighten: bool = ServeOptions.tighten,
     weights: str | Path | None = ServeOptions.weights,
+    engine: str = ServeOptions.engine,
     device: str = ServeOptions.device,
 ) -> int:
     """Serve a network over HTTP until SIGINT or SIGTERM. Returns the exit code, 0.
@@ -57,7 +58,7 @@ def serve(
                 f"{language.name} on {{}}: /v1/completions /v1/models",
             )
             return 0
-        worker = Worker(Spec(str(model), str(weights) if weights is not None else None, device))
+        worker = Worker(Spec(str(model), str(weights) if weights is not None else None, device, engine, limits.batch))
     except BaseException:
         listening.close()
         raise

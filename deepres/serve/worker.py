@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import signal
+import struct
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -15,7 +16,8 @@ import numpy as np
 
 from deepres.errors import DeepresError
 
-LOADING = 300.0  # seconds that loading a network may take
+LOADING = 900.0  # seconds that loading a network may take, and measuring the engines for it
+MEASURED = 8  # images of the batch that engines are compared on
 ENDING = 5.0  # seconds that an idle process may take to end
 
 
@@ -34,6 +36,8 @@ class Spec:
     reference: str
     weights: str | None = None
     device: str = "auto"
+    engine: str = "auto"  # "auto", "none", the name of an engine, or a folder of `deepres optimize --out`
+    batch: int = 32  # images of a call, at most
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Facts:
     prepare: dict[str, Any]  # see ``Prepare.from_notes``
     blocks: int  # blocks of a ghost; 0 for any other network
     levels: int  # steps by which a ghost can be tightened
+    engine: str = "none"  # engine, precision and answers
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,23 @@ class Answers:
     probabilities: np.ndarray  # (N, classes)
     depth: np.ndarray  # (N,): share of the blocks that ran
     seconds: float
+
+    def to_bytes(self) -> bytes:
+        arrays = (np.ascontiguousarray(values, dtype=np.float32) for values in (self.probabilities, self.depth))
+        return b"".join((_DONE, struct.pack("<d", self.seconds), *(values.tobytes() for values in arrays)))
+
+    @classmethod
+    def from_bytes(cls, message: bytes, rows: int) -> Answers:
+        """Read ``to_bytes``. Raises ``RuntimeError`` with the network's error, where the message is one."""
+        if message[:1] == _FAILED:
+            raise RuntimeError(message[1:].decode())
+        values = np.frombuffer(message, np.float32, offset=1 + 8)
+        return cls(values[:-rows].reshape(rows, -1), values[-rows:], *struct.unpack_from("<d", message, 1))
+
+
+# Pixels and probabilities cross as raw bytes; pickling a batch of photographs would copy it several times.
+_HEADER = struct.Struct("<5I")  # level, N, C, H, W
+_DONE, _FAILED = b"=", b"!"
 
 
 class Worker:
@@ -101,18 +123,16 @@ class Worker:
         """
         self.called = time.monotonic()
         try:
-            self.pipe.send((images, level))
-            found = self.pipe.recv()
+            self.pipe.send_bytes(_HEADER.pack(level, *images.shape))
+            self.pipe.send_bytes(np.ascontiguousarray(images).reshape(-1).data)
+            found = self.pipe.recv_bytes()
         except (EOFError, OSError) as error:
             self.process.kill()  # it may still be a zombie
             self.process.join()
             raise (WorkerHung if self.hung else WorkerDied) from error
         finally:
             self.called = None
-        if isinstance(found, str):
-            raise RuntimeError(found)
-        assert isinstance(found, Answers)
-        return found
+        return Answers.from_bytes(found, len(images))
 
     @property
     def alive(self) -> bool:
@@ -151,6 +171,7 @@ def _work(pipe: Connection, spec: Spec) -> None:
     from deepres.adapters import logits_in, logits_of
     from deepres.data import Prepare
     from deepres.ghosting import Ghost
+    from deepres.training.distribute import pick_device
 
     try:
         model, facts, steps = _load(spec)
@@ -161,17 +182,19 @@ def _work(pipe: Connection, spec: Spec) -> None:
         pipe.send(f"{spec.reference}: cannot be loaded ({type(error).__name__}: {error})")
         return
     prepare = Prepare.from_notes(facts.prepare)
-    device = next(model.parameters()).device
+    device = pick_device(spec.device)
     pipe.send(facts)
     while True:
         try:
-            images, level = pipe.recv()
+            level, *shape = _HEADER.unpack(pipe.recv_bytes())
+            pixels = bytearray(pipe.recv_bytes())  # writable, as PyTorch wants it
         except (EOFError, OSError):
             return
         began = time.perf_counter()
         try:
             with torch.inference_mode():
-                x = prepare.normalise(torch.from_numpy(images).to(device))
+                images = torch.frombuffer(pixels, dtype=torch.uint8).view(shape)
+                x = prepare.normalise(images.to(device))
                 depth = np.ones(len(images), dtype=np.float32)
                 if isinstance(model, Ghost):
                     model.settings = steps[min(level, len(steps) - 1)]
@@ -181,9 +204,9 @@ def _work(pipe: Connection, spec: Spec) -> None:
                 else:
                     logits = logits_of(model, x)
                 probabilities = logits.float().softmax(1).cpu().numpy()
-            pipe.send(Answers(probabilities, depth, time.perf_counter() - began))
+            pipe.send_bytes(Answers(probabilities, depth, time.perf_counter() - began).to_bytes())
         except Exception as error:
-            pipe.send(f"{type(error).__name__}: {error}")
+            pipe.send_bytes(_FAILED + f"{type(error).__name__}: {error}".encode())
 
 
 def _load(spec: Spec) -> tuple[Any, Facts, list[Any]]:
@@ -213,5 +236,24 @@ def _load(spec: Spec) -> tuple[Any, Facts, list[Any]]:
     prepare = Prepare.from_notes(noted["prepare"]) if noted.get("prepare") else opened.preparation()
     classes = noted.get("classes") or opened.classes or [str(i) for i in range(opened.spec.classes or 0)]
     blocks = len(model.blocks) if isinstance(model, Ghost) else 0
-    facts = Facts(folder.name, tuple(classes), prepare.to_notes(), blocks, max(0, len(steps) - 1))
-    return model, facts, steps
+    engine = "none"
+    if not isinstance(model, Ghost) and spec.engine != "none":
+        model = _on_engine(model, spec, prepare)
+        engine = str(model.choice)
+    return model, Facts(folder.name, tuple(classes), prepare.to_notes(), blocks, max(0, len(steps) - 1), engine), steps
+
+
+def _on_engine(model: Any, spec: Spec, prepare: Any) -> Any:
+    """The network on the engine that was asked for, or on the fastest that takes any number of images without compiling anew."""
+    import torch
+
+    from deepres.adapters.spec import device_of
+    from deepres.engines import build_choice, optimize
+    from deepres.engines.registry import engines_for
+
+    device = device_of(model)
+    example = prepare.example(min(spec.batch, MEASURED), torch.Generator().manual_seed(0)).to(device)
+    if Path(spec.engine).is_dir():
+        return build_choice(model, example, spec.engine)
+    usable = [engine.name for engine in engines_for("auto", device) if engine.any_batch]
+    return optimize(model, example, engine=usable if spec.engine == "auto" else spec.engine, seconds=10.0)

@@ -1,0 +1,53 @@
+"""The server on an engine: the answers are the network's, and the stages of a request are told."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from running import png, start
+
+import deepres
+from deepres import DeepresError
+from deepres.data import Prepare
+from deepres.models import save
+from deepres.serve.metrics import STAGES
+from deepres.serve.worker import Answers, Spec, Worker
+
+
+def test_a_network_is_served_on_the_fastest_engine(tmp_path: Path) -> None:
+    model = deepres.create("resnet8-cifar", width=0.5).eval()
+    prepare = Prepare.usual(16)
+    path = save(model, tmp_path / "net.safetensors", prepare=prepare.to_notes(), classes=list("abcdefghij"))
+    server = start(path, "--engine", "openvino")
+    try:
+        assert json.loads(server.ask("/health")[1])["engine"].startswith("openvino")
+        pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        status, text = server.ask("/predict?top=10", png(Image.fromarray(pixels)))
+        found = {one["name"]: one["probability"] for one in json.loads(text)["classes"]}
+        with torch.no_grad():
+            expected = model(prepare.normalise(torch.from_numpy(pixels).permute(2, 0, 1)[None])).softmax(1)[0]
+        assert status == 200 and [found[name] for name in "abcdefghij"] == pytest.approx(expected.tolist(), abs=0.01)
+        for stage in STAGES:
+            assert server.metric(f'deepres_stage_seconds_count{{stage="{stage}"}}') == 1
+    finally:
+        server.process.kill()
+        server.process.communicate()
+
+
+def test_an_engine_that_is_not_known_ends_the_server_with_a_sentence(tmp_path: Path) -> None:
+    path = save(deepres.create("resnet8-cifar", width=0.5), tmp_path / "net.safetensors")
+    with pytest.raises(DeepresError, match="there is no engine 'openvin'; did you mean 'openvino'"):
+        Worker(Spec(str(path), engine="openvin"))
+
+
+def test_answers_cross_as_bytes() -> None:
+    random = np.random.default_rng(0)
+    sent = Answers(random.random((3, 7), dtype=np.float32), random.random(3, dtype=np.float32), 0.25)
+    found = Answers.from_bytes(sent.to_bytes(), 3)
+    assert np.array_equal(found.probabilities, sent.probabilities) and np.array_equal(found.depth, sent.depth)
+    assert found.seconds == 0.25
+    with pytest.raises(RuntimeError, match="no memory"):
+        Answers.from_bytes(b"!no memory", 3)
