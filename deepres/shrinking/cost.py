@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from deepres.adapters import Block, Site, find_blocks, logits_of
+from deepres.adapters import Block, find_blocks, logits_of
 from deepres.evaluation import block_times
 from deepres.evaluation.timing import from_first_process
 
@@ -25,33 +25,17 @@ def measured_blocks(model: nn.Module, inputs: Tensor) -> list[Block]:
     was = model.training
     model.eval()
     try:
-        sites = [site for block in plain for site in block.sites]
         times = from_first_process(block_times(model, plain, inputs))  # all processes must choose the same blocks
-        macs = _macs(model, sites, inputs[:1])
+        macs = _macs(model, plain, inputs[:1])
     finally:
         model.train(was)
-    return [dataclasses.replace(block, time=share, macs=macs[block.path]) for block, share in zip(plain, times, strict=True)]
+    return [dataclasses.replace(block, time=time, macs=count) for block, time, count in zip(plain, times, macs, strict=True)]
 
 
 @torch.no_grad()
-def _macs(model: nn.Module, sites: Sequence[Site], inputs: Tensor) -> dict[str, int]:
-    """Multiply-adds of each block, by path, as the difference of the total after and before it."""
-    counted: dict[str, int] = {}
-    handles = []
-    before: dict[str, int] = {}
+def _macs(model: nn.Module, blocks: Sequence[Block], inputs: Tensor) -> list[int]:
+    """Multiply-adds of each block, by PyTorch's counter, which counts by module."""
     with FlopCounterMode(display=False) as flops:
-        for path, block in {site.path: site.block for site in sites}.items():
-
-            def enter(*_: object, path: str = path) -> None:
-                before[path] = flops.get_total_flops()
-
-            def leave(*_: object, path: str = path) -> None:
-                counted[path] = (flops.get_total_flops() - before[path]) // 2
-
-            handles += [block.register_forward_pre_hook(enter), block.register_forward_hook(leave)]
-        try:
-            logits_of(model, inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
-    return counted
+        logits_of(model, inputs)
+    counts, root = flops.get_flop_counts(), type(model).__name__
+    return [sum(counts[f"{root}.{block.path}"].values()) // 2 for block in blocks]

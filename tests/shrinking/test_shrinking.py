@@ -189,6 +189,18 @@ def test_targets_that_are_none(text: str, says: str) -> None:
         Target.parse(text)
 
 
+def test_multiply_adds_of_blocks_are_those_of_their_convolutions() -> None:
+    side = {
+        "stages.0": (16, 16, 16),
+        "stages.1": (32, 16, 8),
+        "stages.2": (64, 32, 4),
+    }  # channels out, channels in, side of the output
+    for block in measured_blocks(deepres.create("resnet20-cifar"), torch.randn(2, 3, 16, 16)):
+        out, into, places = side[block.container.removesuffix(".blocks")]
+        first = into if block.reshapes else out
+        assert block.macs == 9 * (first + out) * out * places**2  # an option A shortcut multiplies nothing
+
+
 def test_what_cannot_be_met_is_said_with_figures() -> None:
     units = measured_blocks(deepres.create("resnet20-cifar"), torch.randn(2, 3, 8, 8))
     with pytest.raises(
