@@ -129,7 +129,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     x, weight, _bias, shortcut, ctx.eps, ctx.relu = inputs
     y, mean, variance = output
     ctx.shortcut = shortcut is not None
-    ctx.save_for_backward(x, y, weight, mean, variance)
+    # only the ReLU's gradient needs y. Without one, a block may add its shortcut to y in place, so y must not be kept
+    ctx.save_for_backward(x, y if ctx.relu else x, weight, mean, variance)
     ctx.mark_non_differentiable(mean, variance)
 
 

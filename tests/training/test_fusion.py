@@ -195,3 +195,17 @@ def test_one_value_per_channel_is_refused() -> None:
     fused = accelerate(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()))
     with pytest.raises(ValueError, match="more than one value"):
         fused(torch.randn(1, 3, 1, 1))
+
+
+def test_an_observed_block_that_adds_its_shortcut_in_place_still_learns() -> None:
+    """Hooks bring back the block's ordinary ``forward``, whose fused norm must not need the output that the sum overwrites."""
+    torch.manual_seed(0)
+    net, images = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=7).train(), torch.randn(4, 3, 32, 32)
+    gradients = []
+    for model in (net, accelerate(copy.deepcopy(net))):
+        for site in deepres.sites(model):
+            site.end.register_forward_hook(lambda *_: None)
+        loss = F.cross_entropy(model(images), torch.arange(4))
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    for found, expected in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
