@@ -4,24 +4,6 @@ Read: backbone -> heads -> detector -> store for the network; coco_protocol, voc
 batches -> trainer -> training for a run.
 """
 
-from deepres.detection.detector import Detector, DetectorConfig, detector
-from deepres.detection.measure import DetectionScores, measure_detector
-from deepres.detection.run import DetectRun
-from deepres.detection.store import load_detector, load_torchvision, save_detector, to_torchvision
-from deepres.detection.training import DetectResult, resume_detector, train_detector
+import lazy_loader
 
-__all__ = [
-    "DetectResult",
-    "DetectRun",
-    "DetectionScores",
-    "Detector",
-    "DetectorConfig",
-    "detector",
-    "load_detector",
-    "load_torchvision",
-    "measure_detector",
-    "resume_detector",
-    "save_detector",
-    "to_torchvision",
-    "train_detector",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

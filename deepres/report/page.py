@@ -19,6 +19,8 @@ from deepres.report.table import Table
 
 FIGURE_HEIGHT = 430  # pixels
 
+_STYLES = {"chain.css": ("chain", "gallery"), "boxes.css": ("boxes",)}  # style sheet -> the parts that need it
+
 
 @dataclass(frozen=True)
 class Shade:
@@ -84,6 +86,17 @@ class Page:
         """Add a row of images, each as (``data:`` address, caption)."""
         self.parts.append({"kind": "gallery", "images": list(images)})
 
+    def boxes(
+        self, title: str, pictures: Sequence[dict[str, Any]], key: Sequence[tuple[str, str]], *, threshold: float | None = None
+    ) -> None:
+        """Add photographs with boxes. ``key``: the classes with their colours. ``threshold``: where a slider of confidence begins.
+
+        ``pictures``: each with ``image`` (a ``data:`` address), its ``width`` and ``height``, the ``view`` that is shown of it,
+        ``caption``, ``truth`` (boxes as left, top, width, height) and ``found`` (box, colour, confidence in 0..1, text).
+        """
+        slider = None if threshold is None else round(100 * threshold)
+        self.parts.append({"kind": "boxes", "title": title, "pictures": list(pictures), "key": list(key), "slider": slider})
+
     def write(self, path: str | Path) -> Path:
         """Write the page to a temporary file and move it to ``path``, so that a page is never half written.
 
@@ -102,8 +115,8 @@ class Page:
             parts=self.parts,
             plotly=_plotly() if any(part["kind"] == "figure" for part in self.parts) else "",
             height=FIGURE_HEIGHT,
-            style=_asset("chain.css") if any(part["kind"] in ("chain", "gallery") for part in self.parts) else "",
-            script=_asset("chain.js") if any(part["kind"] == "chain" for part in self.parts) else "",
+            style="\n".join(_asset(name) for name, kinds in _STYLES.items() if self._has(*kinds)),
+            script="\n".join(_asset(f"{kind}.js") for kind in ("chain", "boxes") if self._has(kind)),
         )
         part = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -114,6 +127,9 @@ class Page:
             part.unlink(missing_ok=True)
             raise DeepresError(f"{path}: the report cannot be written ({error.strerror})") from error
         return path
+
+    def _has(self, *kinds: str) -> bool:
+        return any(part["kind"] in kinds for part in self.parts)
 
 
 def _script(value: Any) -> str:

@@ -1,0 +1,172 @@
+"""``deepres detect``: train, evaluate and predict with Faster R-CNN detectors."""
+
+# mypy: disable-error-code="assignment"
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import OmitArgPrefixes, Positional, Suppress, subcommand
+
+from deepres.cli.common import counted, default_out, say
+from deepres.detection.run import DetectRun
+from deepres.errors import DeepresError
+
+
+@dataclass(frozen=True)
+class DetectTrain(DetectRun):
+    """Train a detector on a folder of images with boxes. Under torchrun: torchrun --nproc-per-node 2 -m deepres detect train ..."""
+
+    # a field of ``DetectRun`` is given anew only where the command line may leave it open
+    net: str = (
+        "resnet18"  # the backbone: a name from `deepres nets`, timm:NAME, torchvision.models:NAME, a run or a file of weights
+    )
+    data: str | None = None  # a folder of images with boxes, as Pascal VOC, COCO or YOLO
+    recipe: str | None = None  # small, fine-tune, paper-voc, paper-coco [fine-tune with pretrained weights, else small]
+    out: str | None = None  # folder for weights, checkpoints, logs and report.html [runs/detect-NET-DATE]
+    options: Suppress[dict[str, Any]] = dataclasses.field(default_factory=dict)
+    resume: Path | None = None  # continue the run in this folder; of the other options only --device and --workers count
+    survey: bool = False  # only look at the data: classes, box sizes and examples, in OUT/data.html
+
+    def __post_init__(self) -> None:
+        """Nothing is checked here: the command line may name a run instead of giving one. ``_run`` checks what comes of it."""
+
+    def run(self) -> int:
+        from deepres.data.detection import open_boxes
+        from deepres.detection.page import detection_page, survey_page
+        from deepres.detection.training import train_detector
+
+        run = self._run()
+        first = int(os.environ.get("RANK", "0")) == 0
+        data = open_boxes(run.data, classes=run.classes or None, strict=run.strict)
+        out = Path(str(run.out))
+        if self.survey:
+            say(str(survey_page(data).write(out / "data.html")))
+            return 0
+        result = train_detector(run, resume=self.resume is not None, data=data)
+        if first:
+            say(f"\nThe data: {survey_page(data).write(out / 'data.html')}")
+            page = detection_page(result.data, result.test, history=result.history, name=run.net).write(out / "report.html")
+            test = result.test
+            say(
+                f"The whole: {page}\n{run.net}: mAP@.5 {100 * test.coco.ap50:.1f} %, mAP {100 * test.coco.ap:.1f} % on "
+                f"{len(data.test)} test images, with the weights of epoch {result.best_epoch} (best on the validation images, mAP@.5 "
+                f"{100 * result.val:.1f} %), {result.seconds:.0f} s\n{out}"
+            )
+        return 0
+
+    def _run(self) -> DetectRun:
+        if self.resume is not None:
+            saved = DetectRun.read(self.resume)
+            return dataclasses.replace(saved, out=str(self.resume), device=self.device, workers=self.workers)
+        if self.data is None:
+            raise DeepresError("which images? Give --data FOLDER, with boxes as Pascal VOC, COCO or YOLO")
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(DetectRun)}
+        out = self.out or default_out(f"detect-{Path(self.net).name.replace(':', '-')}")
+        return DetectRun(**{**values, "recipe": self.recipe or "auto", "out": str(out)})
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How often an image is seen (He et al. 2015, table 9)."""
+
+    scales: tuple[float, ...] = (1.0,)  # factors of the usual size at which every image is seen
+    flip: bool = False  # also see every image mirrored
+    refine: bool = False  # pool and regress boxes a second time, from where the first pass puts them
+    device: str = "auto"  # auto, cpu, cuda
+
+    def open(self, models: tuple[str, ...]) -> Any:
+        """The detector, or several that answer together."""
+        from deepres.detection import load_detector
+        from deepres.detection.combining import CombinedDetector
+        from deepres.training.distribute import pick_device
+
+        loaded = [load_detector(model).to(pick_device(self.device)) for model in models]
+        if len(loaded) == 1 and self.scales == (1.0,) and not (self.flip or self.refine):
+            return loaded[0]
+        return CombinedDetector(loaded, scales=self.scales, flip=self.flip, refine=self.refine).eval()
+
+
+@dataclass(frozen=True)
+class DetectEvaluate:
+    """Measure a detector, or several that answer together, by the COCO and Pascal VOC protocols."""
+
+    models: Positional[tuple[str, ...]]  # runs or files of detectors
+    data: str  # a folder of images with boxes, as Pascal VOC, COCO or YOLO
+    split: Literal["train", "val", "test"] = "test"  # which images
+    strict: bool = False  # stop at problems in annotations
+    out: Path | None = None  # folder for report.html and scores.json [only the table]
+    passes: OmitArgPrefixes[Passes] = dataclasses.field(default_factory=Passes)
+
+    def run(self) -> int:
+        from rich.console import Console
+
+        from deepres.cli.common import table
+        from deepres.data.detection import open_boxes
+        from deepres.detection.measure import measure_detector
+        from deepres.detection.page import class_table, detection_page
+
+        model = self.passes.open(self.models)
+        classes = model.config.classes
+        data = open_boxes(self.data, classes=classes, strict=self.strict)
+        if data.classes != classes:
+            raise DeepresError(f"{self.data}: its classes {data.classes} are not the detector's, {classes}")
+        with counted("detecting") as progress:
+            scores = measure_detector(model, getattr(data, self.split), classes, progress=progress)
+        shown = class_table(scores)
+        Console().print(table(shown.head, shown.rows))
+        say(
+            f"\nmAP@.5 {100 * scores.coco.ap50:.2f} %, mAP {100 * scores.coco.ap:.2f} % (COCO); VOC 2007 {100 * scores.voc07:.2f} %, "
+            f"VOC 2012 {100 * scores.voc12:.2f} %; {len(getattr(data, self.split))} images, {scores.images_per_second:.1f} images/s"
+        )
+        if self.out is not None:
+            page = detection_page(data, scores, split=self.split, name=Path(self.models[0]).name).write(
+                self.out / "report.html"
+            )
+            (self.out / "scores.json").write_text(json.dumps(scores.to_dict(), indent=1))
+            say(f"The whole: {page}")
+        return 0
+
+
+@dataclass(frozen=True)
+class DetectPredict:
+    """Detect objects in images. Exit code 1 if some could not be read."""
+
+    model: Positional[str]  # a run or a file of a detector
+    images: Positional[tuple[Path, ...]]  # image files, or folders of them
+    out: Path | None = None  # folder for pictures with boxes, detections.json and COCO results [only lines on the terminal]
+    threshold: float = 0.5  # confidence from which boxes are drawn and printed
+    passes: OmitArgPrefixes[Passes] = dataclasses.field(default_factory=Passes)
+
+    def run(self) -> int:
+        from deepres.detection.predicting import detect_files, write_detections
+
+        model = self.passes.open((self.model,))
+        classes = model.config.classes
+        answers, bad = [], 0
+        for one in detect_files(model, self.images):
+            if one.found is None:
+                bad += 1
+                print(f"deepres: skipped {one.error}", file=sys.stderr)
+                continue
+            answers.append(one)
+            objects = [entry for entry in one.to_dict(classes)["objects"] if entry["confidence"] >= self.threshold]
+            listed = ", ".join(f"{entry['class']} {entry['confidence']:.0%}" for entry in objects)
+            say(f"{one.file}: {listed or 'nothing'}")
+        if self.out is not None:
+            with counted("drawing") as progress:
+                say(str(write_detections(answers, classes, self.out, threshold=self.threshold, progress=progress)))
+        return 1 if bad else 0
+
+
+Detect = (
+    Annotated[DetectTrain, subcommand("train")]
+    | Annotated[DetectEvaluate, subcommand("evaluate")]
+    | Annotated[DetectPredict, subcommand("predict")]
+)

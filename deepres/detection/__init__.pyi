@@ -1,0 +1,13 @@
+from .detector import Detector as Detector
+from .detector import DetectorConfig as DetectorConfig
+from .detector import detector as detector
+from .measure import DetectionScores as DetectionScores
+from .measure import measure_detector as measure_detector
+from .run import DetectRun as DetectRun
+from .store import load_detector as load_detector
+from .store import load_torchvision as load_torchvision
+from .store import save_detector as save_detector
+from .store import to_torchvision as to_torchvision
+from .training import DetectResult as DetectResult
+from .training import resume_detector as resume_detector
+from .training import train_detector as train_detector

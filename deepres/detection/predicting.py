@@ -1,0 +1,105 @@
+"""Detection in image files: pictures with boxes, a JSON file, and COCO results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from deepres.adapters import device_of
+from deepres.data import UnreadableImage, is_image_name, open_image
+from deepres.detection.coco_protocol import Found
+from deepres.detection.drawing import draw_boxes
+from deepres.errors import DeepresError
+
+KEPT = 0.05  # confidence below which the files list no detection; pictures show those above the threshold only
+
+
+@dataclass(frozen=True, eq=False)
+class DetectedImage:
+    """An image and what was found in it, or why it could not be read."""
+
+    file: str
+    size: tuple[int, int]  # (width, height) in pixels
+    found: Found | None
+    error: str = ""
+
+    def to_dict(self, classes: Sequence[str]) -> dict[str, Any]:
+        """Values that JSON takes: each object with its class, confidence and box (left, top, right, bottom)."""
+        assert self.found is not None
+        rows = zip(self.found.boxes.tolist(), self.found.labels.tolist(), self.found.scores.tolist(), strict=True)
+        objects = [
+            {"class": classes[label], "confidence": round(score, 4), "box": [round(v, 2) for v in box]}
+            for box, label, score in rows
+        ]
+        return {"file": self.file, "width": self.size[0], "height": self.size[1], "objects": objects}
+
+
+def image_files(paths: Sequence[str | Path]) -> list[Path]:
+    """The images that ``paths``, of files and folders, name. Raises ``DeepresError`` where there are none."""
+    found: list[Path] = []
+    for given in paths:
+        path = Path(given)
+        if path.is_dir():
+            found += sorted(inner for inner in path.rglob("*") if inner.is_file() and is_image_name(inner.name))
+        elif path.exists():
+            found.append(path)
+        else:
+            raise DeepresError(f"{path}: no such image or folder")
+    if not found:
+        raise DeepresError(f"{', '.join(map(str, paths))}: no images there")
+    return found
+
+
+@torch.inference_mode()
+def detect_files(model: nn.Module, paths: Sequence[str | Path]) -> Iterator[DetectedImage]:
+    """Detect in image files, and those in folders, one after the other. A file that cannot be read is given with its ``error``."""
+    device = device_of(model)
+    model.eval()
+    for path in image_files(paths):
+        try:
+            image = open_image(path)
+        except UnreadableImage as error:
+            yield DetectedImage(str(path), (0, 0), None, str(error))
+            continue
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(device).float() / 255
+        one = model([pixels])[0]
+        kept = one["scores"] >= KEPT
+        boxes, labels, scores = (one[key][kept].cpu() for key in ("boxes", "labels", "scores"))
+        yield DetectedImage(str(path), image.size, Found(boxes.float(), labels - 1, scores.float()))
+
+
+def write_detections(
+    answers: Sequence[DetectedImage], classes: Sequence[str], out: Path, *, threshold: float = 0.5,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:  # fmt: skip
+    """Write ``answers`` into the folder ``out``: ``detections.json``, ``coco-results.json`` with the images' ids in
+    ``coco-images.json``, and a picture of each image with the boxes of at least ``threshold`` confidence.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    good = [one for one in answers if one.found is not None]
+    results, images, taken = [], [], set()
+    for number, one in enumerate(good, 1):
+        assert one.found is not None
+        images.append({"id": number, "file_name": Path(one.file).name, "width": one.size[0], "height": one.size[1]})
+        for entry in one.to_dict(classes)["objects"]:
+            left, top, right, bottom = entry["box"]
+            box = [left, top, round(right - left, 2), round(bottom - top, 2)]
+            category = list(classes).index(entry["class"]) + 1
+            results.append({"image_id": number, "category_id": category, "bbox": box, "score": entry["confidence"]})
+        name = Path(one.file).stem
+        name = name if name not in taken else f"{name}-{number}"
+        taken.add(name)
+        draw_boxes(open_image(one.file), one.found, classes, threshold=threshold).save(out / f"{name}.jpg", quality=92)
+        progress(number, len(good))
+    categories = [{"id": i, "name": name} for i, name in enumerate(classes, 1)]
+    (out / "detections.json").write_text(json.dumps([one.to_dict(classes) for one in good], indent=1))
+    (out / "coco-results.json").write_text(json.dumps(results))
+    (out / "coco-images.json").write_text(json.dumps({"images": images, "categories": categories}, indent=1))
+    return out
