@@ -165,8 +165,74 @@ class DetectPredict:
         return 1 if bad else 0
 
 
+@dataclass(frozen=True)
+class DetectLook:
+    """Leave out each branch of a detector's network in turn, and measure what that costs in mAP."""
+
+    model: Positional[str]  # a run or a file of a detector
+    data: str  # a folder of images with boxes, as Pascal VOC, COCO or YOLO
+    split: Literal["train", "val", "test"] = "val"  # which images
+    device: str = "auto"  # auto, cpu, cuda
+    out: Path | None = None  # JSON file to write the figures to [only the table]
+
+    def run(self) -> int:
+        from rich.console import Console
+
+        from deepres.cli.common import shares, table
+        from deepres.data.detection import open_boxes
+        from deepres.detection.blocks import look_at_detector
+
+        model = Passes(device=self.device).open((self.model,))
+        examples = getattr(open_boxes(self.data, classes=model.config.classes), self.split)
+        with shares("looking") as progress:
+            found = look_at_detector(model, examples, progress=progress)
+        rows = [
+            [
+                one.name,
+                one.kind,
+                *(("opens a stage", "") if one.reshapes else (f"{100 * one.ap50:.1f}", f"{100 * one.change:+.1f}")),
+            ]
+            for one in found.sites
+        ]
+        Console().print(table(("branch left out", "block", "mAP@.5, %", "change, points"), rows))
+        say(f"\nThe whole detector: mAP@.5 {100 * found.ap50:.1f} % on {found.images} images")
+        if self.out is not None:
+            self.out.write_text(json.dumps(dataclasses.asdict(found), indent=1))
+        return 0
+
+
+@dataclass(frozen=True)
+class DetectShrink:
+    """Take blocks out of a detector's network for as long as its mAP on the validation images holds."""
+
+    model: Positional[str]  # a run or a file of a detector
+    data: str  # a folder of images with boxes, as Pascal VOC, COCO or YOLO
+    out: Path  # file for the smaller detector, such as small.safetensors
+    drop: float = 1.0  # points of mAP@.5 that may be lost
+    device: str = "auto"  # auto, cpu, cuda
+
+    def run(self) -> int:
+        from deepres.data.detection import open_boxes
+        from deepres.detection import measure_detector, save_detector
+        from deepres.detection.blocks import shrink_detector
+
+        model = Passes(device=self.device).open((self.model,))
+        data = open_boxes(self.data, classes=model.config.classes)
+        result = shrink_detector(model, data.val, drop=self.drop / 100, log=say)
+        save_detector(result.model, self.out, removed=list(result.removed))
+        tested = [100 * measure_detector(one, data.test, data.classes).coco.ap50 for one in (model, result.model)]
+        say(
+            f"{len(result.removed)} blocks taken out; mAP@.5 {100 * result.before:.1f} -> {100 * result.after:.1f} % on the validation "
+            f"images, {tested[0]:.1f} -> {tested[1]:.1f} % on the test images; {result.params[0]:,} -> {result.params[1]:,} parameters; "
+            f"the backbone takes {100 * result.time:.0f} % of its time\n{self.out}"
+        )
+        return 0
+
+
 Detect = (
     Annotated[DetectTrain, subcommand("train")]
     | Annotated[DetectEvaluate, subcommand("evaluate")]
     | Annotated[DetectPredict, subcommand("predict")]
+    | Annotated[DetectLook, subcommand("look")]
+    | Annotated[DetectShrink, subcommand("shrink")]
 )

@@ -26,7 +26,7 @@ COMMANDS = {
     "look": "Show what the depth of a network does, on an interactive page.",
     "shrink": "Remove the depth that a network does not need, while it trains.",
     "ghost": "Make a trained network adapt its depth to each input.",
-    "detect": "Train, evaluate and use a detector: `deepres detect train`, `evaluate`, `predict`.",
+    "detect": "Train, evaluate and use a detector: `deepres detect train`, `evaluate`, `predict`, `look`, `shrink`.",
     "serve": "Serve a trained network or a ghost over HTTP.",
     "info": "Describe a network: stages, parameters, multiply-adds, memory. Without one: versions and devices.",
     "nets": "List the networks that have a name.",

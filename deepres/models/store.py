@@ -126,6 +126,11 @@ def from_file(path: Path, reference: str | None = None, **options: Any) -> tuple
 
 
 def _built(state: dict[str, Tensor], header: dict[str, Any], reference: str | None, options: dict[str, Any]) -> nn.Module:
+    if "detector" in header:
+        raise DeepresError(
+            "holds a detector, which `deepres detect` evaluates, uses, looks at and shrinks; it has no ghost, since the answer for "
+            "every region needs the last feature maps"
+        )
     if "origin" in header:
         found = Origin.from_header(header["origin"])
         if reference is not None and ":" in reference:

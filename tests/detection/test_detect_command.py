@@ -28,7 +28,7 @@ def run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "look", "shrink"])
 def test_every_option_is_explained(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["detect", command, "--help"])
@@ -63,6 +63,16 @@ def test_train_evaluate_and_predict(run: Path, shapes: Path, tmp_path: Path, cap
     for one, entry in zip(results, [o for image in listed for o in image["objects"]], strict=True):
         left, top, wide, tall = one["bbox"]
         assert [left, top, left + wide, top + tall] == pytest.approx(entry["box"], abs=0.011)
+
+
+def test_look_and_shrink(run: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["detect", "look", str(run), "--data", str(shapes), "--out", str(tmp_path / "look.json")]) == 0
+    assert "branch left out" in capsys.readouterr().out and len(json.loads((tmp_path / "look.json").read_text())["sites"]) == 8
+    small = tmp_path / "small.safetensors"
+    assert main(["detect", "shrink", str(run), "--data", str(shapes), "--out", str(small), "--drop", "-200"]) == 0
+    assert "0 blocks taken out" in capsys.readouterr().out and small.exists()
+    assert main(["ghost", str(run), "--data", "digits", "--budget", "0.5"]) == 2
+    assert "holds a detector" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
