@@ -73,8 +73,8 @@ class DetectTrain(DetectRun):
 
 
 @dataclass(frozen=True)
-class Passes:
-    """How often an image is seen (He et al. 2015, table 9)."""
+class PassOptions:
+    """Passes over each image (He et al. 2015, table 9)."""
 
     scales: tuple[float, ...] = (1.0,)  # factors of the usual size at which every image is seen
     flip: bool = False  # also see every image mirrored
@@ -102,7 +102,7 @@ class DetectEvaluate:
     split: Literal["train", "val", "test"] = "test"  # which images
     strict: bool = False  # stop at problems in annotations
     out: Path | None = None  # folder for report.html and scores.json [only the table]
-    passes: OmitArgPrefixes[Passes] = dataclasses.field(default_factory=Passes)
+    passes: OmitArgPrefixes[PassOptions] = dataclasses.field(default_factory=PassOptions)
 
     def run(self) -> int:
         from rich.console import Console
@@ -142,7 +142,7 @@ class DetectPredict:
     images: Positional[tuple[Path, ...]]  # image files, or folders of them
     out: Path | None = None  # folder for pictures with boxes, detections.json and COCO results [only lines on the terminal]
     threshold: float = 0.5  # confidence from which boxes are drawn and printed
-    passes: OmitArgPrefixes[Passes] = dataclasses.field(default_factory=Passes)
+    passes: OmitArgPrefixes[PassOptions] = dataclasses.field(default_factory=PassOptions)
 
     def run(self) -> int:
         from deepres.detection.predicting import detect_files, write_detections
@@ -182,7 +182,7 @@ class DetectLook:
         from deepres.data.detection import open_boxes
         from deepres.detection.blocks import look_at_detector
 
-        model = Passes(device=self.device).open((self.model,))
+        model = PassOptions(device=self.device).open((self.model,))
         examples = getattr(open_boxes(self.data, classes=model.config.classes), self.split)
         with shares("looking") as progress:
             found = look_at_detector(model, examples, progress=progress)
@@ -216,7 +216,7 @@ class DetectShrink:
         from deepres.detection import measure_detector, save_detector
         from deepres.detection.blocks import shrink_detector
 
-        model = Passes(device=self.device).open((self.model,))
+        model = PassOptions(device=self.device).open((self.model,))
         data = open_boxes(self.data, classes=model.config.classes)
         result = shrink_detector(model, data.val, drop=self.drop / 100, log=say)
         save_detector(result.model, self.out, removed=list(result.removed))

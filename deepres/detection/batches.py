@@ -21,7 +21,7 @@ GREY = 114  # about the mean of ImageNet's pixels
 DRAWS = 9  # random numbers of an image
 AHEAD = 2  # batches that are prepared while the network works
 
-Target = dict[str, Tensor]  # "boxes" (n, 4) and "labels" (n,), which count from 1
+BoxTarget = dict[str, Tensor]  # "boxes" (n, 4) and "labels" (n,), which count from 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class BoxBatch:
     """Images as float tensors (3, H, W) in 0..1, this process's part of the global batch."""
 
     images: list[Tensor]
-    targets: list[Target]
+    targets: list[BoxTarget]
     total: int  # images of the global batch
 
 
@@ -83,18 +83,20 @@ class BoxLoader:
                 images, targets = zip(*[future.result() for future in futures], strict=True)
                 yield BoxBatch(list(images), list(targets), total)
 
-    def _begin(self, pool: ThreadPoolExecutor, group: list[int], epoch: int) -> tuple[list[Future[tuple[Tensor, Target]]], int]:
+    def _begin(
+        self, pool: ThreadPoolExecutor, group: list[int], epoch: int
+    ) -> tuple[list[Future[tuple[Tensor, BoxTarget]]], int]:
         mine = group[self.share.of(len(group))]
         return [pool.submit(self._one, index, epoch) for index in mine], len(group)
 
-    def _one(self, index: int, epoch: int) -> tuple[Tensor, Target]:
+    def _one(self, index: int, epoch: int) -> tuple[Tensor, BoxTarget]:
         random = draws(DRAWS, torch.tensor([index]), self.seed, epoch)[0].tolist()
         return augmented(self.examples[index], self.recipe, self.side, random)
 
 
 def augmented(
     example: BoxExample, recipe: DetectRecipe, side: tuple[int, int], random: Sequence[float]
-) -> tuple[Tensor, Target]:
+) -> tuple[Tensor, BoxTarget]:
     """(image (3, H, W) in 0..1, target) of one example, mirrored, zoomed and recoloured by ``DRAWS`` numbers in [0, 1).
 
     ``side``: short side and longest side of the resized image. A zoomed image keeps the size that it has without: what reaches out is

@@ -27,7 +27,7 @@ NO_GHOST = (
 
 @dataclass(frozen=True)
 class SiteEffect:
-    """What a detector loses where one branch of its network is left out. Average precisions are shares in 0..1."""
+    """The change of mAP where one branch of the network is left out. Average precisions are shares in 0..1."""
 
     name: str  # of the site, in the network
     kind: str  # the block's class

@@ -15,7 +15,7 @@ from deepres.errors import DeepresError
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class ImageDetections:
     """Detections in one image, the most confident first."""
 
     boxes: Tensor  # (n, 4) float32: left, top, right, bottom in pixels of the image
@@ -61,7 +61,7 @@ def ground_truth(examples: Sequence[BoxExample], classes: Sequence[str]) -> dict
     }
 
 
-def coco_results(found: Sequence[Found]) -> list[dict[str, Any]]:
+def coco_results(found: Sequence[ImageDetections]) -> list[dict[str, Any]]:
     """Detections as the content of a COCO results file, with the ids of ``ground_truth``."""
     return [
         {
@@ -75,7 +75,7 @@ def coco_results(found: Sequence[Found]) -> list[dict[str, Any]]:
     ]
 
 
-def coco_scores(examples: Sequence[BoxExample], found: Sequence[Found], classes: Sequence[str]) -> CocoScores:
+def coco_scores(examples: Sequence[BoxExample], found: Sequence[ImageDetections], classes: Sequence[str]) -> CocoScores:
     """Evaluate ``found``, one for each of ``examples``.
 
     Raises ``DeepresError`` where ``faster-coco-eval`` is not installed.

@@ -42,12 +42,12 @@ class CombinedDetector(nn.Module):
 
     @property
     def config(self) -> Any:
-        """Of the first detector: its classes are all detectors'."""
+        """The first detector's configuration, whose classes are those of all."""
         return self.models[0].config
 
     @property
     def passes(self) -> int:
-        """How often an image is seen."""
+        """Number of times that an image is seen."""
         return len(self.models) * len(self.scales) * (2 if self.flip else 1)
 
     def forward(self, images: list[Tensor]) -> list[Detection]:

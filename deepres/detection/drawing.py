@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from deepres.data import open_image
-from deepres.detection.coco_protocol import Found
+from deepres.detection.coco_protocol import ImageDetections
 
 # One colour a class, told apart on photographs; they repeat after ten.
 BOX_COLOURS = (
@@ -18,7 +18,7 @@ BOX_COLOURS = (
 )
 
 
-def draw_boxes(image: Image.Image, found: Found, classes: Sequence[str], *, threshold: float = 0.5) -> Image.Image:
+def draw_boxes(image: Image.Image, found: ImageDetections, classes: Sequence[str], *, threshold: float = 0.5) -> Image.Image:
     """``image`` with the boxes of at least ``threshold`` confidence, each with its class and confidence in percent."""
     image = image.convert("RGB")
     pen = ImageDraw.Draw(image)
@@ -36,6 +36,6 @@ def draw_boxes(image: Image.Image, found: Found, classes: Sequence[str], *, thre
     return image
 
 
-def drawn(path: Path, found: Found, classes: Sequence[str], *, threshold: float = 0.5) -> np.ndarray:
+def drawn(path: Path, found: ImageDetections, classes: Sequence[str], *, threshold: float = 0.5) -> np.ndarray:
     """``draw_boxes`` of an image's file, as (H, W, 3) uint8."""
     return np.asarray(draw_boxes(open_image(path), found, classes, threshold=threshold))

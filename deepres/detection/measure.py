@@ -16,8 +16,8 @@ from torch import nn
 from deepres.adapters import device_of
 from deepres.data.detection import BoxExample
 from deepres.detection.batches import load_picture
-from deepres.detection.coco_protocol import CocoScores, Found, coco_scores
-from deepres.detection.voc_protocol import Curve, mean_ap, voc_curves
+from deepres.detection.coco_protocol import CocoScores, ImageDetections, coco_scores
+from deepres.detection.voc_protocol import ClassCurve, mean_ap, voc_curves
 from deepres.training.distribute import DistributedContext
 from deepres.training.speed import SPEEDS, Speed
 
@@ -29,8 +29,8 @@ class DetectionScores:
     coco: CocoScores
     voc07: float  # mean over the classes, 11 points
     voc12: float  # mean over the classes, all recalls
-    curves: tuple[Curve, ...]  # of the classes, at IoU 0.5
-    found: tuple[Found, ...]  # in each image
+    curves: tuple[ClassCurve, ...]  # of the classes, at IoU 0.5
+    found: tuple[ImageDetections, ...]  # in each image
     images_per_second: float  # of this process, decoding included
 
     def to_dict(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def detect_all(
     speed: Speed = SPEEDS["float32"],
     context: DistributedContext | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Found]:
+) -> list[ImageDetections]:
     """The detections of ``model`` in each of ``examples``; under ``torchrun`` each process takes a share and all get everything."""
     context = context or DistributedContext(device_of(model))
     mine = list(range(len(examples)))[context.shard.of(len(examples))]
@@ -69,7 +69,7 @@ def detect_all(
         for one in results:
             order = one["scores"].float().argsort(descending=True, stable=True)
             boxes, labels, scores = (one[key][order].cpu() for key in ("boxes", "labels", "scores"))
-            found.append(Found(boxes.float(), labels - 1, scores.float()))
+            found.append(ImageDetections(boxes.float(), labels - 1, scores.float()))
         progress(min(first + batch, len(mine)), len(mine))
     model.train(was)
     if context.world > 1:
@@ -90,7 +90,7 @@ def measure_detector(
 
 
 def scored(
-    examples: Sequence[BoxExample], found: Sequence[Found], classes: Sequence[str], rate: float = 0.0
+    examples: Sequence[BoxExample], found: Sequence[ImageDetections], classes: Sequence[str], rate: float = 0.0
 ) -> DetectionScores:
     """The figures of detections that were made before."""
     curves = voc_curves(examples, found, classes)

@@ -15,16 +15,16 @@ from torchvision.ops import box_iou
 
 from deepres.data import open_image
 from deepres.data.detection import BoxData, BoxExample
-from deepres.data.detection.opening import described
-from deepres.detection.coco_protocol import Found
+from deepres.data.detection.opening import problem_report
+from deepres.detection.coco_protocol import ImageDetections
 from deepres.detection.drawing import BOX_COLOURS
 from deepres.detection.measure import DetectionScores
 from deepres.detection.reporter import DetectRecord
 from deepres.report import Page, Table
 
-SHOWN = 12  # photographs on a page
+PICTURES_SHOWN = 12  # photographs on a page
 MISTAKES = 12
-MARGIN = 0.8  # of a mistake's box, shown around it
+MISTAKE_MARGIN = 0.8  # of a mistake's box, shown around it
 SIDE = 640  # pixels of a photograph on a page, at most
 HIT = 0.5  # IoU from which a detection is right
 
@@ -34,7 +34,7 @@ def survey_page(data: BoxData, *, problems: int = 30) -> Page:
     from deepres.report.charts import Axis, Panel, Series, lines
 
     page = Page(f"{data.name}: images with boxes", str(data))
-    page.summary([*(described(data, 0).splitlines()[:1] or ["No problems were found in the annotations."]), *data.notes])
+    page.summary([*(problem_report(data, 0).splitlines()[:1] or ["No problems were found in the annotations."]), *data.notes])
     page.table(_class_counts(data))
     sizes = []
     for label, name in enumerate(data.classes):
@@ -45,8 +45,11 @@ def survey_page(data: BoxData, *, problems: int = 30) -> Page:
     figure = lines(Panel(Axis("width, pixels", from_zero=True), Axis("height, pixels", from_zero=True), sizes))
     page.figure(figure, "Sizes of the boxes in the training images.")
     page.heading("Examples")
-    step = max(1, len(data.train) // SHOWN)
-    shown = [(one, Found(one.boxes, one.labels, torch.ones(len(one.labels)))) for one in data.train[::step][:SHOWN]]
+    step = max(1, len(data.train) // PICTURES_SHOWN)
+    shown = [
+        (one, ImageDetections(one.boxes, one.labels, torch.ones(len(one.labels))))
+        for one in data.train[::step][:PICTURES_SHOWN]
+    ]
     pictures = [{**_picture(one, found, data.classes), "truth": []} for one, found in shown]
     page.boxes("Annotated training images", pictures, _key(data.classes))
     if data.problems:
@@ -135,8 +138,8 @@ def detection_page(
         page.figure(lines(*panels), "mAP on the validation images, and the training loss, over the epochs.")
     key = _key(data.classes)
     page.heading(f"What it finds in the {split} images")
-    step = max(1, len(examples) // SHOWN)
-    chosen = list(range(0, len(examples), step))[:SHOWN]
+    step = max(1, len(examples) // PICTURES_SHOWN)
+    chosen = list(range(0, len(examples), step))[:PICTURES_SHOWN]
     pictures = [_picture(examples[i], scores.found[i], data.classes) for i in chosen]
     page.boxes("Photographs with the boxes found", pictures, key, threshold=0.5)
     if wrong := _mistakes(examples, scores.found, data.classes):
@@ -164,7 +167,7 @@ def _sides(box: Sequence[float]) -> list[float]:
     return [round(value, 1) for value in (box[0], box[1], box[2] - box[0], box[3] - box[1])]
 
 
-def _picture(example: BoxExample, found: Found, classes: Sequence[str]) -> dict[str, Any]:
+def _picture(example: BoxExample, found: ImageDetections, classes: Sequence[str]) -> dict[str, Any]:
     width, height = example.size
     rows = zip(found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True)
     return {
@@ -182,7 +185,7 @@ def _picture(example: BoxExample, found: Found, classes: Sequence[str]) -> dict[
     }
 
 
-def _mistakes(examples: Sequence[BoxExample], found: Sequence[Found], classes: Sequence[str]) -> list[dict[str, Any]]:
+def _mistakes(examples: Sequence[BoxExample], found: Sequence[ImageDetections], classes: Sequence[str]) -> list[dict[str, Any]]:
     """Close-ups of the most confident false detections and of the largest objects that no detection of 0.5 has."""
     false: list[tuple[float, int, Tensor, str]] = []
     missed: list[tuple[float, int, Tensor, str]] = []
@@ -203,9 +206,9 @@ def _mistakes(examples: Sequence[BoxExample], found: Sequence[Found], classes: S
     for _, place, box, text in chosen:
         one = found[place]
         keep = one.scores >= 0.5
-        whole = _picture(examples[place], Found(one.boxes[keep], one.labels[keep], one.scores[keep]), classes)
+        whole = _picture(examples[place], ImageDetections(one.boxes[keep], one.labels[keep], one.scores[keep]), classes)
         left, top, wide, tall = _sides(box.tolist())
-        pad = MARGIN * max(wide, tall)
+        pad = MISTAKE_MARGIN * max(wide, tall)
         view = f"{left - pad:.0f} {top - pad:.0f} {wide + 2 * pad:.0f} {tall + 2 * pad:.0f}"
         pictures.append({**whole, "view": view, "caption": f"{text} ({examples[place].path.name})"})
     return pictures

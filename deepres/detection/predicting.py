@@ -14,11 +14,11 @@ from torch import nn
 
 from deepres.adapters import device_of
 from deepres.data import UnreadableImage, is_image_name, open_image
-from deepres.detection.coco_protocol import Found
+from deepres.detection.coco_protocol import ImageDetections
 from deepres.detection.drawing import draw_boxes
 from deepres.errors import DeepresError
 
-KEPT = 0.05  # confidence below which the files list no detection; pictures show those above the threshold only
+LISTED_CONFIDENCE = 0.05  # confidence below which the files list no detection; pictures show those above the threshold only
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class DetectedImage:
 
     file: str
     size: tuple[int, int]  # (width, height) in pixels
-    found: Found | None
+    found: ImageDetections | None
     error: str = ""
 
     def to_dict(self, classes: Sequence[str]) -> dict[str, Any]:
@@ -70,9 +70,9 @@ def detect_files(model: nn.Module, paths: Sequence[str | Path]) -> Iterator[Dete
             continue
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(device).float() / 255
         one = model([pixels])[0]
-        kept = one["scores"] >= KEPT
+        kept = one["scores"] >= LISTED_CONFIDENCE
         boxes, labels, scores = (one[key][kept].cpu() for key in ("boxes", "labels", "scores"))
-        yield DetectedImage(str(path), image.size, Found(boxes.float(), labels - 1, scores.float()))
+        yield DetectedImage(str(path), image.size, ImageDetections(boxes.float(), labels - 1, scores.float()))
 
 
 def write_detections(

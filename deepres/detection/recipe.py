@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from deepres.errors import DeepresError, nearest
 
-Optimizer = Literal["sgd", "adamw"]
+DetectOptimizer = Literal["sgd", "adamw"]
 Decline = Literal["step", "cosine"]
 
 
@@ -26,7 +26,7 @@ class DetectRecipe:
     decline: Decline = "cosine"  # "step": a tenth at each milestone
     warmup: float = 0.02  # share of the run in which the rate rises
     milestones: tuple[float, ...] = (0.75,)  # shares of the run
-    optimizer: Optimizer = "sgd"
+    optimizer: DetectOptimizer = "sgd"
     momentum: float = 0.9
     weight_decay: float = 1e-4  # of the weights of convolutions and linear layers; norms and biases have none
     clip: float = 10.0  # the norm that all gradients together are clipped to; 0 for off
@@ -50,7 +50,7 @@ class DetectRecipe:
             raise DeepresError(f"recipe {self.name!r}: flips is 'h', 'v', 'hv' or empty, not {self.flips!r}")
         if not 0 < self.zoom[0] <= self.zoom[1]:
             raise DeepresError(f"recipe {self.name!r}: zoom is a range of factors above 0, not {self.zoom}")
-        for what, kinds in (("optimizer", Optimizer), ("decline", Decline)):
+        for what, kinds in (("optimizer", DetectOptimizer), ("decline", Decline)):
             if getattr(self, what) not in get_args(kinds):
                 raise DeepresError(
                     f"recipe {self.name!r}: {what} is {' or '.join(get_args(kinds))}, not {getattr(self, what)!r}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from deepres.data.detection.opening import described
+from deepres.data.detection.opening import problem_report
 from deepres.detection.batches import BoxBatch
 from deepres.detection.drawing import drawn
 from deepres.detection.measure import DetectionScores
@@ -74,7 +74,7 @@ class DetectReporter:
         if self.out is not None and (self.out / LOG).exists():
             _rewind_log(self.out, done)
         self.log(str(trainer.data))
-        for line in (described(trainer.data, NAMED), *trainer.data.notes, *trainer.model.remarks):
+        for line in (problem_report(trainer.data, NAMED), *trainer.data.notes, *trainer.model.remarks):
             if line:
                 self.log(line)
         context = trainer.context

@@ -11,11 +11,11 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from deepres.data.detection import BoxExample
-from deepres.detection.coco_protocol import Found
+from deepres.detection.coco_protocol import ImageDetections
 
 
 @dataclass(frozen=True, eq=False)
-class Curve:
+class ClassCurve:
     """Precision and recall of one class as the score threshold falls, a value for each detection that counts."""
 
     name: str
@@ -42,8 +42,8 @@ class Curve:
 
 
 def voc_curves(
-    examples: Sequence[BoxExample], found: Sequence[Found], classes: Sequence[str], threshold: float = 0.5
-) -> list[Curve]:
+    examples: Sequence[BoxExample], found: Sequence[ImageDetections], classes: Sequence[str], threshold: float = 0.5
+) -> list[ClassCurve]:
     """The curve of each class. A detection is right if its IoU with the object that it overlaps most is at least ``threshold``
     and no more confident detection has that object. Detections on ignored objects count neither as right nor as wrong.
 
@@ -52,7 +52,9 @@ def voc_curves(
     return [_curve(examples, found, name, label, threshold) for label, name in enumerate(classes)]
 
 
-def _curve(examples: Sequence[BoxExample], found: Sequence[Found], name: str, label: int, threshold: float) -> Curve:
+def _curve(
+    examples: Sequence[BoxExample], found: Sequence[ImageDetections], name: str, label: int, threshold: float
+) -> ClassCurve:
     scores, right, counts = [], [], 0
     for example, one in zip(examples, found, strict=True):
         mine = example.labels == label
@@ -74,10 +76,10 @@ def _curve(examples: Sequence[BoxExample], found: Sequence[Found], name: str, la
     order = torch.tensor(scores, dtype=torch.float64).argsort(descending=True, stable=True)
     hits = torch.tensor(right, dtype=torch.float64)[order].cumsum(0)
     precision = hits / torch.arange(1, len(hits) + 1)
-    return Curve(name, counts, torch.tensor(scores)[order], precision, hits / max(counts, 1))
+    return ClassCurve(name, counts, torch.tensor(scores)[order], precision, hits / max(counts, 1))
 
 
-def mean_ap(curves: Sequence[Curve], year: int = 12) -> float:
+def mean_ap(curves: Sequence[ClassCurve], year: int = 12) -> float:
     """Mean of the classes' average precision, of the classes that have objects. ``year``: 7 (11 recalls) or 12."""
     values = [curve.ap07() if year == 7 else curve.ap12() for curve in curves]
     known = [value for value in values if not math.isnan(value)]

@@ -13,7 +13,7 @@ from PIL import Image
 from deepres.cli.main import main
 from deepres.data.detection import open_boxes
 from deepres.detection import detector, load_detector, measure_detector, save_detector
-from deepres.detection.coco_protocol import Found
+from deepres.detection.coco_protocol import ImageDetections
 from deepres.detection.combining import CombinedDetector, fuse, mirror, refined
 from deepres.detection.measure import scored
 from deepres.detection.page import detection_page, survey_page
@@ -105,7 +105,7 @@ def test_strict_stops_before_training(shapes: Path, tmp_path: Path, capsys: pyte
 
 def test_pages_show_every_box_once(shapes: Path, tmp_path: Path) -> None:
     data = open_boxes(shapes)
-    found = [Found(one.boxes, one.labels, torch.linspace(0.6, 0.9, len(one.labels))) for one in data.test]
+    found = [ImageDetections(one.boxes, one.labels, torch.linspace(0.6, 0.9, len(one.labels))) for one in data.test]
     page = detection_page(data, scored(data.test, found, data.classes)).write(tmp_path / "report.html").read_text()
     assert page.count("<rect data-score") == sum(len(one.boxes) for one in data.test) == page.count('rect class="truth"')
     assert "mAP at IoU 0.5 is 100.0 %" in page and 'type="range"' in page

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from deepres.data.detection import BoxExample
-from deepres.detection.coco_protocol import Found, coco_results, coco_scores, ground_truth
+from deepres.detection.coco_protocol import ImageDetections, coco_results, coco_scores, ground_truth
 from deepres.detection.voc_protocol import mean_ap, voc_curves
 
 CLASSES = ("cat", "dog", "cow")
@@ -23,8 +23,10 @@ def example(boxes: list, labels: list, ignored: list | None = None, name: str = 
     return BoxExample(Path(name), (100, 100), torch.tensor(boxes).float().reshape(-1, 4), torch.tensor(labels).long(), skipped)
 
 
-def detections(boxes: list, labels: list, scores: list) -> Found:
-    return Found(torch.tensor(boxes).float().reshape(-1, 4), torch.tensor(labels).long(), torch.tensor(scores).float())
+def detections(boxes: list, labels: list, scores: list) -> ImageDetections:
+    return ImageDetections(
+        torch.tensor(boxes).float().reshape(-1, 4), torch.tensor(labels).long(), torch.tensor(scores).float()
+    )
 
 
 ONE, TWO, THREE, FAR = [0, 0, 10, 10], [20, 20, 40, 40], [50, 50, 90, 90], [60, 0, 70, 10]
@@ -66,7 +68,7 @@ def test_nothing_found_and_nothing_to_find() -> None:
     assert math.isnan(coco_scores(empty, [detections([ONE], [0], [0.5])], CLASSES).ap)
 
 
-def random_case(seed: int, images: int = 25) -> tuple[list[BoxExample], list[Found]]:
+def random_case(seed: int, images: int = 25) -> tuple[list[BoxExample], list[ImageDetections]]:
     """Objects, and detections that are near them, beside them or doubled, some of another class."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -83,11 +85,11 @@ def random_case(seed: int, images: int = 25) -> tuple[list[BoxExample], list[Fou
         moved = torch.cat((torch.minimum(moved[:, :2], moved[:, 2:]), torch.maximum(moved[:, :2], moved[:, 2:]) + 1), 1)
         guess = torch.cat((labels, labels, torch.zeros(3, dtype=torch.int64)))
         guess = torch.where(uniform(len(guess)) < 0.15, (guess + 1) % 3, guess)
-        found.append(Found(moved, guess, uniform(len(moved))))
+        found.append(ImageDetections(moved, guess, uniform(len(moved))))
     return truth, found
 
 
-def slow_ap(truth: list[BoxExample], found: list[Found], label: int, eleven: bool) -> float:
+def slow_ap(truth: list[BoxExample], found: list[ImageDetections], label: int, eleven: bool) -> float:
     """VOCevaldet.m, line by line."""
     lines = [
         (s, n, box)

@@ -17,7 +17,7 @@ from deepres.errors import DeepresError
 from deepres.paths import user_path
 
 VAL_SHARE = 0.15
-SHOWN = 5  # problems that an error quotes
+QUOTED_PROBLEMS = 5  # problems that an error quotes
 
 
 def open_boxes(folder: str | Path, *, classes: Sequence[str] | None = None, strict: bool = False) -> BoxData:
@@ -50,13 +50,13 @@ def open_boxes(folder: str | Path, *, classes: Sequence[str] | None = None, stri
     train, val, test = (checked(splits[name], names, problems) for name in ("train", "val", "test"))
     data = BoxData(path.name, layout, names, train, val, test, tuple(problems), notes)
     if strict and problems:
-        raise DeepresError(f"{folder}: {described(data, SHOWN)}\n(--strict stops at problems in annotations)")
+        raise DeepresError(f"{folder}: {problem_report(data, QUOTED_PROBLEMS)}\n(--strict stops at problems in annotations)")
     if not any(len(one.boxes) for split in (train, val, test) for one in split):
-        raise DeepresError(f"{folder}: no usable box in any image\n{described(data, SHOWN)}")
+        raise DeepresError(f"{folder}: no usable box in any image\n{problem_report(data, QUOTED_PROBLEMS)}")
     return data
 
 
-def described(data: BoxData, most: int) -> str:
+def problem_report(data: BoxData, most: int) -> str:
     """The number of problems of each kind, and the first ``most`` of them with file and line; empty where there are none."""
     if not data.problems:
         return ""
