@@ -1,64 +1,26 @@
-"""Sites: all there are, seen without changing a bit, and skipped or removed exactly."""
+"""Sites of users' own blocks, in wrapped networks, and the gradient split; ``test_walk`` goes through all families."""
 
 import pytest
-import timm
 import torch
-import torchvision
 import transformers
 from torch import nn
 
 import deepres
 from deepres import DeepresError
-from deepres.adapters import GradientSplit, Observation, Site, delete_blocks, find_blocks
+from deepres.adapters import GradientSplit, Site, adapters, delete_blocks, find_blocks, logits_of
 
-MODELS = {
-    "ours": (lambda: deepres.create("resnet20-cifar"), 9),
-    "ours-preact": (lambda: deepres.create("resnet29-cifar-preact-bottleneck"), 9),
-    "torchvision-18": (lambda: torchvision.models.resnet18(num_classes=10), 8),
-    "torchvision-50": (lambda: torchvision.models.resnet50(num_classes=10), 16),
-    "torchvision-resnext50": (lambda: torchvision.models.resnext50_32x4d(num_classes=10), 16),
-    "timm-18": (lambda: timm.create_model("resnet18", num_classes=10), 8),
-    "timm-50": (lambda: timm.create_model("resnet50", num_classes=10), 16),
-    "timm-seresnet50": (lambda: timm.create_model("seresnet50", num_classes=10), 16),
-    "torchvision-wide": (lambda: torchvision.models.wide_resnet50_2(num_classes=10), 16),
-    "torchvision-convnext": (lambda: _lively(torchvision.models.convnext_tiny(num_classes=10)), 18),
-    "torchvision-vit": (lambda: _vit(), 4),
-    "timm-res2net": (lambda: timm.create_model("res2net50_26w_4s", num_classes=10), 16),
-    "timm-resnest": (lambda: timm.create_model("resnest14d", num_classes=10), 4),
-    "timm-sknet": (lambda: timm.create_model("skresnet18", num_classes=10), 8),
-    "timm-resnetv2": (lambda: timm.create_model("resnetv2_50", num_classes=10), 16),
-    "timm-convnext": (lambda: _lively(timm.create_model("convnext_atto", num_classes=10)), 12),
-    "timm-vit": (lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=3, num_classes=10), 6),
-    "hf-vit": (lambda: _hf("ViTForImageClassification", "ViTConfig"), 6),
-    "hf-dinov2": (lambda: _hf("Dinov2ForImageClassification", "Dinov2Config"), 6),
-    "hf-deit": (lambda: _hf("DeiTForImageClassification", "DeiTConfig"), 6),
-}
+EXAMPLES = {f"{adapter.library} {example.name}": example for adapter in adapters() for example in adapter.examples}
+X = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def some(net: nn.Module) -> list[Site]:
-    """A few sites from all over the network, an opening of a stage among them: every site of fifty layers takes minutes."""
+    """A few sites from all over the network, an opening of a stage among them."""
     found = deepres.sites(net)
     return [site for i, site in enumerate(found) if i in {0, 1, len(found) // 2, len(found) - 1}]
 
 
-def _vit() -> nn.Module:
-    net = torchvision.models.VisionTransformer(
-        image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=10
-    )
-    nn.init.normal_(net.heads.head.weight, std=0.1)  # zero as it comes, so every answer would be the same
-    return net
-
-
-def _lively(net: nn.Module) -> nn.Module:
-    """ConvNeXt's layer scale starts at 1e-6, which hides every branch."""
-    for name, parameter in net.named_parameters():
-        if name.endswith(("layer_scale", "gamma")):
-            nn.init.constant_(parameter, 0.5)
-    return net
-
-
 class Logits(nn.Module):
-    """Hugging Face's models give an object."""
+    """A user's network around one of Hugging Face, which gives an object."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -68,94 +30,19 @@ class Logits(nn.Module):
         return self.model(x).logits
 
 
-def _hf(model: str, config: str) -> nn.Module:
-    small = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 32}
-    settings = getattr(transformers, config)(**small, patch_size=8, num_labels=10)
-    return Logits(getattr(transformers, model)(settings))
-
-
-X = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(params=list(MODELS), scope="module")
-def model(request: pytest.FixtureRequest) -> nn.Module:
-    torch.manual_seed(0)
-    build, count = MODELS[request.param]
-    net = build()
-    with torch.no_grad():
-        net.train()(X)  # running statistics that are not 0 and 1
-    assert len(deepres.sites(net)) == count
-    return net.eval()
-
-
 @torch.no_grad()
-def test_observing_changes_no_bit_and_sees_the_equation(model: nn.Module) -> None:
-    expected = model(X)
-    for site in some(model):
-        seen: list[Observation] = []
-        with site.observe(seen.append):
-            assert torch.equal(model(X), expected)
-        assert torch.equal(model(X), expected) and len(seen) == 1
-        after = site.activation
-        total = seen[0].shortcut + seen[0].branch
-        expected_out = after(total) if after is not None else total
-        torch.testing.assert_close(seen[0].out, expected_out, rtol=1e-5, atol=1e-4)
-        assert site.reshapes == (seen[0].x is not seen[0].shortcut and not torch.equal(seen[0].x, seen[0].shortcut))
-
-
-@torch.no_grad()
-def test_bypass_is_a_scale_of_zero(model: nn.Module) -> None:
-    expected = model(X)
-    for site in some(model):
-        with site.scale(0.0):
-            nothing = model(X)
-        with site.bypass():
-            torch.testing.assert_close(model(X), nothing)
-        skip = torch.tensor([True, False, True, False])
-        with site.bypass(skip):
-            mixed = model(X)
-        torch.testing.assert_close(mixed, torch.where(skip[:, None], nothing, expected), rtol=1e-4, atol=1e-4)
-        for everyone, all_of in ((torch.ones(4), nothing), (torch.zeros(4), expected)):
-            with site.bypass(everyone.bool()):
-                torch.testing.assert_close(model(X), all_of)
-        with site.scale((~skip).float()):
-            torch.testing.assert_close(model(X), mixed, rtol=1e-4, atol=1e-4)
-        assert torch.equal(model(X), expected)
-
-
-def test_bypass_does_not_compute_the_branch(model: nn.Module) -> None:
-    site = deepres.sites(model)[1]
-    calls: list[int] = []
-    core = next(m for module in site.branch_modules for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear))
-    handle = core.register_forward_hook(lambda *_: calls.append(1))
-    with site.bypass():
-        model(X)
-    assert not calls
-    handle.remove()
+def test_sites_are_found_inside_a_users_network() -> None:
+    net = Logits(EXAMPLES["Hugging Face DINOv2"].build()).eval()
+    site = deepres.sites(net)[2]
+    assert site.path.startswith("model.") and site.name == f"{site.path}.attention"
     with pytest.raises(DeepresError, match="one truth value per sample"), site.bypass(torch.tensor([True])):
-        model(X)
-    model(X)
-
-
-@pytest.mark.parametrize("name", list(MODELS))
-@torch.no_grad()
-def test_removal_is_exact(name: str) -> None:
-    torch.manual_seed(0)
-    net = MODELS[name][0]()
-    net.train()(X)
-    net.eval()
-    for position in (1, 0):
-        site = deepres.sites(net)[position]
-        if site.reshapes:
-            with pytest.raises(DeepresError, match="changes the signal's shape"):
-                site.remove()
-            continue
-        with site.bypass():
-            expected = net(X)
-        before = sum(p.numel() for p in net.parameters())
-        site.remove()
-        torch.testing.assert_close(net(X), expected, rtol=1e-5, atol=1e-5)
-        assert sum(p.numel() for p in net.parameters()) < before
+        net(X)
+    with site.bypass():
+        expected = net(X)
+    assert not torch.allclose(net(X), expected)
+    site.remove()
+    torch.testing.assert_close(net(X), expected)
+    assert len(deepres.sites(net)) == 5
 
 
 @torch.no_grad()
@@ -206,12 +93,24 @@ def test_a_failure_inside_a_context_restores_the_model() -> None:
     assert torch.equal(net(X), expected)
 
 
-SMALL = ["ours", "torchvision-18", "timm-18", "timm-resnetv2", "timm-convnext", "torchvision-vit", "timm-vit", "hf-vit"]
+SMALL = [
+    "deepres resnet20-cifar",
+    "torchvision ResNet",
+    "torchvision ViT",
+    "torchvision Swin V2",
+    "timm ResNet",
+    "timm ResNetV2",
+    "timm ConvNeXt",
+    "timm ViT",
+    "Hugging Face ViT",
+]
 
 
-@pytest.mark.parametrize("model", SMALL, indirect=True)
-def test_the_gradient_splits_into_the_two_ways(model: nn.Module) -> None:
+@pytest.mark.parametrize("name", SMALL)
+def test_the_gradient_splits_into_the_two_ways(name: str) -> None:
     """Against autograd with one way cut off at a time."""
+    torch.manual_seed(0)
+    model = EXAMPLES[name].build().eval()
     for site in some(model):
         if not site.splits_gradient:
             with pytest.raises(DeepresError, match="cannot be told apart"), site.gradients():
@@ -220,10 +119,10 @@ def test_the_gradient_splits_into_the_two_ways(model: nn.Module) -> None:
         splits_gradient: list[GradientSplit] = []
         with site.gradients(splits_gradient.append):
             x = X.clone().requires_grad_()
-            out = model(x)
+            out = logits_of(model, x)
             whole = torch.autograd.grad(out.square().sum(), x)[0]
         plain = X.clone().requires_grad_()
-        torch.testing.assert_close(torch.autograd.grad(model(plain).square().sum(), plain)[0], whole)
+        torch.testing.assert_close(torch.autograd.grad(logits_of(model, plain).square().sum(), plain)[0], whole)
         assert len(splits_gradient) == 1
         torch.testing.assert_close(
             splits_gradient[0].total, splits_gradient[0].shortcut + splits_gradient[0].branch, rtol=1e-4, atol=1e-6
@@ -232,8 +131,8 @@ def test_the_gradient_splits_into_the_two_ways(model: nn.Module) -> None:
         for way in ("shortcut", "branch"):
             with site.gradients(through=way):
                 x = X.clone().requires_grad_()
-                assert torch.equal(model(x), out)
-                parts.append(torch.autograd.grad(model(x).square().sum(), x)[0])
+                assert torch.equal(logits_of(model, x), out)
+                parts.append(torch.autograd.grad(logits_of(model, x).square().sum(), x)[0])
         torch.testing.assert_close(parts[0] + parts[1], whole, rtol=1e-3, atol=1e-3 * float(whole.abs().max()))
 
 
@@ -253,47 +152,6 @@ def test_the_two_ways_agree_with_a_finite_difference() -> None:
     for part, moved in (("shortcut", (step, 0.0)), ("branch", (0.0, step)), ("total", (step, step))):
         difference = (loss(*moved) - loss(-moved[0], -moved[1])) / (2 * step)
         torch.testing.assert_close((getattr(splits_gradient[0], part) * u).sum(), difference, rtol=1e-6, atol=1e-6)
-
-
-def _gpt2() -> nn.Module:
-    config = transformers.GPT2Config(vocab_size=50, n_positions=16, n_embd=32, n_layer=3, n_head=2, use_cache=False)
-    return transformers.GPT2LMHeadModel(config).eval()
-
-
-def _llama() -> nn.Module:
-    config = transformers.LlamaConfig(
-        vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, use_cache=False
-    )
-    return transformers.LlamaForCausalLM(config).eval()
-
-
-@pytest.mark.parametrize("build", [_gpt2, _llama])
-@torch.no_grad()
-def test_language_models_have_two_sites_a_layer(build) -> None:
-    net = build()
-    tokens = torch.randint(0, 50, (4, 12), generator=torch.Generator().manual_seed(1))
-    expected = net(tokens).logits
-    found = deepres.sites(net)
-    assert [site.kind for site in found] == ["attention", "mlp"] * 3
-    for site in found:
-        seen: list[Observation] = []
-        with site.observe(seen.append):
-            assert torch.equal(net(tokens).logits, expected)
-        torch.testing.assert_close(seen[0].out, seen[0].shortcut + seen[0].branch)
-        with site.scale(0.0):
-            nothing = net(tokens).logits
-        with site.bypass():
-            torch.testing.assert_close(net(tokens).logits, nothing)
-        skip = torch.tensor([False, True, True, False])
-        with site.bypass(skip):
-            mixed = net(tokens).logits
-        torch.testing.assert_close(mixed, torch.where(skip[:, None, None], nothing, expected), rtol=1e-4, atol=1e-4)
-    site = found[2]
-    with site.bypass():
-        expected = net(tokens).logits
-    site.remove()
-    torch.testing.assert_close(net(tokens).logits, expected)
-    assert len(deepres.sites(net)) == 5
 
 
 def test_a_layer_that_scales_the_others_by_their_place_is_not_deleted() -> None:
