@@ -49,6 +49,7 @@ class ExperimentScale:
     width: float = 1.0
     scales: tuple[int, ...] = SHORT_SIDES  # short sides for testing at several scales, pixels
     beside: ExperimentScale | None = None  # the scale for the other family of networks
+    layers: tuple[int, int, int] = (2, 12, 48)  # of Transformers, shallow to deep
 
     def changed(
         self,
@@ -276,7 +277,7 @@ class Lab:
             return dataclasses.replace(run, augment="none")
         return run if self.scale.kind == "imagenet" else dataclasses.replace(run, augment="pad-crop-flip")
 
-    def train(self, net: str, seed: int = 0, *, width: float | None = None, label: str = "", start: ResNet | None = None,
+    def train(self, net: str, seed: int = 0, *, width: float | None = None, label: str = "", start: nn.Module | None = None,
               changes: dict[str, Any] | None = None, **options: Any) -> Trained:  # fmt: skip
         """Train a network, or load it from ``out`` if it was trained before.
 

@@ -17,7 +17,9 @@ from deepres.paper.page import claim_table, paper_page
 from deepres.paper.plan import seconds_of
 from deepres.training import recipe
 
-TINY = ExperimentScale("tiny", "digits", (8, 14), (8, 14), recipe("digits", epochs=1), 2, "nearly everything", deepest=(8, 14))
+TINY = ExperimentScale(
+    "tiny", "digits", (8, 14), (8, 14), recipe("digits", epochs=1), 2, "nearly everything", deepest=(8, 14), layers=(1, 2, 2)
+)
 
 
 @pytest.fixture(scope="module")
