@@ -158,9 +158,9 @@ def transformer_degradation(lab: Lab, me: Experiment) -> Outcome:
     )
     return me.outcome(
         lab,
-        "Deeper Transformers without shortcuts train worse; with shortcuts and pre-norm they do not. Post-norm, whose shortcut passes "
-        "through the norms, has gradients that grow towards the output, and needs warm-up.",
-        worse["pre-norm, no shortcuts"] and not worse["pre-norm"],
+        "Deep Transformers without shortcuts hardly learn; with shortcuts and pre-norm, depth does not raise the training loss. Post-norm, "
+        "whose shortcut passes through the norms, has gradients that grow towards the output, and needs warm-up.",
+        clearly_less(losses["pre-norm"][deep], losses["pre-norm, no shortcuts"][deep]) and not worse["pre-norm"],
         f"From {shallow} to {deep} layers the training loss goes from {_mean(losses['pre-norm, no shortcuts'][shallow])} to "
         f"{_mean(losses['pre-norm, no shortcuts'][deep])} without shortcuts and from {_mean(losses['pre-norm'][shallow])} to "
         f"{_mean(losses['pre-norm'][deep])} with them (pre-norm). Of Xiong et al. 2020: "
