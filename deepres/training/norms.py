@@ -48,5 +48,20 @@ def frozen_norm_statistics(model: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 
+@contextlib.contextmanager
+def kept_norm_statistics(model: nn.Module) -> Iterator[None]:
+    """Put the running statistics back afterwards: of a batch without examples they would become not-a-number."""
+    norms = [norm for norm in _running_norms(model) if norm.running_mean is not None and norm.running_var is not None]
+    before = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for norm, (mean, var) in zip(norms, before, strict=True):
+                if not bool(norm.running_var.isfinite().all()):  # type: ignore[union-attr]
+                    norm.running_mean.copy_(mean)  # type: ignore[union-attr]
+                    norm.running_var.copy_(var)  # type: ignore[union-attr]
+
+
 def _running_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from deepres.adapters import logits_in
 from deepres.data import Batch, mix, seeded
 from deepres.training.guard import NonFinite, first_non_finite
+from deepres.training.norms import kept_norm_statistics
 from deepres.training.optimizer import set_rate
 
 if TYPE_CHECKING:
@@ -30,20 +32,24 @@ def take_step(trainer: Trainer, batch: Batch) -> None:
         callback.before_step(trainer, batch)
     # what a network draws itself (dropout, ...) depends on the seed and the step alone
     torch.manual_seed(int(torch.randint(2**62, (), generator=seeded(trainer.run.seed, 5, progress.done, context.rank))))
-    task, logits, images = task_loss(trainer, batch, trainer.forward if batch.full else trainer.eager)
-    loss = task
-    for callback in trainer.callbacks:
-        loss = callback.loss(trainer, loss, logits, images, batch.labels)
+    empty = not len(batch.labels)  # fewer examples than processes: this one takes part in the exchange of gradients alone
+    with kept_norm_statistics(trainer.model) if empty else contextlib.nullcontext():
+        task, logits, images = task_loss(trainer, batch, trainer.forward if batch.full else trainer.eager)
+        loss = task
+        for callback in trainer.callbacks:
+            loss = callback.loss(trainer, loss, logits, images, batch.labels)
+        if empty:  # means over nothing
+            task, loss = task.nan_to_num(), loss.nan_to_num()
 
-    # DDP averages over processes; the parts of a batch may differ by an example
-    weight = len(batch.labels) * context.world / batch.total
-    trainer.optimizer.zero_grad(set_to_none=not trainer.keeps_gradients)
-    (loss * weight if weight != 1 else loss).backward()
+        # DDP averages over processes; the parts of a batch may differ by an example
+        weight = len(batch.labels) * context.world / batch.total
+        trainer.optimizer.zero_grad(set_to_none=not trainer.keeps_gradients)
+        (loss * weight if weight != 1 else loss).backward()
     norm = nn.utils.get_total_norm([p.grad for p in trainer.model.parameters() if p.grad is not None])
     if recipe.clip:
         nn.utils.clip_grads_with_norm_(trainer.model.parameters(), recipe.clip, norm)
 
-    answers = batch.labels.numel() / max(len(batch.labels), 1)  # tokens of an example
+    answers = max(batch.labels.numel() / max(len(batch.labels), 1), 1)  # tokens of an example
     wrong = (logits.detach().argmax(-1) != batch.labels).sum() / answers
     numbers = torch.stack((task.detach() * len(batch.labels), wrong.to(task.dtype), norm.to(task.dtype))).double()
     context.sum(numbers)

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from PIL import Image
 
 import deepres
 from deepres import Run
@@ -51,6 +53,24 @@ def test_two_processes_follow_one(two: Path, tmp_path: Path) -> None:
     # all examples of validation and test count once, however many processes share them
     for folder in (two, tmp_path / "one"):
         assert json.loads((folder / "result.json").read_text())["test"]["n"] == 359
+
+
+def test_fewer_examples_than_processes(tmp_path: Path) -> None:
+    """12 examples in batches of 5 and 2 on four processes: in each step at least one has none."""
+    for label in ("a", "b"):
+        for part in ("train", "val", "test"):
+            (tmp_path / "data" / part / label).mkdir(parents=True)
+            for i in range(6):
+                image = Image.new("L", (8, 8), 20 * i + (130 if label == "b" else 0))
+                image.save(tmp_path / "data" / part / label / f"{i}.png")
+    options = ["--net", "resnet8-cifar", "--width", "0.25", "--recipe", "digits", "--speed", "float32", "--epochs", "2"]
+    done = torchrun(
+        "train", *options, "--data", str(tmp_path / "data"), "--batch", "5", "--out", str(tmp_path / "run"), world=4
+    )
+    assert "nan" not in done.stdout + done.stderr
+    assert all(np.isfinite(line["loss"]) for line in read_log(tmp_path / "run"))
+    state = deepres.load(tmp_path / "run").state_dict()
+    assert all(bool(tensor.isfinite().all()) for tensor in state.values())
 
 
 def test_a_run_resumes_on_another_number_of_processes(two: Path, tmp_path: Path) -> None:
