@@ -131,7 +131,9 @@ def refuse_other_tasks(tree: Tree) -> None:
                     what = "boxes in YOLO's layout"
                     break
     if what:
-        raise DeepresError(f"{tree.root}: holds {what}, for object detection, not a class for each image")
+        raise DeepresError(
+            f"{tree.root}: holds {what}, for object detection, not a class for each image; `deepres detect` takes it"
+        )
     folders = {_last(name.rpartition("/")[0]).lower() for name in tree.images}
     if folders and folders <= _PARTS and folders & {"mask", "masks", "segmentation"} and len(folders) > 1:
         raise DeepresError(f"{tree.root}: holds images and their masks, for segmentation, not a class for each image")
