@@ -7,11 +7,14 @@ from torch import Tensor, nn
 
 from deepres.kernels import norm_act
 
+ONE_VALUE = "Expected more than 1 value per channel"  # how PyTorch's batch norm begins its refusal
+
 
 class FusedNorm(nn.BatchNorm2d):
     """Batch norm with a residual sum and a ReLU behind it, as one operation in training; in eval mode PyTorch's operations."""
 
     relu: bool = False  # whether a ReLU follows in every call
+    synchronised: bool = False  # whether the batch is that of all processes
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None, relu: bool = False) -> Tensor:
         """``relu(norm(x) + shortcut)``: (N, C, H, W) -> (N, C, H, W).
@@ -23,15 +26,17 @@ class FusedNorm(nn.BatchNorm2d):
             y = super().forward(x)
             y = y if shortcut is None else y + shortcut
             return y.relu() if relu else y
-        if x.numel() == x.shape[1]:
-            raise ValueError(f"batch norm needs more than one value per channel, and the input is {tuple(x.shape)}")
-        y, mean, variance = norm_act(x, self.weight, self.bias, shortcut, eps=self.eps, relu=relu)
+        y, mean, variance, count = norm_act(
+            x, self.weight, self.bias, shortcut, eps=self.eps, relu=relu, synchronised=self.synchronised
+        )
+        if count < 2 if self.synchronised else x.numel() == x.shape[1]:
+            raise ValueError(f"{ONE_VALUE} when training, got input size {tuple(x.shape)}")
         if self.track_running_stats:
-            self._track(mean, variance, x.numel() // x.shape[1])
+            self._track(mean, variance, count)
         return y
 
     @torch.no_grad()
-    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
+    def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         assert self.running_mean is not None and self.running_var is not None
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from deepres.data import Shard
 from deepres.errors import DeepresError
-
-ONE_VALUE = "Expected more than 1 value per channel"  # how PyTorch's batch norm begins its refusal
+from deepres.nn.fused import ONE_VALUE, FusedNorm
 
 
 @dataclass(frozen=True)
@@ -191,10 +190,15 @@ def local_norms(model: nn.Module) -> Iterator[None]:
     For a forward pass that not all processes make: a synchronised norm would wait for the others for ever.
     """
     norms = [(module, type(module)) for module in model.modules() if isinstance(module, nn.SyncBatchNorm | SyncBatchNorm2d)]
+    fused = [module for module in model.modules() if isinstance(module, FusedNorm) and module.synchronised]
     for module, _ in norms:
         module.__class__ = _LocalBatchNorm  # type: ignore[assignment]
+    for norm in fused:
+        norm.synchronised = False
     try:
         yield
     finally:
         for module, kind in norms:
             module.__class__ = kind
+        for norm in fused:
+            norm.synchronised = True

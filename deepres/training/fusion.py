@@ -21,7 +21,9 @@ from torch import Tensor, fx, nn
 from deepres.adapters import sites
 from deepres.nn.branch import Branch
 from deepres.nn.fused import FusedNorm, FusedReLU
+from deepres.training.distribute import SyncBatchNorm2d
 
+_NORMS = (nn.BatchNorm2d, SyncBatchNorm2d)
 _SUMS = (operator.add, operator.iadd, torch.add)
 _RELUS = (F.relu, torch.relu, "relu", "relu_")
 
@@ -48,8 +50,9 @@ def undo_acceleration(model: nn.Module) -> nn.Module:
         if isinstance(module, _Fused):
             module.__class__ = module._ordinary  # type: ignore[assignment]
         elif isinstance(module, FusedNorm):
-            module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
-            module.__dict__.pop("relu", None)
+            module.__class__ = SyncBatchNorm2d if module.synchronised else nn.BatchNorm2d  # type: ignore[assignment]
+            for name in ("relu", "synchronised"):
+                module.__dict__.pop(name, None)
         elif isinstance(module, FusedReLU):
             module.__class__ = nn.ReLU  # type: ignore[assignment]
     return model
@@ -114,7 +117,7 @@ def _fuse_block(block: nn.Module) -> None:
 
     def is_norm(node: Any) -> bool:
         called = isinstance(node, fx.Node) and node.op == "call_module"
-        return called and type(parts[node.target]) is nn.BatchNorm2d and len(node.users) == 1
+        return called and type(parts[node.target]) in _NORMS and len(node.users) == 1
 
     norms = []
     for node in list(graph.nodes):
@@ -139,8 +142,7 @@ def _fuse_block(block: nn.Module) -> None:
         return
     graph.lint()
     for module in block.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = FusedNorm
+        _fuse_norm(module)
     kind = type(block)
     run = type(fx.GraphModule(block, graph)).forward
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "_ordinary": kind, "_fused": run}
@@ -164,9 +166,17 @@ def _fuse_pairs(model: nn.Module, blocks: set[nn.Module]) -> None:
                 pair = parts[norm.target], parts[node.target]
                 pairs += [pair] if times[pair[0]] == times[pair[1]] == 1 else []
     for first, second in pairs:
-        if type(first) is nn.BatchNorm2d and type(second) is nn.ReLU:
-            first.__class__, second.__class__ = FusedNorm, FusedReLU
-            first.relu = True  # type: ignore[assignment]
+        if type(second) is nn.ReLU and _fuse_norm(first):
+            second.__class__, first.relu = FusedReLU, True  # type: ignore[assignment]
+
+
+def _fuse_norm(module: nn.Module) -> bool:
+    """Make ``module`` a ``FusedNorm`` and return true, if it is a batch norm that can be one."""
+    if type(module) not in _NORMS:
+        return False
+    synchronised = isinstance(module, SyncBatchNorm2d)
+    module.__class__, module.synchronised = FusedNorm, synchronised  # type: ignore[assignment]
+    return True
 
 
 def _is_relu(node: fx.Node, parts: dict[str, nn.Module]) -> bool:

@@ -48,9 +48,9 @@ def leaves(tensors: list[Tensor]) -> list[Tensor]:
 def test_values_and_gradients_are_pytorchs(shape: tuple[int, ...], dtype: torch.dtype, relu: bool, add: bool) -> None:
     x, weight, bias, shortcut, gradient = inputs(shape, dtype)
     mine, theirs = leaves([x, weight, bias, shortcut]), leaves([x.double(), weight.double(), bias.double(), shortcut.double()])
-    y, mean, variance = norm_act(*mine[:3], mine[3] if add else None, relu=relu)
+    y, mean, variance, count = norm_act(*mine[:3], mine[3] if add else None, relu=relu)
     expected = reference(*theirs[:3], theirs[3] if add else None, relu)
-    assert y.dtype == dtype and not mean.requires_grad
+    assert y.dtype == dtype and not mean.requires_grad and int(count) == x.numel() // x.shape[1]
     exact = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float64: 1e-12}[dtype]
     torch.testing.assert_close(mean.double(), x.double().mean((0, 2, 3)), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(variance.double(), x.double().var((0, 2, 3), correction=0), rtol=1e-4, atol=1e-5)
@@ -81,7 +81,7 @@ def test_gradients_against_finite_differences(add: bool) -> None:
 def test_it_is_registered_as_pytorch_wants(dtype: torch.dtype) -> None:
     x, weight, bias, shortcut, _ = inputs((2, 16, 4, 4), dtype)
     for add in (shortcut.requires_grad_(), None):
-        arguments = (x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), add, 1e-5, True)
+        arguments = (x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), add, 1e-5, True, False)
         torch.library.opcheck(torch.ops.deepres.norm_act.default, arguments)
 
 
@@ -130,12 +130,12 @@ def test_what_is_saved_is_the_input_and_the_output() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         y = norm_act(*(t.requires_grad_() for t in (x, weight, bias, shortcut)))[0]
-    assert sum(saved.values()) == x.nbytes + y.nbytes + 3 * weight.nbytes
+    assert sum(saved.values()) == x.nbytes + y.nbytes + 3 * weight.nbytes + 4  # and the count
 
 
 def test_a_mean_that_is_large_cancels_nothing() -> None:
     x = (1000 + torch.randn(64, 16, 16, 16)).contiguous(memory_format=torch.channels_last)
-    _, _, variance = norm_act(x, torch.ones(16), torch.zeros(16))
+    _, _, variance, _ = norm_act(x, torch.ones(16), torch.zeros(16))
     torch.testing.assert_close(variance.double(), x.double().var((0, 2, 3), correction=0), rtol=1e-4, atol=0)
 
 

@@ -16,8 +16,10 @@ from PIL import Image
 import deepres
 from deepres import Run
 from deepres.models import read_checkpoint
+from deepres.nn.fused import FusedNorm
 from deepres.training import read_log
 from deepres.training.distribute import SyncBatchNorm2d
+from deepres.training.fusion import accelerate
 
 COMMON = ["--net", "resnet8-cifar", "--width", "0.5", "--recipe", "digits", "--batch", "64", "--speed", "exact", "--sync-norm"]
 
@@ -112,23 +114,30 @@ def test_a_port_in_use_is_named() -> None:
     assert "Traceback" not in done.stderr
 
 
-def _normalise(rank: int, port: int, folder: str) -> None:
+def _normalise(rank: int, port: int, folder: str, fused: bool, empty: bool) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     x = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     part = x[:2] if rank == 0 else x[2:]  # parts of unequal size
-    part = part.clone().requires_grad_()
+    if empty:
+        part = x if rank == 0 else x[:0]
+    part = part.clone(memory_format=torch.channels_last).requires_grad_()
     norm = SyncBatchNorm2d(3)
+    if fused:
+        norm = accelerate(torch.nn.Sequential(norm, torch.nn.ReLU()))[0]  # type: ignore[index]
+        norm.relu = False
+        assert isinstance(norm, FusedNorm) and norm.synchronised
     out = norm(part)
     (out**3).sum().backward()
     torch.save((out.detach(), part.grad, norm.running_var), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def test_synchronised_norms_are_those_of_the_whole_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("fused", "empty"), [(False, False), (True, False), (True, True)])
+def test_synchronised_norms_are_those_of_the_whole_batch(tmp_path: Path, fused: bool, empty: bool) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_normalise, args=(port, str(tmp_path)), nprocs=2)
+    mp.spawn(_normalise, args=(port, str(tmp_path), fused, empty), nprocs=2)
     x = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
     norm = torch.nn.BatchNorm2d(3)
     out = norm(x)
