@@ -39,7 +39,7 @@ class Look(DeviceOption, OpenOptions, LookOptions, DataOption):
         from deepres.lens import look
         from deepres.lens import summary as summary
         from deepres.lens.examples import Examples
-        from deepres.lens.logit_lens import logit_lens
+        from deepres.lens.layer_predictions import logit_lens
         from deepres.lens.monitor import read_snapshots
         from deepres.lens.page import look_page
         from deepres.models import open_with_data

@@ -28,9 +28,8 @@ class Optimize:
     model: Positional[str]  # a name, a run's folder or a weights file
     data: str | None = None  # data of the network: validation images to compare answers on, training images to calibrate int8
     engine: tuple[str, ...] = ("auto",)  # auto, or some of: torch, torch-eager, openvino, onnxruntime, cuda-graphs, tensorrt
-    precision: Literal["auto", "float32", "bf16", "fp16", "int8"] = (
-        "auto"  # auto: what the processor computes; int8 needs --data
-    )
+    # auto: what the processor computes; int8 needs --data
+    precision: Literal["auto", "float32", "bf16", "fp16", "int8"] = "auto"
     answers: Literal["auto", "exact", "close"] = "auto"  # exact: inputs that low precision cannot decide are computed again
     error: float = 0.3  # points by which int8 may raise the error on the validation split
     batch: int = 32  # images of a pass

@@ -1,6 +1,6 @@
 """Detection: Faster R-CNN on residual backbones.
 
-Read: backbone -> heads -> detector -> store for the network; coco_protocol, voc_protocol -> measure for the figures; recipe -> run ->
+Read: backbone -> heads -> faster_rcnn -> store for the network; coco_protocol, voc_protocol -> measure for the figures; recipe -> run ->
 batches -> trainer -> training for a run.
 """
 

@@ -1,6 +1,6 @@
-from .detector import Detector as Detector
-from .detector import DetectorConfig as DetectorConfig
-from .detector import detector as detector
+from .faster_rcnn import Detector as Detector
+from .faster_rcnn import DetectorConfig as DetectorConfig
+from .faster_rcnn import detector as detector
 from .measure import DetectionScores as DetectionScores
 from .measure import measure_detector as measure_detector
 from .run import DetectRun as DetectRun

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deepres.adapters import Site, delete_blocks, find_blocks, sites, trunk
 from deepres.data.detection import BoxExample
 from deepres.detection.backbone import Body
-from deepres.detection.detector import Detector
+from deepres.detection.faster_rcnn import Detector
 from deepres.detection.measure import measure_detector
 from deepres.errors import DeepresError
 from deepres.evaluation.timing import time_against

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from deepres.detection.detector import Detector
+from deepres.detection.faster_rcnn import Detector
 from deepres.errors import DeepresError
 
 OVERLAP = 0.55  # IoU from which detections of two passes are taken as of one object (Solovyev et al. 2021)

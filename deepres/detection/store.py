@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from deepres.detection.detector import Detector, DetectorConfig, assemble
+from deepres.detection.faster_rcnn import Detector, DetectorConfig, assemble
 from deepres.errors import DeepresError
 from deepres.models import read_checkpoint
 from deepres.models.builders import Origin, origin, to_json

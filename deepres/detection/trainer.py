@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from deepres.data import seeded
 from deepres.data.detection import BoxData, BoxExample
 from deepres.detection.batches import BoxBatch, BoxLoader, resized_side
-from deepres.detection.detector import Detector
+from deepres.detection.faster_rcnn import Detector
 from deepres.detection.measure import DetectionScores, measure_detector
 from deepres.detection.recipe import DetectRecipe
 from deepres.detection.run import DetectRun

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from deepres.data.detection import BoxData, open_boxes
-from deepres.detection.detector import Detector, detector
+from deepres.detection.faster_rcnn import Detector, detector
 from deepres.detection.measure import DetectionScores
 from deepres.detection.reporter import DetectRecord, DetectReporter
 from deepres.detection.run import DetectRun

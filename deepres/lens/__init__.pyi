@@ -3,10 +3,10 @@ from .ablations import Deletion as Deletion
 from .gradient_split import Gradient as Gradient
 from .gradients import LayerGradient as LayerGradient
 from .gradients import gradient_norms as gradient_norms
+from .layer_predictions import LogitLens as LogitLens
+from .layer_predictions import logit_lens as logit_lens
 from .layers import Response as Response
 from .layers import responses as responses
-from .logit_lens import LogitLens as LogitLens
-from .logit_lens import logit_lens as logit_lens
 from .measurements import LookResult as LookResult
 from .measurements import SiteFinding as SiteFinding
 from .measurements import look as look

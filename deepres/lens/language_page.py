@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from deepres.lens.logit_lens import LogitLens
+from deepres.lens.layer_predictions import LogitLens
 from deepres.lens.measurements import LookResult, SiteFinding
 from deepres.report import Page, charts
 from deepres.report.page import Shade

@@ -7,7 +7,7 @@ from typing import Any
 
 from deepres.lens import figures
 from deepres.lens.language_page import add_logit_lens, add_parts
-from deepres.lens.logit_lens import LogitLens
+from deepres.lens.layer_predictions import LogitLens
 from deepres.lens.measurements import LookResult, SiteFinding
 from deepres.lens.monitor import Snapshot
 from deepres.lens.probes import Probes

@@ -20,7 +20,6 @@ class ServeOptions(WeightsOptions):
     port: int = 8000  # port to listen at; 0 for a free one
     limits: OmitArgPrefixes[Limits] = _USUAL  # bounds of the server
     tighten: bool = False  # under load, let a ghost exit earlier before requests queue up
-    engine: str = (
-        "auto"  # auto: fastest that keeps the answers; none; a name of `optimize --engine`; a folder of `optimize --out`
-    )
+    # auto: fastest that keeps the answers; none; a name of `optimize --engine`; a folder of `optimize --out`
+    engine: str = "auto"
     device: str = "auto"  # auto, cpu, cuda

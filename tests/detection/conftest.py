@@ -41,15 +41,3 @@ def rectangles(folder: Path, counts: dict[str, int], seed: int = 0) -> Path:
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return rectangles(tmp_path_factory.mktemp("boxes") / "shapes", {"train": 24, "val": 8, "test": 8})
-
-
-# a detector that learns the rectangles in a few seconds
-TINY = {
-    "size": 64,
-    "longest": 64,
-    "channels": 16,
-    "width": 32,
-    "samples": 32,
-    "proposals": (60, 40),
-    "anchors": (12.0, 20.0, 32.0, 48.0),
-}

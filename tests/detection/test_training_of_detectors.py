@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY  # tests/detection/conftest.py
+from tiny_detector import TINY
 
 from deepres import DeepresError
 from deepres.data.detection import open_boxes

@@ -15,7 +15,7 @@ from deepres.adapters import find_blocks, segments
 from deepres.data import Batch, open_data
 from deepres.exits.supervision import DeepSupervision
 from deepres.ghosting.recording import batches
-from deepres.models import read
+from deepres.models import read_checkpoint
 from deepres.training import Interrupted, Recipe, Trainer
 from deepres.training.distribute import DistributedContext
 
@@ -107,7 +107,7 @@ def test_stopped_and_resumed_to_the_same_bits(trained: deepres.training.Result, 
         deepres.train(Run(**NET, out=str(tmp_path / "run")), show=False, callbacks=[Stop(9)])
     deepres.resume(tmp_path / "run", show=False)
     assert trained.out is not None
-    (found, _), (expected, _) = (read(out / "last.safetensors") for out in (tmp_path / "run", trained.out))
+    (found, _), (expected, _) = (read_checkpoint(out / "last.safetensors") for out in (tmp_path / "run", trained.out))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 

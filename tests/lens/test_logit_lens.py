@@ -16,7 +16,7 @@ from deepres import DeepresError
 from deepres.cli.main import main
 from deepres.data import Characters
 from deepres.ghosting.speculation import with_blocks
-from deepres.lens.logit_lens import logit_lens
+from deepres.lens.layer_predictions import logit_lens
 
 LETTERS = Characters("\n abcdefghijklmnopqrstuvwxyz")
 

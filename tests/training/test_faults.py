@@ -15,7 +15,7 @@ import deepres
 from deepres import Callback, DeepresError, Run
 from deepres.data import open_data
 from deepres.lens import Monitor
-from deepres.models import read
+from deepres.models import read_checkpoint
 from deepres.training import Interrupted, Recipe, Trainer, memory, recipe
 from deepres.training.network import usual_recipe
 
@@ -30,7 +30,7 @@ class Stop(Callback):
 
 
 def same(a: Path, b: Path) -> bool:
-    (one, _), (other, _) = (read(out / "last.safetensors") for out in (a, b))
+    (one, _), (other, _) = (read_checkpoint(out / "last.safetensors") for out in (a, b))
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 

@@ -13,7 +13,7 @@ import deepres
 from deepres import Callback, DeepresError, Run
 from deepres.cli.main import main
 from deepres.data import BytePairs, Characters
-from deepres.models import open_model, read, vocabulary_of
+from deepres.models import open_model, read_checkpoint, vocabulary_of
 from deepres.training import Interrupted, read_log
 
 PLAY = "to be, or not to be: that is the question.\n" * 60
@@ -58,7 +58,7 @@ def test_a_run_on_tokens_resumes_to_the_bit(trained: Path, play: Path, tmp_path:
     with pytest.raises(Interrupted):
         deepres.train(run, show=False, callbacks=[Stop()])
     deepres.resume(tmp_path / "halted", show=False)
-    whole, halted = (read(folder / "last.safetensors")[0] for folder in (trained, tmp_path / "halted"))
+    whole, halted = (read_checkpoint(folder / "last.safetensors")[0] for folder in (trained, tmp_path / "halted"))
     assert all(torch.equal(whole[name], halted[name]) for name in whole)
 
 
