@@ -69,7 +69,7 @@ class Callback:
 
         ``loss`` is the mean cross-entropy of this process's examples, as changed by the callbacks before; ``logits`` ``(N, K)``, or
         ``(N, L, K)`` of a language model, carry gradients; ``images`` ``(N, C, H, W)`` are as the network saw them (mixed, resized);
-        ``labels`` ``(N,)`` are not mixed.
+        ``labels`` ``(N,)`` are not mixed. In a process that has no example of a batch N is 0, and what is returned is not used.
         """
         return loss
 

@@ -19,7 +19,7 @@ class Paper(ScaleOptions):
     name: Positional[str] = "list"  # an experiment, `all`, or `list`
     scale: str = "quick"  # quick (digits, minutes), or the paper's own schedules: cifar, imagenet (with --data FOLDER)
     budget: str | None = None  # time for `all`, such as 20m or 2h; the cheapest experiments that fit are run [no limit]
-    speed: str = SPEED  # precision and memory layout; see `deepres train --help`
+    speed: str = SPEED  # precision and memory layout, by the names that `train` has
     # folder for report.html, outcomes.json and the runs; one used before is continued [runs/paper-DATE]
     out: Path | None = None
 

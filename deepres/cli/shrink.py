@@ -78,7 +78,7 @@ class Shrink(ShrinkOptions, OpenOptions, RunOptions, DataOption):
                         self.data,
                         target,
                         resume=True,
-                        log=say,
+                        log=say if first else lambda text: None,
                         out=out / target.replace("=", "-"),
                         **keywords(self, ShrinkOptions, OpenOptions, RunOptions),
                     )

@@ -14,7 +14,7 @@ class DegradeOptions:
     depths: tuple[int, ...] = (20, 56)  # two or more depths in layers, each 6n+2
     epochs: float = 10  # passes over the training set for each network
     seeds: int = 1  # number of times that each network is trained
-    speed: str = SPEED  # precision and memory layout; see `deepres train --help`
+    speed: str = SPEED  # precision and memory layout, by the names that `train` has
     size: int | None = None  # side of the input in pixels [the images' own, or 32]
 
 

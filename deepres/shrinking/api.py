@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -179,7 +180,7 @@ def shrink(
         history=tuple(curriculum.history),
         block_paths=tuple(block.path for block in blocks),
     )
-    if out is not None:
+    if out is not None and int(os.environ.get("RANK", "0")) == 0:  # of several processes the first writes
         (Path(out) / SHRINK_FILE).write_text(json.dumps(shrunk.to_dict(), indent=1))
     return shrunk
 

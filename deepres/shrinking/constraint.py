@@ -14,14 +14,15 @@ from deepres.adapters import Block
 
 
 def residual_ratio(branch: Tensor, shortcut: Tensor) -> Tensor:
-    """Mean over the examples of ``|f(x)| / |x|``, for ``branch`` and ``shortcut`` of shape ``(N, ...)``.
+    """Mean over the examples of ``|f(x)| / |x|``, for ``branch`` and ``shortcut`` of shape ``(N, ...)``; 0 of none.
 
     The shortcut counts as a constant, so that the gradient shrinks the residual and does not enlarge the shortcut. Scaling weights
     that a later norm normalises again does not change the ratio, because the output of the branch is measured.
     """
     exact = torch.promote_types(branch.dtype, torch.float32)
     norms = [t.to(exact).flatten(1).norm(dim=1) for t in (branch, shortcut.detach())]
-    return (norms[0] / norms[1].clamp(min=1e-12)).mean()
+    ratios = norms[0] / norms[1].clamp(min=1e-12)
+    return ratios.mean() if len(ratios) else ratios.sum()  # a process may have no example
 
 
 class ResidualConstraint:

@@ -111,6 +111,10 @@ class SideOptimizer:
     def step(self) -> None:
         """Update by the gradients that the run's backward pass left, averaged over the processes; then drop them."""
         trainer, group = self._trainer, self._trainer.optimizer.param_groups[-1]  # in front of AdamW's may stand Muon's
+        if trainer.context.world > 1:  # a process without an example has no gradients, and takes part in the sums
+            for parameter in self._module.parameters():
+                if parameter.grad is None and parameter.requires_grad:
+                    parameter.grad = torch.zeros_like(parameter)
         parameters = [p for p in self._module.parameters() if p.grad is not None]
         for parameter in parameters:
             assert parameter.grad is not None

@@ -116,5 +116,5 @@ def test_what_cannot_have_exits() -> None:
         Run("resnet20-cifar", exits=-1.0)
     with pytest.raises(DeepresError, match="too few residual blocks"):
         deepres.train(Run("plain20-cifar", "digits", HOW), show=False)
-    with pytest.raises(DeepresError, match="while a network is shrunk"):
+    with pytest.raises(DeepresError, match="while a callback changes the network"):
         deepres.shrink("resnet20-cifar", "digits", "blocks=5", recipe=HOW, show=False)

@@ -1,5 +1,6 @@
 """Several processes under torchrun: as one process would, with one writer, resumable on another number."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -17,7 +18,7 @@ import deepres
 from deepres import Run
 from deepres.models import read_checkpoint
 from deepres.nn.fused import FusedNorm
-from deepres.training import read_log
+from deepres.training import read_log, recipe
 from deepres.training.distribute import SyncBatchNorm2d
 from deepres.training.fusion import accelerate
 
@@ -146,6 +147,52 @@ def test_synchronised_norms_are_those_of_the_whole_batch(tmp_path: Path, fused: 
     torch.testing.assert_close(torch.cat([part[0] for part in parts]), out.detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(torch.cat([part[1] for part in parts]), x.grad, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(parts[0][2], norm.running_var)
+
+
+def _few(out: Path | None, batch: int, exits: float | None) -> dict[str, torch.Tensor]:
+    """Weights after training on 10 digits, in batches of which some have fewer examples than there are processes."""
+    digits = deepres.data.open_data("digits")
+    data = dataclasses.replace(digits, train=digits.train.take(torch.arange(10)), val=digits.val.take(torch.arange(5)))
+    how = dataclasses.replace(recipe("digits", epochs=1), lr=0.01)
+    run = Run(
+        "resnet8-cifar",
+        "digits",
+        how,
+        str(out) if out else None,
+        width=0.25,
+        batch=batch,
+        exits=exits,
+        speed="exact",
+        sync_norm=True,
+    )
+    return deepres.train(run, data=data, show=False).model.state_dict()
+
+
+def _train_on_few(rank: int, world: int, port: int, folder: str) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_PORT": str(port)}
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    for name, batch, exits in FEW:
+        torch.save(_few(Path(folder) / name, batch, exits), f"{folder}/{name}-{rank}.pt")
+
+
+FEW = (("tail", 4, None), ("ones", 1, 0.5))  # 4, 4 and 2 examples; one at a time, with exit heads
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_without_an_example_change_nothing(world: int, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_train_on_few, args=(world, port, str(tmp_path)), nprocs=world)
+    for name, batch, exits in FEW:
+        alone = _few(None, batch, exits)
+        for rank in range(world):
+            for key, value in torch.load(tmp_path / f"{name}-{rank}.pt").items():
+                torch.testing.assert_close(
+                    value, alone[key], rtol=1e-3, atol=1e-4, msg=lambda text, at=(name, rank, key): f"{at}: {text}"
+                )
+        epochs = read_log(tmp_path / name)
+        assert [line["step"] for line in epochs] == ([3] if name == "tail" else [10])  # every example once an epoch
 
 
 def test_the_lens_on_one_process_does_not_wait_for_synchronised_norms(two: Path, tmp_path: Path) -> None:

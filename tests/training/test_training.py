@@ -217,7 +217,7 @@ def test_recipes_follow_the_papers() -> None:
         recipe("fast-cifer")
     with pytest.raises(DeepresError, match="epochs must be above 0"):
         recipe("digits", epochs=-1)
-    with pytest.raises(DeepresError, match="optimizer is sgd or adamw, not 'adam'"):
+    with pytest.raises(DeepresError, match="optimizer is sgd or adamw or muon, not 'adam'"):
         recipe("digits", optimizer="adam")
     with pytest.raises(DeepresError, match="clip is a norm"):
         recipe("digits", clip=-1.0)
@@ -365,7 +365,7 @@ def test_bf16_trains_too() -> None:
 def test_options_that_make_no_sense_get_a_sentence() -> None:
     with pytest.raises(DeepresError, match="did you mean 'exact'"):
         Run("resnet8-cifar", speed="exakt")
-    with pytest.raises(DeepresError, match="neither 'auto', 'all' nor a size"):
+    with pytest.raises(DeepresError, match="neither 'auto' nor 'all', and 'much' is not a size"):
         Run("resnet8-cifar", memory="much")
     with pytest.raises(DeepresError, match="at least 1"):
         Run("resnet8-cifar", keep=0)
