@@ -16,11 +16,9 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from sklearn.datasets import load_digits
+from digit_folders import write_digits
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -88,20 +86,6 @@ def browse() -> Iterator[Callable[..., Any]]:
         yield opened
         browser.close()
     assert problems == []
-
-
-def write_digits(root: Path, *, side: int, per_class: int, classes: int = 3, splits: tuple[str, ...] = ()) -> Path:
-    """Handwritten digits as PNG files, a folder per class, below ROOT or each of its splits."""
-    digits = load_digits()
-    for label in range(classes):
-        images = digits.images[digits.target == label]
-        for part, split in enumerate(splits or ("",)):
-            folder = root / split / f"digit-{label}"
-            folder.mkdir(parents=True)
-            for i in range(per_class):
-                pixels = (images[part * per_class + i] * 15.9).astype(np.uint8)
-                Image.fromarray(pixels).resize((side, side)).convert("RGB").save(folder / f"{i:03d}.png")
-    return root
 
 
 @pytest.fixture(scope="session")

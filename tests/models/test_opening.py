@@ -16,7 +16,7 @@ import timm
 import torch
 import torchvision
 import transformers
-from conftest import write_digits
+from digit_folders import write_digits
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
