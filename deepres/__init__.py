@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from deepres.engines import export, optimize
     from deepres.evaluation import evaluate, generate, predict
     from deepres.ghosting import ghost, load_ghost
-    from deepres.models import load, save
-    from deepres.nn import create, deepen, names
+    from deepres.models import create, load, save
+    from deepres.nn import deepen, names
     from deepres.shrinking import shrink
     from deepres.training import Run, accelerate, resume, train
 
@@ -51,9 +51,9 @@ __all__ = [
 ]
 
 _PUBLIC = {
-    "deepres.nn": ("create", "deepen", "names"),
+    "deepres.nn": ("deepen", "names"),
     "deepres.adapters": ("Site", "register_site", "sites"),
-    "deepres.models": ("load", "save"),
+    "deepres.models": ("create", "load", "save"),
     "deepres.evaluation": ("evaluate", "generate", "predict"),
     "deepres.training": ("Run", "accelerate", "resume", "train"),
     "deepres.shrinking": ("shrink",),

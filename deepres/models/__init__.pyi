@@ -29,6 +29,11 @@ from .pairing import Paired as Paired
 from .pairing import adapt_head as adapt_head
 from .pairing import data_for as data_for
 from .pairing import open_with_data as open_with_data
+from .pretrained import Pretrained as Pretrained
+from .pretrained import create as create
+from .pretrained import find_pretrained as find_pretrained
+from .pretrained import has_pretrained as has_pretrained
+from .pretrained import is_weights_name as is_weights_name
 from .store import locate as locate
 from .store import notes as notes
 from .store import save as save

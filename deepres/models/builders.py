@@ -133,7 +133,8 @@ def to_json(noted: Origin) -> dict[str, Any]:
     return asdict(noted)
 
 
-def _need(name: str, extra: str) -> Any:
+def need_library(name: str, extra: str) -> Any:
+    """Import an optional library; raises ``DeepresError`` with the extra that installs it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -141,7 +142,7 @@ def _need(name: str, extra: str) -> Any:
 
 
 def _timm(name: str, classes: int | None, channels: int | None) -> nn.Module:
-    timm = _need("timm", "timm")
+    timm = need_library("timm", "timm")
     if not re.fullmatch(r"[\w.]+", name):  # "hf-hub:..." and "local-dir:..." fetch files
         raise DeepresError(f"timm:{name}: not the name of a model of timm")
     options = {key: value for key, value in (("num_classes", classes), ("in_chans", channels)) if value}
@@ -166,7 +167,7 @@ def model_class(name: object) -> Any:
 
     Raises ``DeepresError`` for any other attribute of the library.
     """
-    transformers = _need("transformers", "transformers")
+    transformers = need_library("transformers", "transformers")
     found: Any = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
     inside = inspect.isclass(found) and found.__module__.startswith("transformers.models.")
     if not inside or not issubclass(found, transformers.PreTrainedModel):
@@ -202,7 +203,7 @@ def _entries(value: object) -> Iterator[tuple[str, object]]:
 
 def _from_config(name: str, settings: object) -> nn.Module:
     kind, checked = model_class(name), check_config(settings)
-    transformers = _need("transformers", "transformers")
+    transformers = need_library("transformers", "transformers")
     try:
         model: nn.Module = kind._from_config(transformers.AutoConfig.for_model(**checked))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -211,7 +212,7 @@ def _from_config(name: str, settings: object) -> nn.Module:
 
 
 def _hugging_face(path: str) -> nn.Module:
-    transformers = _need("transformers", "transformers")
+    transformers = need_library("transformers", "transformers")
     if not (Path(path) / "config.json").is_file():
         raise DeepresError(f"hf:{path}: no config.json there; give a folder that save_pretrained wrote")
     try:

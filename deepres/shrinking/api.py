@@ -35,6 +35,11 @@ from deepres.training.loop import Result
 from deepres.training.run import RUN_FILE, RunOptions
 
 SHRINK_FILE = "shrink.json"
+ALL_AT_ONCE: dict[str, Any] = {
+    "head_first": 0.0,
+    "depth_rate": 1.0,
+    "frozen_norms": 0,
+}  # what finetune does for a new last layer
 RECIPE_NAME = "shrink"
 
 
@@ -94,7 +99,16 @@ def shrink_recipe(model: nn.Module, before: Recipe | None = None) -> Recipe:
         usual = dataclasses.replace(recipe_named("transformer"), name=RECIPE_NAME, epochs=10, lr=5e-4)
     else:
         usual = dataclasses.replace(
-            recipe_named("finetune"), name=RECIPE_NAME, batch=128, lr=0.05, weight_decay=5e-4, augment="pad-crop-flip"
+            recipe_named("finetune"),
+            name=RECIPE_NAME,
+            epochs=10,
+            head_first=0.0,
+            depth_rate=1.0,
+            frozen_norms=0,
+            batch=128,
+            lr=0.05,
+            weight_decay=5e-4,
+            augment="pad-crop-flip",
         )
     if before is None or before.optimizer != usual.optimizer:
         return usual

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from deepres.errors import DeepresError
+from deepres.training.network import has_weights
+from deepres.training.norms import train_mode
 from deepres.training.progress import Pace, Record, peak_memory
 
 if TYPE_CHECKING:
@@ -32,7 +34,8 @@ def train_epoch(trainer: Trainer, stop: threading.Event) -> None:
     trainer.pace = Pace()
     # the same for the whole epoch, so from where it began and not from where it is resumed
     side = trainer.recipe.side((progress.done - progress.step) / trainer.total, trainer.data.prepare.size)
-    trainer.model.train()
+    small = -(-trainer.loader.batch // context.world) < trainer.recipe.frozen_norms
+    train_mode(trainer.model, freeze_norms=small and has_weights(trainer.run))
     if progress.done >= trainer.total:  # interrupted between the last step and its validation
         return
     for batch in loader.epoch(progress.epoch, progress.step, side):

@@ -28,7 +28,7 @@ from deepres.training.distribute import ONE_VALUE, DistributedContext, join_proc
 from deepres.training.epoch import finish_epoch, train_epoch
 from deepres.training.folder import claim_folder, leave_folder
 from deepres.training.fusion import undo_acceleration
-from deepres.training.network import Opening, open_given, open_run, prepared_as_before, usual_recipe
+from deepres.training.network import Opening, is_ours, open_given, open_run, prepared_as_before, starting_weights, usual_recipe
 from deepres.training.progress import Progress, Record, read_log
 from deepres.training.recipes import Recipe
 from deepres.training.reporter import Reporter
@@ -82,7 +82,9 @@ def train(
         if context.world > 1 and context.device.type == "cpu":
             torch.set_num_threads(max(1, torch.get_num_threads() // context.world))
         run = dataclasses.replace(run, out=context.broadcast(run.out))  # a default name may hold a time of day
-        if model is None and not (":" in run.net or Path(run.net).exists() or run.net in TRANSFORMERS):
+        if model is None:
+            run = dataclasses.replace(run, init=starting_weights(run))
+        if model is None and is_ours(run.net) and run.net not in TRANSFORMERS:
             config(run.net, width=run.width, **run.options)  # a wrong name is told before any data is read
         if not context.is_main:
             context.barrier()  # the first process decodes and fills the cache

@@ -13,8 +13,9 @@ from torch import nn
 from deepres.data import Data, Prepare, Tokens, Vocabulary, open_data
 from deepres.data.text import is_text
 from deepres.errors import DeepresError
-from deepres.models import OpenedModel, notes, open_model, vocabulary_of
+from deepres.models import OpenedModel, has_pretrained, notes, open_model, vocabulary_of
 from deepres.models.pairing import adapt_head, data_for, data_to_train
+from deepres.models.pretrained import PACKAGED
 from deepres.nn.transformers import TRANSFORMERS
 from deepres.training.run import Run
 
@@ -74,17 +75,17 @@ def open_given(run: Run, model: nn.Module, data: Data | None = None) -> Opening:
 
 def _opened_trained(run: Run) -> OpenedModel | None:
     """The network with the weights that ``run`` names, as they are; None where it names none, or none with a head."""
-    if not (run.init or run.net.startswith("hf:") or Path(run.net).exists()):
+    if not has_weights(run):
         return None
     try:
-        opened = open_model(run.net, weights=run.init, **_options(run))
+        opened = open_model(run.net, weights=run.init or "none", **_options(run))
     except DeepresError:  # weights without a head, which need one for the data; or a fault, which is raised there
         return None
     return None if opened.fresh_head else opened
 
 
 def _options(run: Run) -> dict[str, Any]:
-    ours = not (":" in run.net or Path(run.net).exists()) and run.net not in TRANSFORMERS
+    ours = is_ours(run.net) and run.net not in TRANSFORMERS
     return {**run.options, **({"width": run.width} if ours else {})}
 
 
@@ -93,7 +94,7 @@ def _open_fresh(run: Run, data: Data) -> OpenedModel:
 
     Raises ``DeepresError`` where network, data and weights do not fit together.
     """
-    ours = not (":" in run.net or Path(run.net).exists())
+    ours = is_ours(run.net)
     if ours and data.is_text and run.net not in TRANSFORMERS:
         raise DeepresError(f"{run.net}: takes images and {data.name} is a text; give a language model, such as hf:FOLDER")
     options = _options(run)
@@ -102,7 +103,9 @@ def _open_fresh(run: Run, data: Data) -> OpenedModel:
     if isinstance(data.prepare, Tokens):
         _check_vocabulary(run, data.prepare.vocabulary)
     classes, channels = len(data.classes), data.prepare.channels or None
-    opened = open_model(run.net, weights=run.init, classes=classes, channels=channels, new_head=not data.is_text, **options)
+    opened = open_model(
+        run.net, weights=run.init or "none", classes=classes, channels=channels, new_head=not data.is_text, **options
+    )
     if opened.spec.classes not in (None, classes):
         what = "tokens" if data.is_text else "classes"
         raise DeepresError(f"{run.net}: has {opened.spec.classes} {what} and {data.name} has {classes}")
@@ -112,13 +115,36 @@ def _open_fresh(run: Run, data: Data) -> OpenedModel:
     return opened
 
 
+def is_ours(net: str) -> bool:
+    """Tell whether ``net`` is a name of our own networks, and no reference, file or packaged network."""
+    return not (":" in net or Path(net).exists() or net in PACKAGED)
+
+
+def has_weights(run: Run) -> bool:
+    """Tell whether a run starts from trained weights."""
+    return run.init not in (None, "none") or run.net.startswith("hf:") or Path(run.net).exists()
+
+
+def starting_weights(run: Run) -> str | None:
+    """The weights that a run starts from: ``run.init``, or for the recipe ``finetune`` the network's pretrained ones, where it has some."""
+    unchanged = run.width == 1 and set(run.options) <= {"dropout", "survival", "zero_init"}
+    recipe = run.recipe if isinstance(run.recipe, str) else run.recipe.name
+    if run.init is None and recipe == "finetune" and unchanged and has_pretrained(run.net):
+        return "pretrained"
+    return run.init
+
+
 def training_tokens(run: Run) -> str | Vocabulary | None:
     """By which tokens a text is read: as ``run`` says, else as the weights that it starts from; None for the usual."""
-    return run.tokens or vocabulary_of(run.init or run.net)
+    return run.tokens or vocabulary_of(_source(run))
+
+
+def _source(run: Run) -> str:
+    return run.net if run.init in (None, "none", "pretrained") else run.init
 
 
 def _check_vocabulary(run: Run, vocabulary: Vocabulary | None) -> None:
-    source = run.init or run.net
+    source = _source(run)
     theirs = vocabulary_of(source)
     if theirs is not None and vocabulary is not None and theirs != vocabulary:
         raise DeepresError(

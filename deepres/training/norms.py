@@ -31,6 +31,14 @@ def estimate_norm_statistics(trainer: Trainer) -> None:
     trainer.context.broadcast_weights(model)
 
 
+def train_mode(model: nn.Module, *, freeze_norms: bool = False) -> None:
+    """``model.train()``; with ``freeze_norms`` batch norms go on normalising by their running statistics, and leave these alone."""
+    model.train()
+    if freeze_norms:
+        for norm in _running_norms(model):
+            norm.eval()
+
+
 @contextlib.contextmanager
 def frozen_norm_statistics(model: nn.Module) -> Iterator[None]:
     """Normalise by the batch as before, but leave the running statistics alone: they have seen this batch once already.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from deepres.adapters import sites
+from deepres.adapters import sites, spec_of
 from deepres.errors import DeepresError
 from deepres.training.recipes import Optimizer, Recipe
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from deepres.training.trainer import Trainer
 
 KEPT: dict[Optimizer, int] = {"sgd": 1, "adamw": 2, "muon": 2}  # values of each weight, from step to step
+DEPTH_PARTS = 4  # of a network whose learning rate depends on the depth
 MUON_MOMENTUM = 0.95  # Jordan et al. 2024
 
 
@@ -31,6 +32,8 @@ def optimizer_for(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     matrices = _matrices(model) if recipe.optimizer == "muon" else []
     own = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in own]
+    if recipe.depth_rate < 1 or recipe.head_first:
+        return _sgd_or_adamw(_groups_by_depth(model, recipe), recipe)
     norms = [p for p in rest if p.ndim < 2 and not recipe.decay_norms]
     others = [p for p in rest if p.ndim >= 2 or recipe.decay_norms]
     groups: list[dict[str, Any]] = [{"params": others, "weight_decay": recipe.weight_decay}]
@@ -38,9 +41,34 @@ def optimizer_for(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         groups.append({"params": norms, "weight_decay": 0.0})
     if recipe.optimizer == "muon":
         return MuonAndAdamW(matrices, groups, recipe)
+    return _sgd_or_adamw(groups, recipe)
+
+
+def _sgd_or_adamw(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, recipe.lr, (recipe.momentum, recipe.beta2), fused=True)
     return torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=recipe.nesterov, fused=True)
+
+
+def _groups_by_depth(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """The last layer, then the others in four parts by the order in which the network defines them; each with a ``scale`` of the rate."""
+    if recipe.optimizer == "muon":
+        raise DeepresError(f"recipe {recipe.name!r}: Muon has one learning rate; head_first and depth_rate need sgd or adamw")
+    path = spec_of(model).classifier
+    own = {id(p) for p in model.get_submodule(path).parameters()} if path is not None else set()
+    body = [p for p in model.parameters() if id(p) not in own]
+    parts = [([p for p in model.parameters() if id(p) in own], 1.0, True)]
+    for part in reversed(range(DEPTH_PARTS)):
+        mine = [p for i, p in enumerate(body) if i * DEPTH_PARTS // len(body) == part]
+        parts.append((mine, recipe.depth_rate ** (1 - part / (DEPTH_PARTS - 1)), False))
+    groups = []
+    for parameters, scale, head in parts:
+        norms = [p for p in parameters if p.ndim < 2 and not recipe.decay_norms]
+        others = [p for p in parameters if p.ndim >= 2 or recipe.decay_norms]
+        for some, decay in ((others, recipe.weight_decay), (norms, 0.0)):
+            if some:
+                groups.append({"params": some, "weight_decay": decay, "scale": scale, "head": head})
+    return groups
 
 
 def _matrices(model: nn.Module) -> list[nn.Parameter]:
@@ -86,10 +114,10 @@ class MuonAndAdamW(torch.optim.Optimizer):
         self.adamw.step()
 
 
-def set_rate(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> None:
-    """For the next step; ``momentum`` is AdamW's first beta. Muon keeps its own."""
+def set_rate(optimizer: torch.optim.Optimizer, lr: float, momentum: float, *, head_only: bool = False) -> None:
+    """For the next step; ``momentum`` is AdamW's first beta. Muon keeps its own. ``head_only``: all but the last layer stay."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("scale", 1.0) if group.get("head", True) or not head_only else 0.0
         if "betas" in group:
             group["betas"] = (momentum, group["betas"][1])
         elif "ns_steps" not in group:

@@ -21,6 +21,7 @@ class Recipe:
     name: str = "custom"
     epochs: float | None = None  # passes over the training set
     iterations: int | None = None  # steps; used where `epochs` is None
+    examples: int | None = None  # examples of the whole run, in 3 to 30 epochs; used where `epochs` and `iterations` are None
     batch: int = 128  # examples per step, over all processes
     lr: float = 0.1  # the highest learning rate
     schedule: Schedule = "steps"
@@ -44,6 +45,9 @@ class Recipe:
     colour: bool = False  # AlexNet's colour augmentation
     pixel_mean: bool = False  # subtract the mean of each pixel, not only of each channel; for images kept in memory
     sizes: tuple[tuple[float, float], ...] = ()  # (share of the run, share of the input's side): progressive resolution
+    head_first: float = 0.0  # share of the run in which only the last layer learns; for weights that are trained
+    depth_rate: float = 1.0  # learning rate of the first layers as a share of the last layer's, those between geometrically
+    frozen_norms: int = 0  # below this batch, running statistics of trained weights stay and normalise; 0: never
     exits: float = 0.0  # weight of exits that learn beside the classifier, so that a ghost can leave early; 0: there are none
 
     def __post_init__(self) -> None:
@@ -56,11 +60,16 @@ class Recipe:
             raise DeepresError(f"recipe {self.name!r}: clip is a norm, or 0 for off, not {self.clip}")
         if self.exits < 0:
             raise DeepresError(f"recipe {self.name!r}: exits is a weight of 0 or more, not {self.exits}")
-        if self.epochs is None and self.iterations is None:
-            raise DeepresError(f"recipe {self.name!r}: give epochs or iterations")
+        if self.epochs is None and self.iterations is None and self.examples is None:
+            raise DeepresError(f"recipe {self.name!r}: give epochs, iterations or examples")
+        if not 0 <= self.head_first < 1 or not 0 < self.depth_rate <= 1:
+            raise DeepresError(f"recipe {self.name!r}: head_first is a share below 1, and depth_rate one above 0")
 
     def steps(self, per_epoch: int) -> int:
         """Steps of the whole run."""
+        if self.epochs is None and self.iterations is None:
+            steps = round((self.examples or 0) / self.batch)
+            return min(max(steps, 3 * per_epoch), 30 * per_epoch)
         return max(1, round(self.epochs * per_epoch)) if self.epochs is not None else int(self.iterations or 0)
 
     def rate(self, done: float) -> float:
@@ -141,10 +150,17 @@ def modern_imagenet() -> Recipe:
 
 
 def finetune() -> Recipe:
-    """From trained weights to another task: a low cosine rate and few epochs. Name the weights with ``init``."""
+    """From trained weights to another task: ``init``, or the network's pretrained ones.
+
+    The last layer first, then all, at rates that fall towards the first layers (Howard & Ruder 2018, sections 3.2 and 3.3); batch norm's
+    statistics stay where a batch is too small to estimate them.
+    """
     return Recipe(
         "finetune",
-        epochs=10,
+        examples=20_000,
+        head_first=0.15,
+        depth_rate=0.1,
+        frozen_norms=32,
         batch=64,
         lr=0.01,
         schedule="cosine",

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from deepres.callback import Callback
+from deepres.models import find_pretrained
 from deepres.training.progress import LOG, Record, peak_memory, read_log
 
 if TYPE_CHECKING:
@@ -42,9 +43,11 @@ class Reporter(Callback):
             _rewind(self.out, done)
         plan = f", {trainer.plan}" if trainer.plan.length else ""
         where = f"{context.device}" + (f" x {context.world} processes" if context.world > 1 else "")
-        self.log(
-            f"{trainer.data}\n{run.net}, recipe {trainer.recipe.name}, {trainer.total} steps, {trainer.speed.name}{plan}, {where}"
-        )
+        start = f" from {run.init}" if run.init not in (None, "none") else ""
+        if run.init == "pretrained":
+            start = f" from the pretrained weights {find_pretrained(run.init, run.net).name}"
+        settings = f"recipe {trainer.recipe.name}, {trainer.total} steps, {trainer.speed.name}{plan}, {where}"
+        self.log(f"{run.net}{start}, {settings}\n{trainer.data}")
         for remark in self.remarks if not done else ():
             self.log(f"  {remark}")
         if done:

@@ -52,7 +52,9 @@ class Run(RunOptions, _Subject):
     # of a text: characters, bpe:4096 (so many byte pairs, found in the training part) or a tokenizer.json
     # [those of the weights to start from, else characters]
     tokens: str | None = None
-    init: str | None = None  # weights to start from: a run or a file; a head of another size is left out
+    # weights to start from: a run, a file, pretrained, torchvision:ENTRY, timm:NAME, hf:OWNER/NAME, or none; a head of another size is left
+    # out [pretrained for the recipe finetune, where the network has some, else none]
+    init: str | None = None
     sync_norm: bool = False  # compute batch norm over the global batch of all processes
     keep: int = 2  # checkpoints to keep
     checkpoint_minutes: float = 5.0  # minutes between checkpoints inside an epoch; there is one after each epoch too

@@ -27,7 +27,8 @@ def take_step(trainer: Trainer, batch: Batch) -> None:
     Raises ``NonFinite`` before the weights are changed by a loss or a gradient that is not finite.
     """
     progress, context, recipe = trainer.progress, trainer.context, trainer.recipe
-    set_rate(trainer.optimizer, trainer.rate(), recipe.momentum_at(progress.done / trainer.total))
+    done = progress.done / trainer.total
+    set_rate(trainer.optimizer, trainer.rate(), recipe.momentum_at(done), head_only=done < recipe.head_first)
     for callback in trainer.callbacks:
         callback.before_step(trainer, batch)
     # what a network draws itself (dropout, ...) depends on the seed and the step alone
