@@ -5,22 +5,21 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes, Positional
 
 from deepres.evaluation.sampling import Sampling
+from deepres.models.options import WeightsOptions
 
 
-@dataclass(frozen=True)
-class Generate:
+@dataclass(frozen=True, kw_only=True)
+class Generate(WeightsOptions):
     """Continue a text with a language model, and print it as it comes."""
 
     model: Positional[str]  # a run's folder, a weights file, or hf:FOLDER
     prompt: str = ""  # the text to continue
     sampling: OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
     echo: bool = True  # print the prompt in front
-    weights: Path | None = None  # a checkpoint for a network that is built by name
 
     def run(self) -> int:
         from deepres.evaluation.generation import generate

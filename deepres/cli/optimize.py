@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from deepres.cli.common import say, table
+from deepres.cli.common import DeviceOption, keywords, say, table
+from deepres.engines.options import OptimizeOptions
+from deepres.models.options import OpenOptions
 
 if TYPE_CHECKING:
     import torch
@@ -21,41 +23,24 @@ if TYPE_CHECKING:
 NOISE = 64  # inputs without data
 
 
-@dataclass(frozen=True)
-class Optimize:
+@dataclass(frozen=True, kw_only=True)
+class Optimize(DeviceOption, OpenOptions, OptimizeOptions):
     """Find the fastest engine of this machine that keeps a network's answers, and measure it beside all others."""
 
     model: Positional[str]  # a name, a run's folder or a weights file
     data: str | None = None  # data of the network: validation images to compare answers on, training images to calibrate int8
-    engine: tuple[str, ...] = ("auto",)  # auto, or some of: torch, torch-eager, openvino, onnxruntime, cuda-graphs, tensorrt
-    # auto: what the processor computes; int8 needs --data
-    precision: Literal["auto", "float32", "bf16", "fp16", "int8"] = "auto"
-    answers: Literal["auto", "exact", "close"] = "auto"  # exact: inputs that low precision cannot decide are computed again
-    error: float = 0.3  # points by which int8 may raise the error on the validation split
     batch: int = 32  # images of a pass
-    size: int | None = None  # side of the input in pixels [what the network was trained with]
-    weights: Path | None = None  # a checkpoint for a network that is built by name
     out: Path | None = None  # keep the choice in this folder, for `deepres.engines.build_choice`
-    again: bool = False  # measure again what was measured and remembered before
-    device: str = "auto"  # auto, cpu, cuda
 
     def run(self) -> int:
         from deepres.engines import optimize
 
         model, images, data = self._network()
-        asked: dict[str, Any] = {
-            "engine": self.engine[0] if len(self.engine) == 1 else self.engine,
-            "precision": self.precision,
-            "images": images,
-            "data": data,
-            "error": self.error,
-            "measure": True,
-            "log": _progress,
-        }
-        fast = optimize(model, images[: self.batch], answers=self.answers, again=self.again, **asked)
+        asked = keywords(self, OptimizeOptions) | {"images": images, "data": data, "measure": True, "log": _progress}
+        fast = optimize(model, images[: self.batch], **asked)
         _print(fast)
         if fast.advice and sys.stdin.isatty() and _wants_close():
-            fast = optimize(model, images[: self.batch], answers="close", **asked)
+            fast = optimize(model, images[: self.batch], **{**asked, "answers": "close", "again": False})
             say(f"{fast.choice}, batch {fast.choice.shape[0]}")
         if self.out is not None:
             fast.save(self.out)

@@ -2,7 +2,7 @@
 
 Pillow releases Python's lock while it decodes and resizes, so threads keep the cores busy up to some eight of them; beyond, the 0.3 ms
 of Python that an image takes begin to queue, and each thread hands its work to a process of its own. Such a process is a plain
-Python that runs ``serve``: it imports nothing of the caller's main module, and ends when its pipe does, however the caller
+Python that runs ``decode_keys``: it imports nothing of the caller's main module, and ends when its pipe does, however the caller
 ended.
 """
 
@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 THREADS = 8  # up to so many workers are threads
 
 Key = TypeVar("Key")
-Value = TypeVar("Value")
+_Value = TypeVar("_Value")
 
 
 def usual_workers() -> int:
@@ -31,13 +31,13 @@ def usual_workers() -> int:
 
 
 def in_groups(
-    work: Callable[[Key], Value],
+    work: Callable[[Key], _Value],
     groups: Iterable[Sequence[Key]],
     workers: int,
     *,
     processes: bool | None = None,
     ahead: int = 4,
-) -> Generator[list[Value], None, None]:
+) -> Generator[list[_Value], None, None]:
     """``[work(key) for key in group]`` for each group, in order, computed by ``workers`` up to ``ahead`` groups in advance.
 
     ``workers`` 0 computes in the caller's thread. ``processes``: whether each worker is a process [above 8 workers]; ``work`` and its
@@ -49,7 +49,7 @@ def in_groups(
         return
     remote = _Remote(work) if (workers > THREADS if processes is None else processes) else None
     executor = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    waiting: deque[list[Future[Value]]] = deque()
+    waiting: deque[list[Future[_Value]]] = deque()
     try:
         for group in groups:
             waiting.append([executor.submit(remote or work, key) for key in group])
@@ -75,7 +75,7 @@ class _Remote:
     def _process(self) -> subprocess.Popen[bytes]:
         process: subprocess.Popen[bytes] | None = getattr(self.local, "process", None)
         if process is None:
-            command = [sys.executable, "-c", "from deepres.data.decoders import serve; serve()"]
+            command = [sys.executable, "-c", "from deepres.data.decoders import decode_keys; decode_keys()"]
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
             with self.lock:
@@ -106,7 +106,7 @@ class _Remote:
             process.wait()
 
 
-def serve() -> None:
+def decode_keys() -> None:
     """The other end of ``_Remote``: a pickled callable, then keys, each answered by its value, until the pipe closes."""
     import signal
 

@@ -19,7 +19,7 @@ Answers = Literal["exact", "close"]  # close calls are computed again in float32
 # The error that low precision adds to the difference of two logits is taken for normal; a difference below this many of its
 # standard deviations is a close call, whose order may be wrong.
 DEVIATIONS = 4.0
-TIE = 1e-4  # relative to the largest logit: float32 engines that sum in another order differ by as much
+_TIE = 1e-4  # relative to the largest logit: float32 engines that sum in another order differ by as much
 
 
 def margin_of(low: Tensor, exact: Tensor) -> float:
@@ -42,7 +42,7 @@ def changed_answers(original: Tensor, logits: Tensor) -> int:
     """Count the predicted classes that differ from those of ``original``, without ties within float32's rounding."""
     original, logits = (each.reshape(-1, each.shape[-1]) for each in (original.float(), logits))
     gap = original.amax(1) - original.gather(1, logits.argmax(1, keepdim=True))[:, 0]
-    return int((gap > TIE * original.abs().amax(1)).sum())
+    return int((gap > _TIE * original.abs().amax(1)).sum())
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from deepres.adapters.spec import device_of
 from deepres.data import Data
 from deepres.deprecation import renamed
 from deepres.engines.answers import Answers
-from deepres.engines.compare import AS_IS, Trial, compare, fastest
+from deepres.engines.compare import AS_IS, Trial, compare, fastest_engine
 from deepres.engines.engine import DTYPES, Engine, Precision
 from deepres.engines.int8 import ErrorRises, quantize
 from deepres.engines.optimized import CHOICE, Candidate, Choice, Optimized
+from deepres.engines.options import OptimizeOptions
 from deepres.engines.registry import ENGINES, engines_for
 from deepres.engines.remembered import folder_of, key_of, recall, remember
 from deepres.engines.source import Source
@@ -35,14 +36,14 @@ def optimize(
     model: nn.Module,
     example: Tensor | None = None,
     *,
-    engine: str | Sequence[str] = "auto",
-    precision: Precision | Literal["auto"] = "auto",
-    answers: Answers | Literal["auto"] = "auto",
+    engine: str | Sequence[str] = OptimizeOptions.engine,
+    precision: Precision | Literal["auto"] = OptimizeOptions.precision,
+    answers: Answers | Literal["auto"] = OptimizeOptions.answers,
     images: Tensor | None = None,
     data: Data | None = None,
-    error: float = 0.3,
+    error: float = OptimizeOptions.error,
     choice: Choice | str | Path | None = None,
-    again: bool = False,
+    again: bool = OptimizeOptions.again,
     measure: bool = False,
     seconds: float = 30.0,
     log: Callable[[str], None] = lambda text: None,
@@ -73,6 +74,8 @@ def optimize(
 
     ``model`` is left as it was. Raises ``DeepresError`` for an engine that is not known or installed, and where none can run the network.
     """
+    if not isinstance(engine, str) and len(engine) == 1:
+        engine = engine[0]
     engine, precision, answers = _old_keywords(engine, precision, answers, dtype, compile, recompute)
     device = device_of(model)
     if choice is not None:
@@ -96,7 +99,7 @@ def optimize(
             if trial.precision == "int8" and trial.runner is not None:  # calibrating takes longer than loading
                 with contextlib.suppress(OSError):
                     trial.runner.save(folder_of(key))
-    best = fastest(candidates, "close" if precision == "int8" else wanted)
+    best = fastest_engine(candidates, "close" if precision == "int8" else wanted)
     if best is None:
         raise DeepresError("no engine can run this network with the same answers: " + _problems(candidates))
     optimized = _built(source, best, trials, folder_of(key))
@@ -178,7 +181,7 @@ def _int8_missing(engines: Sequence[Engine], device: torch.device) -> str:
 
 def advice(candidates: Sequence[Candidate], chosen: Candidate) -> str:
     """A sentence on what exact answers cost, where that is more than a tenth of the time; else an empty string."""
-    other = fastest(candidates, "close")
+    other = fastest_engine(candidates, "close")
     if other is None or chosen.answers != "exact" or other.ratio < MUCH * chosen.ratio:
         return ""
     what = f"{other.name}, within {other.rise:+.2f} points of the error," if other.rise is not None else f"{other.name}"

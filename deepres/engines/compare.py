@@ -19,7 +19,7 @@ from deepres.evaluation.timing import alternate
 
 AS_IS = "as it is"
 TURNS = 7
-WARMUP = 2
+_WARMUP = 2
 
 
 @dataclass(eq=False)
@@ -68,7 +68,7 @@ def compare(
     calls: dict[str, Callable[[], object]] = {AS_IS: partial(as_is, example)}
     calls |= {name: partial(trial.runner, example) for name, trial in running.items() if trial.runner is not None}
     log("measuring in turns")
-    times = alternate(calls, example.device, turns=TURNS, warmup=WARMUP, seconds=seconds)
+    times = alternate(calls, example.device, turns=TURNS, warmup=_WARMUP, seconds=seconds)
     original = _over(as_is, images, batch)
     for name, trial in running.items():
         log(f"comparing the answers of {name}")
@@ -118,7 +118,7 @@ def sentence(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__)[:200]
 
 
-def fastest(candidates: Sequence[Candidate], answers: Answers) -> Candidate | None:
+def fastest_engine(candidates: Sequence[Candidate], answers: Answers) -> Candidate | None:
     """The fastest candidate whose answers are of the wanted kind. Answers that are to be exact must not have changed."""
     eligible = [
         one

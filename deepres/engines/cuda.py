@@ -11,7 +11,7 @@ from deepres.engines.engine import DTYPES, Engine, FixedBatch, Precision, Runner
 from deepres.engines.source import ChannelsLast, Source, channels_last
 from deepres.engines.torch_compiled import low_precision
 
-WARMUP = 3  # calls on a side stream before a capture, in which libraries choose algorithms and allocate
+_WARMUP = 3  # calls on a side stream before a capture, in which libraries choose algorithms and allocate
 
 
 class _Captured(nn.Module):
@@ -24,7 +24,7 @@ class _Captured(nn.Module):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.no_grad(), torch.cuda.stream(side):
-            for _ in range(WARMUP):
+            for _ in range(_WARMUP):
                 net(self.input)
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()

@@ -21,12 +21,10 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from deepres.adapters import logits_of
+from deepres.engines.options import ExportOptions
 from deepres.errors import DeepresError
 from deepres.models.exported import PLACEHOLDER, stamp_archive, stamp_bytes
 
-OPSET = (
-    20  # ONNX 1.15, which ONNX Runtime 1.17 and OpenVINO 2024.0 read; the first opset with grid_sample and gelu of their own
-)
 _LARGEST = 1900 << 20  # bytes of weights in one protobuf file; more are kept in a file beside it
 
 
@@ -95,7 +93,12 @@ def to_aoti(model: nn.Module | ExportedProgram, example: Tensor, path: Path, met
 
 
 def to_onnx(
-    model: nn.Module | ExportedProgram, example: Tensor, path: Path, metadata: Mapping[str, str], *, opset: int = OPSET
+    model: nn.Module | ExportedProgram,
+    example: Tensor,
+    path: Path,
+    metadata: Mapping[str, str],
+    *,
+    opset: int = ExportOptions.opset,
 ) -> None:
     """Write ``model`` as an ONNX file, with the input ``images`` or ``tokens`` and the output ``logits``.
 

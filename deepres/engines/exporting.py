@@ -19,15 +19,17 @@ from deepres import __version__
 from deepres.adapters import logits_of
 from deepres.data import Data, Loader, Prepare, Tokens, seeded
 from deepres.engines import exporters
+from deepres.engines.options import ExportOptions
 from deepres.errors import DeepresError, nearest
 from deepres.ghosting import Ghost, load_ghost
 from deepres.ghosting.make import HEADS
 from deepres.models import OpenedModel, annotate, data_for, open_exported, open_trained
+from deepres.models.options import OpenOptions
 
-Target = Literal["onnx", "openvino", "torch-export", "aoti"]
-SUFFIX: dict[Target, str] = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2", "aoti": ".pt2"}
+ExportTarget = Literal["onnx", "openvino", "torch-export", "aoti"]
+SUFFIX: dict[ExportTarget, str] = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2", "aoti": ".pt2"}
 OPSETS = range(18, 24)  # that torch.onnx writes
-EXAMPLES = 32
+_EXAMPLES = 32
 _TOLERANCE = 1e-3  # of the largest logit: float32 engines differ by their order of summation, a wrong graph by far more
 
 
@@ -36,7 +38,7 @@ class ExportResult:
     """Result of ``export``: the file, and how its answers compare with the original's."""
 
     path: Path
-    to: Target
+    to: ExportTarget
     engine: str  # that loaded the file again, with its version
     source: str  # of the inputs that were compared
     examples: int  # inputs compared
@@ -56,13 +58,13 @@ class ExportResult:
 
 def export(
     model: nn.Module | str | Path,
-    to: Target = "onnx",
+    to: ExportTarget = "onnx",
     out: str | Path | None = None,
     *,
-    data: Data | str | Path | None = None,
-    opset: int = exporters.OPSET,
-    size: int | None = None,
-    weights: str | Path | None = None,
+    data: Data | str | Path | None = ExportOptions.data,
+    opset: int = ExportOptions.opset,
+    size: int | None = OpenOptions.size,
+    weights: str | Path | None = OpenOptions.weights,
 ) -> ExportResult:
     """Export a trained network to the file of another engine, for any batch size.
 
@@ -81,7 +83,9 @@ def export(
     name), a ghost decides by input, or the loaded file gives other answers.
     """
     if to not in SUFFIX:
-        raise DeepresError(f"cannot export to {to!r}{nearest(to, SUFFIX) or '; there are ' + ', '.join(get_args(Target))}")
+        raise DeepresError(
+            f"cannot export to {to!r}{nearest(to, SUFFIX) or '; there are ' + ', '.join(get_args(ExportTarget))}"
+        )
     if opset not in OPSETS:
         raise DeepresError(f"ONNX opset {opset}: torch.onnx writes {OPSETS[0]} to {OPSETS[-1]}")
     opened = _opened(model, weights)
@@ -128,15 +132,15 @@ def _inputs(opened: OpenedModel, data: Data | str | Path | None, size: int | Non
     """(inputs to compare on, how they were prepared, where they come from)."""
     if data is not None:
         found = data_for(opened, data, size=size).data
-        loader = Loader(found.val, found.prepare, min(EXAMPLES, len(found.val)), shuffle=False)
+        loader = Loader(found.val, found.prepare, min(_EXAMPLES, len(found.val)), shuffle=False)
         inputs = next(iter(loader.epoch(0))).images
         return inputs, found.prepare, f"{len(inputs)} validation examples of {found.name}"
     if opened.spec.inputs == "tokens":
         length = size or min(opened.prepare.size if opened.prepare else 64, opened.spec.longest or 64)
         vocabulary = opened.spec.classes or 2
-        return torch.randint(vocabulary, (EXAMPLES, length), generator=seeded(0)), Tokens(length), f"{EXAMPLES} random texts"
+        return torch.randint(vocabulary, (_EXAMPLES, length), generator=seeded(0)), Tokens(length), f"{_EXAMPLES} random texts"
     prepare = opened.preparation(size)
-    return prepare.normalise(_windows(prepare)), prepare, f"{EXAMPLES} windows of two photographs"
+    return prepare.normalise(_windows(prepare)), prepare, f"{_EXAMPLES} windows of two photographs"
 
 
 def _windows(prepare: Prepare) -> Tensor:
@@ -147,7 +151,7 @@ def _windows(prepare: Prepare) -> Tensor:
     found = []
     for picture in load_sample_images().images:
         image = Image.fromarray(picture).convert("L" if prepare.channels == 1 else "RGB")
-        for _ in range(EXAMPLES // 2):
+        for _ in range(_EXAMPLES // 2):
             side = int(torch.randint(120, min(image.size), (), generator=draw))
             left, top = (int(torch.randint(0, length - side + 1, (), generator=draw)) for length in image.size)
             found.append(prepare.image(image.crop((left, top, left + side, top + side))))
@@ -155,7 +159,7 @@ def _windows(prepare: Prepare) -> Tensor:
     return stacked if stacked.shape[1] == prepare.channels else stacked[:, :1].expand(-1, prepare.channels, -1, -1)
 
 
-def _metadata(opened: OpenedModel, prepare: Prepare, to: Target, name: str) -> dict[str, str]:
+def _metadata(opened: OpenedModel, prepare: Prepare, to: ExportTarget, name: str) -> dict[str, str]:
     """Flat, as ONNX keeps it; all but the plain words are JSON."""
     noted = {
         "deepres": __version__,
@@ -170,7 +174,7 @@ def _metadata(opened: OpenedModel, prepare: Prepare, to: Target, name: str) -> d
 
 
 @torch.no_grad()
-def _compare(network: nn.Module, file: Path, inputs: Tensor, to: Target, path: Path, source: str) -> ExportResult:
+def _compare(network: nn.Module, file: Path, inputs: Tensor, to: ExportTarget, path: Path, source: str) -> ExportResult:
     """Raises ``DeepresError`` where the file does not give the original's answers, in one batch and in parts."""
     exported = open_exported(file, trust=True)
     expected = logits_of(network, inputs).float()

@@ -15,7 +15,7 @@ from deepres.engines.exporters import need_engine, to_onnx
 from deepres.engines.source import Source
 from deepres.errors import DeepresError
 
-FILE = "model.onnx"
+_FILE = "model.onnx"
 
 
 class ONNXRunner(Runner):
@@ -37,7 +37,7 @@ class ONNXRunner(Runner):
         return torch.from_numpy(found).float()
 
     def save(self, folder: Path) -> None:
-        (folder / FILE).write_bytes(self.file)
+        (folder / _FILE).write_bytes(self.file)
 
 
 class ONNXRuntime(Engine):
@@ -51,10 +51,10 @@ class ONNXRuntime(Engine):
 
     def build(self, source: Source, example: Tensor, precision: Precision) -> Runner:
         with tempfile.TemporaryDirectory() as folder:
-            to_onnx(source.program, source.example, Path(folder) / FILE, {})
+            to_onnx(source.program, source.example, Path(folder) / _FILE, {})
             if len(list(Path(folder).iterdir())) > 1:
                 raise DeepresError("ONNX Runtime is not tried for networks above 1.9 GB, whose weights one file cannot hold")
-            return ONNXRunner((Path(folder) / FILE).read_bytes())
+            return ONNXRunner((Path(folder) / _FILE).read_bytes())
 
     def load(self, folder: Path, example: Tensor, precision: Precision) -> Runner | None:
-        return ONNXRunner((folder / FILE).read_bytes())
+        return ONNXRunner((folder / _FILE).read_bytes())

@@ -15,7 +15,7 @@ from deepres.engines.engine import Engine, Precision, Runner, computes_bf16
 from deepres.engines.exporters import need_engine
 from deepres.engines.source import Source
 
-FILE = "model.xml"
+_FILE = "model.xml"
 HINTS = {"float32": "f32", "bf16": "bf16", "int8": "bf16"}  # int8 is in the graph; the hint is for the layers that are not
 
 
@@ -68,7 +68,7 @@ class OpenVINORunner(Runner):
             return torch.from_numpy(found[0]).float().clone()
 
     def save(self, folder: Path) -> None:
-        need_engine("openvino").save_model(self.model, folder / FILE, compress_to_fp16=False)
+        need_engine("openvino").save_model(self.model, folder / _FILE, compress_to_fp16=False)
 
 
 class OpenVINO(Engine):
@@ -91,4 +91,4 @@ class OpenVINO(Engine):
         return OpenVINORunner(source.openvino, None, "float32")
 
     def load(self, folder: Path, example: Tensor, precision: Precision) -> Runner | None:
-        return OpenVINORunner(core().read_model(folder / FILE), tuple(example.shape), precision)
+        return OpenVINORunner(core().read_model(folder / _FILE), tuple(example.shape), precision)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from deepres.engines.optimized import Candidate
 from deepres.paths import cache_folder
 
-FILE = "measured.json"
+_FILE = "measured.json"
 VERSIONS = ("deepres", "torch", "openvino", "onnxruntime", "nncf", "torch_tensorrt")
 
 
@@ -62,7 +62,7 @@ def _versions() -> dict[str, str]:
 def recall(key: str) -> tuple[Candidate, ...]:
     """Return the measurements stored under ``key``; empty if there are none or if the file is incomplete."""
     try:
-        return tuple(Candidate(**row) for row in json.loads((folder_of(key) / FILE).read_text()))
+        return tuple(Candidate(**row) for row in json.loads((folder_of(key) / _FILE).read_text()))
     except (OSError, ValueError, TypeError):
         return ()
 
@@ -75,7 +75,7 @@ def remember(key: str, candidates: Sequence[Candidate]) -> None:
         handle, name = tempfile.mkstemp(dir=folder)
         with os.fdopen(handle, "w") as file:
             json.dump([dataclasses.asdict(one) for one in candidates], file)
-        os.replace(name, folder / FILE)
+        os.replace(name, folder / _FILE)
 
 
 def folder_of(key: str) -> Path:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 Name = TypeVar("Name")
-Value = TypeVar("Value")
+_Value = TypeVar("_Value")
 TimingPoint = tuple[nn.Module, Literal["before", "after"]]  # the moment at which a forward pass enters or leaves a module
 
 LEAST_TURNS = 3  # that a limit of time leaves
@@ -122,7 +122,7 @@ def timeline(
     return rows[1:]
 
 
-def from_first_process(value: Value) -> Value:
+def from_first_process(value: _Value) -> _Value:
     """``value`` of the process of rank 0, in all processes; alone, ``value`` itself.
 
     No two processes measure the same time, and what each decides by its own figures differs. All processes have to call this.

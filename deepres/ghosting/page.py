@@ -12,7 +12,7 @@ from deepres.ghosting.make import GhostResult
 from deepres.ghosting.points import Point, pareto_front
 from deepres.report import Page, Table, charts, data_uri, share, share_range
 
-CLASSES_SHOWN = 60  # shown in a chart
+_CLASSES_SHOWN = 60  # shown in a chart
 
 
 def ghost_table(made: GhostResult) -> Table:
@@ -91,7 +91,7 @@ def _dots(points: Sequence[Point], label: str, **style: Any) -> charts.Series:
 
 
 def _map(made: GhostResult) -> go.Figure:
-    by_class = dict(list(made.verified.by_class.items())[:CLASSES_SHOWN])
+    by_class = dict(list(made.verified.by_class.items())[:_CLASSES_SHOWN])
     names = [block.path for block in made.model.blocks]
     values = [[100 * ran[i] for ran in by_class.values()] for i in range(len(names))]
     grid = charts.Grid(list(by_class), names, values, limits=(0, 100), unit=" %", colours="Blues", reverse=False)
@@ -100,7 +100,7 @@ def _map(made: GhostResult) -> go.Figure:
 
 def _depth(made: GhostResult) -> go.Figure:
     means = {name: 100 * sum(ran) / len(ran) for name, ran in made.verified.by_class.items()}
-    shown = dict(sorted(means.items(), key=lambda pair: pair[1])[:CLASSES_SHOWN])
+    shown = dict(sorted(means.items(), key=lambda pair: pair[1])[:_CLASSES_SHOWN])
     return charts.bars(
         list(shown),
         list(shown.values()),

@@ -65,7 +65,7 @@ def draft_blocks(model: Transformer, tokens: Tensor, count: int) -> list[int]:
     return kept
 
 
-def verify(drafted: Sequence[int], guesses: Tensor, truth: Tensor, generator: torch.Generator | None = None) -> list[int]:
+def verify_draft(drafted: Sequence[int], guesses: Tensor, truth: Tensor, generator: torch.Generator | None = None) -> list[int]:
     """Tokens to keep, the last of which is drawn from the whole model: between 1 and ``len(drafted) + 1`` of them.
 
     ``drafted``: K tokens, drawn from the rows of ``guesses`` (K, V). ``truth``: the whole model's probabilities at the same places and
@@ -138,7 +138,7 @@ def speculate(
         logits = model(tried[:, whole_cache[0].length :], whole_cache)[0, -1 - len(guesses) :]
         truth = sampling_distribution(logits, temperature, top_p)
         drafted = tried[0, before:].tolist()
-        tokens = verify(drafted, torch.cat(guesses) if guesses else truth[:0], truth, generator)
+        tokens = verify_draft(drafted, torch.cat(guesses) if guesses else truth[:0], truth, generator)
         seen = torch.cat((seen, torch.tensor([tokens], device=seen.device)), dim=1)
         for one in (*whole_cache, *draft_cache):
             one.truncate(before + len(tokens) - 1)

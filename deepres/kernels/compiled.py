@@ -72,7 +72,7 @@ def _load() -> tuple[ctypes.CDLL | None, Status]:
                 return None, Status(None, f"no C++ compiler was found ({', '.join(_COMPILERS)}, or the variable CXX)")
             with _locked(path.with_suffix(".lock")):
                 if not path.exists():  # another process may have built it meanwhile
-                    build(compiler, capability, path)
+                    compile_kernels(compiler, capability, path)
         return ctypes.CDLL(str(path)), Status(capability, str(path))
     except subprocess.CalledProcessError as error:
         last = next((line for line in error.stderr.splitlines() if "error" in line), "no message")
@@ -81,7 +81,7 @@ def _load() -> tuple[ctypes.CDLL | None, Status]:
         return None, Status(None, f"the kernels could not be built in the cache folder ({error})")
 
 
-def build(compiler: str, capability: str, path: Path) -> None:
+def compile_kernels(compiler: str, capability: str, path: Path) -> None:
     """Compile the kernels for ``capability`` into ``path``, which appears whole or not at all.
 
     Raises ``subprocess.CalledProcessError`` with the compiler's messages.

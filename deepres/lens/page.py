@@ -15,7 +15,7 @@ from deepres.lens.sentences import summary
 from deepres.lens.signals import EDGES
 from deepres.report import Page, Table, data_uri
 
-CLASSES_SHOWN = 40  # of the table of classes
+_CLASSES_SHOWN = 40  # of the table of classes
 EXAMPLES_SHOWN = 10  # images in a row
 
 MEASURES: tuple[dict[str, Any], ...] = (
@@ -194,7 +194,7 @@ def _depth(
     for found, probes in looks:
         whose = f" ({found.name})" if len(looks) > 1 else ""
         by_class = sorted(probes.by_class().items(), key=lambda pair: pair[1])
-        if len(by_class) <= CLASSES_SHOWN:
+        if len(by_class) <= _CLASSES_SHOWN:
             rows = [[_class_name(classes, label), f"{site:.1f}"] for label, site in by_class]
             built.table(Table(f"Earliest site whose probe is right, mean by class{whose}", ["class", "site"], rows))
         if pixels is not None:

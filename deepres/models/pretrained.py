@@ -138,7 +138,7 @@ def _torchvision(entry: str) -> Pretrained:
         known = [str(one) for one in getattr(models, group)] if group in kinds else kinds
         hint = nearest(entry, known) or f"; there are {', '.join(known[:4])}, ..."
         raise DeepresError(f"torchvision:{entry}: torchvision has no weights of this name{hint}") from error
-    return Pretrained(f"torchvision:{entry}", lambda: read_checkpoint(cached(found.url))[0], _torchvision_notes(found))
+    return Pretrained(f"torchvision:{entry}", lambda: read_checkpoint(weights_file(found.url))[0], _torchvision_notes(found))
 
 
 def _torchvision_notes(found: Any) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def _torchvision_notes(found: Any) -> dict[str, Any]:
     return notes
 
 
-def cached(url: str) -> Path:
+def weights_file(url: str) -> Path:
     """The file of ``url`` in torch's cache, downloaded there by ``torch.hub`` where it is missing or damaged.
 
     Raises ``DeepresError`` that names the file, its address and the folder to put it in.
@@ -201,7 +201,7 @@ def _timm(name: str) -> Pretrained:
                 raise DeepresError(f"timm:{name}: {cfg.hf_hub_id} holds no .safetensors file")
             file = files[0]
         else:
-            file = cached(cfg.url)
+            file = weights_file(cfg.url)
         try:  # timm's own loading, which renames tensors where it has to, of the file that was checked
             state: Mapping[str, Tensor] = timm.create_model(
                 name, pretrained=True, pretrained_cfg_overlay={"file": str(file)}

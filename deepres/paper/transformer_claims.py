@@ -44,7 +44,7 @@ def _sequences(part: Split) -> Resident:
     return Resident(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
 
 
-def transformer_recipe(lab: Lab, *, warmup: float = 0.1) -> dict[str, Any]:
+def _recipe_changes(lab: Lab, *, warmup: float = 0.1) -> dict[str, Any]:
     """Changes to the lab's recipe: AdamW without clipping, which would hide what the norm does to the gradient."""
     usual, scale = recipe("transformer"), lab.scale.recipe
     kept = ("optimizer", "schedule", "weight_decay", "decay_norms")
@@ -87,7 +87,7 @@ def growth(norms: list[float]) -> float:
 
 def _train(lab: Lab, depth: int, order: str, *, shortcut: bool = True, warmup: float = 0.1) -> list[Trained]:
     label = f"{order}-{depth}" + ("" if shortcut else "-plain") + ("" if warmup else "-cold")
-    changes = transformer_recipe(lab, warmup=warmup)
+    changes = _recipe_changes(lab, warmup=warmup)
     runs = []
     for seed in lab.seeds:
         start = decoder(lab, depth, order, seed, shortcut=shortcut)

@@ -13,7 +13,7 @@ import numpy as np
 from deepres.errors import DeepresError
 from deepres.serve.limits import Limits
 from deepres.serve.metrics import Metrics
-from deepres.serve.worker import Answers, Worker, WorkerDied, WorkerHung
+from deepres.serve.worker import Worker, WorkerAnswers, WorkerDied, WorkerHung
 
 CHECK = 0.25  # seconds between checks of the worker process
 
@@ -177,7 +177,7 @@ class Batcher:
             if not one.future.done():
                 one.future.set_result(Answer(found.probabilities[row], float(found.depth[row]), level))
 
-    def _ask(self, images: np.ndarray, level: int) -> Answers:
+    def _ask(self, images: np.ndarray, level: int) -> WorkerAnswers:
         """Call the worker. A batch that it died under is asked once more; one that it hung on is not, as it may hang again."""
         try:
             return self.worker.call(images, level)

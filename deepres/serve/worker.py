@@ -53,7 +53,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Answers:
+class WorkerAnswers:
     """Answers for one batch."""
 
     probabilities: np.ndarray  # (N, classes)
@@ -65,7 +65,7 @@ class Answers:
         return b"".join((_DONE, struct.pack("<d", self.seconds), *(values.tobytes() for values in arrays)))
 
     @classmethod
-    def from_bytes(cls, message: bytes, rows: int) -> Answers:
+    def from_bytes(cls, message: bytes, rows: int) -> WorkerAnswers:
         """Read ``to_bytes``. Raises ``RuntimeError`` with the network's error, where the message is one."""
         if message[:1] == _FAILED:
             raise RuntimeError(message[1:].decode())
@@ -116,7 +116,7 @@ class Worker:
         self.ready = True
         return first
 
-    def call(self, images: np.ndarray, level: int) -> Answers:
+    def call(self, images: np.ndarray, level: int) -> WorkerAnswers:
         """Classify uint8 (N, C, H, W).
 
         Raises ``WorkerDied`` where the process is gone or goes meanwhile, and ``RuntimeError`` with the network's own error.
@@ -132,7 +132,7 @@ class Worker:
             raise (WorkerHung if self.hung else WorkerDied) from error
         finally:
             self.called = None
-        return Answers.from_bytes(found, len(images))
+        return WorkerAnswers.from_bytes(found, len(images))
 
     @property
     def alive(self) -> bool:
@@ -204,7 +204,7 @@ def _work(pipe: Connection, spec: Spec) -> None:
                 else:
                     logits = logits_of(model, x)
                 probabilities = logits.float().softmax(1).cpu().numpy()
-            pipe.send_bytes(Answers(probabilities, depth, time.perf_counter() - began).to_bytes())
+            pipe.send_bytes(WorkerAnswers(probabilities, depth, time.perf_counter() - began).to_bytes())
         except Exception as error:
             pipe.send_bytes(_FAILED + f"{type(error).__name__}: {error}".encode())
 

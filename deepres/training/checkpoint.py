@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from deepres.training.trainer import Trainer
 
 FOLDER = "checkpoints"
-SPLITS = {"train": "training", "val": "validation", "test": "test"}
+_SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
 
 def state_of(trainer: Trainer) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def _data(trainer: Trainer) -> dict[str, Any]:
     data = trainer.data
     return {
         "classes": ", ".join(data.classes),
-        **{f"{name} examples": len(getattr(data, split)) for split, name in SPLITS.items()},
+        **{f"{name} examples": len(getattr(data, split)) for split, name in _SPLITS.items()},
     }
 
 

@@ -172,7 +172,7 @@ def _file_cache(folder: Path, prefix: str) -> int:
     return sum(int(values.get(prefix + key, 0)) for key in ("inactive_file", "active_file"))
 
 
-def fit(
+def fit_memory(
     model: nn.Module,
     shape: tuple[int, int, int],
     batch: int,

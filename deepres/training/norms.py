@@ -13,7 +13,7 @@ from torch.optim.swa_utils import update_bn
 if TYPE_CHECKING:
     from deepres.training.trainer import Trainer
 
-EXAMPLES = 2560
+_EXAMPLES = 2560
 
 
 @torch.no_grad()
@@ -27,7 +27,7 @@ def estimate_norm_statistics(trainer: Trainer) -> None:
         return
     with torch.random.fork_rng(), trainer.speed.autocast(trainer.context.device):
         torch.manual_seed(0)  # for dropout
-        update_bn((trainer.to_layout(batch.images) for batch in trainer.loader.some(EXAMPLES, trainer.progress.epoch)), model)
+        update_bn((trainer.to_layout(batch.images) for batch in trainer.loader.some(_EXAMPLES, trainer.progress.epoch)), model)
     trainer.context.broadcast_weights(model)
 
 

@@ -172,7 +172,7 @@ def finetune() -> Recipe:
     )
 
 
-def transformer() -> Recipe:
+def transformer_recipe() -> Recipe:
     """For networks of attention, on images or text: AdamW, warm-up and cosine, clipped gradients (Touvron et al. 2021)."""
     return Recipe(
         "transformer",
@@ -190,7 +190,7 @@ def transformer() -> Recipe:
 
 def language() -> Recipe:
     """For language models: AdamW with a short second beta, warm-up, cosine, decay of 0.1 (Brown et al. 2020, appendix B)."""
-    return replace(transformer(), name="language", warmup=0.05, beta2=0.99, weight_decay=0.1)
+    return replace(transformer_recipe(), name="language", warmup=0.05, beta2=0.99, weight_decay=0.1)
 
 
 def language_muon() -> Recipe:
@@ -209,7 +209,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "fast-cifar": fast_cifar,
     "modern-imagenet": modern_imagenet,
     "finetune": finetune,
-    "transformer": transformer,
+    "transformer": transformer_recipe,
     "language": language,
     "language-muon": language_muon,
     "digits": digits,

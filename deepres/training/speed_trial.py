@@ -23,7 +23,7 @@ from deepres.training.fusion import accelerate
 from deepres.training.speed import SPEEDS, Speed
 
 COMPILE_SECONDS = 60.0  # rough cost of compiling; a run has to be long enough to save more than that
-TIE = 0.02  # relative difference of two times that a trial cannot resolve
+_TIE = 0.02  # relative difference of two times that a trial cannot resolve
 TRIAL_SHARE = 0.01  # share of the run's time that a trial of compiled modes may take
 
 
@@ -141,7 +141,7 @@ def choose(model: nn.Module, images: Tensor, labels: Tensor, steps: int) -> Spee
             os.replace(part, path)
     compiled = known.get(key, {})  # what was measured before is in the compiler's own cache
     whole = {  # a tie goes to the compiled mode, which keeps fewer activations
-        name: seconds * steps * (1 - TIE * SPEEDS[name].compile)
+        name: seconds * steps * (1 - _TIE * SPEEDS[name].compile)
         + (COMPILE_SECONDS if SPEEDS[name].compile and name not in compiled else 0)
         for name, seconds in times.items()
         if SPEEDS.get(name) in able

@@ -81,7 +81,7 @@ class Trainer:
             rows = -(-self.loader.batch // context.world)
             bf16 = run.speed not in ("exact", "auto") and SPEEDS[run.speed].bf16
             kept = KEPT[self.recipe.optimizer]
-            self.plan = memory.fit(self.model, data.shape, rows, context.device, limit=limit, bf16=bf16, kept=kept)
+            self.plan = memory.fit_memory(self.model, data.shape, rows, context.device, limit=limit, bf16=bf16, kept=kept)
         self.speed = self._speed()
         self.model.to(memory_format=self.speed.layout)
         if run.sync_norm and context.world > 1:

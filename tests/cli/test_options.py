@@ -98,6 +98,8 @@ FUNCTIONS = {
     "serve": (deepres.serve.serve,),
     "shrink": (deepres.shrink,),
     "ghost": (deepres.ghost,),
+    "optimize": (deepres.optimize, deepres.models.open_with_data),
+    "export": (deepres.export,),
 }
 
 
@@ -113,8 +115,8 @@ def test_options_of_a_command_are_keywords_of_the_function(name: str) -> None:
     assert inherited and inherited == {key: keywords[key] for key in inherited}
     own = {field.name for field in dataclasses.fields(kind)} - inherited.keys()  # those that only the command line has
     # a function leaves a model where it is, and a command chooses the device; `out` has a default in the command alone, and
-    # `resume` is a folder there
-    assert own.isdisjoint(keywords.keys() - {"device", "out", "resume"})
+    # `resume` is a folder there; `optimize` takes data that the command has opened
+    assert own.isdisjoint(keywords.keys() - {"data", "device", "out", "resume"})
 
 
 def test_options_of_a_network_are_fields_of_its_configuration() -> None:

@@ -12,7 +12,7 @@ from deepres import DeepresError
 from deepres.engines import ENGINES, Candidate, Choice, Optimized, build_choice
 from deepres.engines.answers import changed_answers, close_calls, margin_of, measure_close_calls
 from deepres.engines.choosing import advice
-from deepres.engines.compare import fastest
+from deepres.engines.compare import fastest_engine
 from deepres.engines.engine import FixedBatch
 from deepres.engines.registry import engines_for
 
@@ -124,9 +124,9 @@ def test_exact_answers_go_before_speed() -> None:
     rough = Candidate("torch-eager", "bf16", "close", ratio=2.0, changed=4)
     as_is = Candidate("as it is", "float32", "exact", ratio=1.0)
     failed = dataclasses.replace(slow, problem="no memory")
-    assert fastest((slow, wrong, rough, as_is), "exact") is slow
-    assert fastest((slow, rough, as_is), "close") is rough
-    assert fastest((failed, as_is), "close") is None
+    assert fastest_engine((slow, wrong, rough, as_is), "exact") is slow
+    assert fastest_engine((slow, rough, as_is), "close") is rough
+    assert fastest_engine((failed, as_is), "close") is None
     assert "40% of the speed: torch-eager bf16 gives" in advice((slow, rough), slow)
     assert advice((slow, dataclasses.replace(rough, ratio=1.3)), slow) == ""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import deepres
 from deepres import DeepresError
-from deepres.ghosting.speculation import Speculation, draft_blocks, speculate, time_speculation, verify, with_blocks
+from deepres.ghosting.speculation import Speculation, draft_blocks, speculate, time_speculation, verify_draft, with_blocks
 from deepres.ghosting.token_depth import ALWAYS, DepthCounts, TokenSegments, confidence_for, generate_by_depth
 from deepres.nn.generate import generate_tokens, sampling_distribution
 from deepres.nn.transformer import Transformer
@@ -82,11 +82,11 @@ def test_verification_keeps_the_distribution_whatever_the_draft() -> None:
     guesses, truth = torch.tensor([[0.7, 0.2, 0.1, 0.0]]), torch.tensor([[0.1, 0.2, 0.3, 0.4], [1.0, 0.0, 0.0, 0.0]])
     generator = torch.Generator().manual_seed(0)
     drafts = torch.multinomial(guesses.expand(6000, -1), 1, generator=generator).flatten().tolist()
-    first = torch.tensor([verify([token], guesses, truth, generator)[0] for token in drafts])
+    first = torch.tensor([verify_draft([token], guesses, truth, generator)[0] for token in drafts])
     found = torch.bincount(first, minlength=4)
     assert stats.chisquare(found.numpy(), 6000 * truth[0].double().numpy() / float(truth[0].double().sum())).pvalue > 1e-4
-    assert verify([1], torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]])) == [1, 0]  # kept, and one more
-    assert verify([0], torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]])) == [1]
+    assert verify_draft([1], torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]])) == [1, 0]  # kept, and one more
+    assert verify_draft([0], torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]])) == [1]
 
 
 def test_speculation_is_timed() -> None:

@@ -14,7 +14,7 @@ from deepres import DeepresError
 from deepres.data import Prepare
 from deepres.models import save
 from deepres.serve.metrics import STAGES
-from deepres.serve.worker import Answers, Spec, Worker
+from deepres.serve.worker import Spec, Worker, WorkerAnswers
 
 
 def test_a_network_is_served_on_the_fastest_engine(tmp_path: Path) -> None:
@@ -45,9 +45,9 @@ def test_an_engine_that_is_not_known_ends_the_server_with_a_sentence(tmp_path: P
 
 def test_answers_cross_as_bytes() -> None:
     random = np.random.default_rng(0)
-    sent = Answers(random.random((3, 7), dtype=np.float32), random.random(3, dtype=np.float32), 0.25)
-    found = Answers.from_bytes(sent.to_bytes(), 3)
+    sent = WorkerAnswers(random.random((3, 7), dtype=np.float32), random.random(3, dtype=np.float32), 0.25)
+    found = WorkerAnswers.from_bytes(sent.to_bytes(), 3)
     assert np.array_equal(found.probabilities, sent.probabilities) and np.array_equal(found.depth, sent.depth)
     assert found.seconds == 0.25
     with pytest.raises(RuntimeError, match="no memory"):
-        Answers.from_bytes(b"!no memory", 3)
+        WorkerAnswers.from_bytes(b"!no memory", 3)

@@ -47,13 +47,13 @@ def test_the_plan_follows_from_the_limit() -> None:
     model = deepres.create("resnet110-cifar")
     shape = (3, 32, 32)
     needed = memory.footprint(model, shape, CPU).total * 32
-    assert memory.fit(model, shape, 32, CPU, limit=1 << 40) == memory.RecomputePlan()
+    assert memory.fit_memory(model, shape, 32, CPU, limit=1 << 40) == memory.RecomputePlan()
     base = memory.psutil.Process().memory_info().rss
-    tight, loose = (memory.fit(model, shape, 32, CPU, limit=base + int(needed * share)) for share in (0.4, 0.8))
+    tight, loose = (memory.fit_memory(model, shape, 32, CPU, limit=base + int(needed * share)) for share in (0.4, 0.8))
     assert 1 <= tight.length < 54
     assert tight.kept < loose.kept < 54
     with pytest.raises(DeepresError, match=r"needs about .* GiB and .* lower --batch"):
-        memory.fit(model, shape, 32, CPU, limit=base + 1000)
+        memory.fit_memory(model, shape, 32, CPU, limit=base + 1000)
 
 
 def test_a_plan_needs_what_it_says() -> None:

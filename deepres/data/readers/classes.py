@@ -24,7 +24,7 @@ _PARTS = frozenset(
 
 
 @dataclass(frozen=True)
-class Part:
+class TreePart:
     """One split of a tree: the folder that holds the class folders, or the images themselves."""
 
     split: str  # "" where the tree has no splits
@@ -57,7 +57,7 @@ def splits_among(names: list[str]) -> dict[str, str]:
     return next((group for group in alike.values() if len(set(group.values())) > 1), {})
 
 
-def parts(tree: Tree) -> tuple[list[Part], list[str]]:
+def parts(tree: Tree) -> tuple[list[TreePart], list[str]]:
     """(the splits, or one part without a name; sentences on what lies beside them). Folders that hold nothing but one folder of images
     are passed through."""
     below: dict[str, list[str]] = {}
@@ -99,16 +99,16 @@ def parts(tree: Tree) -> tuple[list[Part], list[str]]:
     return found, notes
 
 
-def _part(split: str, top: str, images: list[str]) -> Part:
+def _part(split: str, top: str, images: list[str]) -> TreePart:
     start = f"{top}/" if top else ""
     inner = [name for name in images if name.startswith(start)]
     labelled = tuple((name[len(start) :].partition("/")[0], name) for name in inner if "/" in name[len(start) :])
     if {label.lower() for label, _ in labelled} <= _PARTS:  # SPLIT/images/x.jpg: no classes
-        return Part(split, top, (), tuple(inner))
-    return Part(split, top, labelled, tuple(name for name in inner if "/" not in name[len(start) :]))
+        return TreePart(split, top, (), tuple(inner))
+    return TreePart(split, top, labelled, tuple(name for name in inner if "/" not in name[len(start) :]))
 
 
-def labelled(tree: Tree, found: list[Part]) -> list[tuple[str, str, Item]]:
+def labelled(tree: Tree, found: list[TreePart]) -> list[tuple[str, str, Item]]:
     """(split, class, item) of the images in class folders."""
     return [(part.split, label, tree.files[name]) for part in found for label, name in part.labelled]
 

@@ -37,7 +37,7 @@ _PACKED = (
     ".parquet",
     ".arrow",
 )
-Found = list[tuple[str, str, Item]]  # (split, class, item)
+_Found = list[tuple[str, str, Item]]  # (split, class, item)
 
 
 def read(tree: Tree) -> Listing:
@@ -75,7 +75,9 @@ def read(tree: Tree) -> Listing:
     return listed(str(tree.root), found, notes, numbers=not by_folder)
 
 
-def _loose(tree: Tree, part: classes.Part, lists: list[str], tables: list[str], by_folder: bool, notes: list[str]) -> Found:
+def _loose(
+    tree: Tree, part: classes.TreePart, lists: list[str], tables: list[str], by_folder: bool, notes: list[str]
+) -> _Found:
     """The labels of images that lie in no class's folder: by a list or table of their split, else by their names."""
     if not part.loose:
         return []
@@ -125,7 +127,7 @@ def _no_images(tree: Tree) -> str:
 
 def _by_tables(
     tree: Tree, tables: Iterable[str], notes: list[str], refused: list[NoLabels], images: Iterable[str] | None = None
-) -> Found:
+) -> _Found:
     """The rows of tables; those without a column of labels are put into ``refused``, and named among ``notes`` where others have one."""
     images = tree.images if images is None else images
     by_name: dict[str, list[str]] = {}
@@ -133,7 +135,7 @@ def _by_tables(
         file = PurePosixPath(name)
         for key in {file.name, file.stem}:
             by_name.setdefault(key, []).append(name)
-    found: Found = []
+    found: _Found = []
     used: set[tuple[str, int]] = set()
     read: list[str] = []
     said: list[str] = []

@@ -48,7 +48,7 @@ LABELS = (
     "class_id",
     "y",
 )
-SPLITS = ("split", "set", "subset", "data set", "dataset", "fold")
+_SPLITS = ("split", "set", "subset", "data set", "dataset", "fold")
 BOXES = frozenset({"xmin", "x_min", "xmax", "bbox", "bboxes", "box", "x1"})
 Rows = list[tuple[int, list[str]]]  # (line number, cells)
 
@@ -161,7 +161,7 @@ def _cells(name: str, content: bytes) -> tuple[list[str] | None, Rows]:
                 rows.append((reader.line_num, cells))
     except csv.Error as error:
         raise DeepresError(f"{name}:{reader.line_num}: {error}") from error
-    known = {*PATHS, *LABELS, *SPLITS}
+    known = {*PATHS, *LABELS, *_SPLITS}
     if rows and any(cell.strip().lower() in known for cell in rows[0][1]) and not any(map(is_image_name, rows[0][1])):
         return [cell.strip().lower() for cell in rows[0][1]], rows[1:]
     return None, rows
@@ -192,7 +192,7 @@ def _columns(
         if not any(find(cells[0].strip()) for _, cells in rows[:5]):
             raise NoLabels(name, f"has no header, and there is no image {rows[0][1][0]!r}")
         return 0, [1], 2 if width == 3 else None
-    part = next((head.index(word) for word in SPLITS if word in head), None)
+    part = next((head.index(word) for word in _SPLITS if word in head), None)
     named = [head.index(word) for word in PATHS if word in head]
     where = next((c for c in named if len(rows[0][1]) > c and find(rows[0][1][c].strip())), named[0] if named else None)
     if where is None:

@@ -39,7 +39,7 @@ class Columns:
     others: tuple[str, ...] = ()  # further columns of images and of class labels, which are not read
 
 
-def choose(path: Path, schema: Any) -> Columns:
+def choose_columns(path: Path, schema: Any) -> Columns:
     """Choose the columns of a file by Hugging Face's feature types, else by Arrow's types and usual names.
 
     Raises ``DeepresError`` where there is no column of encoded images, none of labels, or several and none of a usual name.

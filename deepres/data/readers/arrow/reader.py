@@ -11,14 +11,14 @@ from typing import Any
 
 from deepres.data.decode import is_image_name
 from deepres.data.files import Item, Listing, listed
-from deepres.data.readers.arrow.features import Columns, choose
-from deepres.data.readers.arrow.rows import Column, batches, locate, stream
+from deepres.data.readers.arrow.features import Columns, choose_columns
+from deepres.data.readers.arrow.rows import Column, locate_images, record_batches, stream
 from deepres.data.readers.classes import split_of
 from deepres.data.tree import is_system
 from deepres.errors import DeepresError
 
 SUFFIXES = (".parquet", ".arrow")
-Found = list[tuple[str, str, Item]]  # (split, class, item)
+_Found = list[tuple[str, str, Item]]  # (split, class, item)
 
 
 def is_arrow_folder(folder: Path) -> bool:
@@ -115,19 +115,19 @@ def _listing(name: str, files: list[tuple[str, Path]]) -> Listing:
         import pyarrow as _  # noqa: F401
     except ImportError as error:
         raise DeepresError(f"{name}: Parquet and Arrow files need pyarrow; pip install 'deepres[arrow]'") from error
-    found: Found = []
+    found: _Found = []
     notes: list[str] = []
     first: Columns | None = None
     hidden = copied = 0
     for split, path in files:
         schema, source = stream(path)
-        columns = choose(path, schema)
+        columns = choose_columns(path, schema)
         first = first or columns
         if columns != first:
             raise DeepresError(f"{path}: its columns or class names differ from those of {files[0][1]}")
-        where = locate(path, source, columns.image)
+        where = locate_images(path, source, columns.image)
         copied += where.copied
-        hidden += _rows(path, split, columns, where, batches(path, source, columns.label), found)
+        hidden += _rows(path, split, columns, where, record_batches(path, source, columns.label), found)
     if first is None:
         raise DeepresError(f"{name}: holds no data files")
     if first.others:
@@ -141,7 +141,7 @@ def _listing(name: str, files: list[tuple[str, Path]]) -> Listing:
     return listed(name, found, notes, numbers=True, classes=first.names)
 
 
-def _rows(path: Path, split: str, columns: Columns, where: Column, labels: Iterable[Any], found: Found) -> int:
+def _rows(path: Path, split: str, columns: Columns, where: Column, labels: Iterable[Any], found: _Found) -> int:
     """Append the labelled rows to ``found``. Returns how many have no label. Rows are counted from 0, as ``datasets`` does."""
     hidden, row = 0, 0
     text = _text(path, columns.names)

@@ -51,7 +51,7 @@ def stream(path: Path) -> tuple[Any, Any]:
         raise DeepresError(f"{path}: not a whole Parquet or Arrow file ({error})") from error
 
 
-def batches(path: Path, source: Any, column: str) -> Iterator[Any]:
+def record_batches(path: Path, source: Any, column: str) -> Iterator[Any]:
     """One column of the file, in pieces."""
     import pyarrow as pa
 
@@ -66,7 +66,7 @@ def batches(path: Path, source: Any, column: str) -> Iterator[Any]:
         raise DeepresError(f"{path}: damaged ({error})") from error
 
 
-def locate(path: Path, source: Any, column: str) -> Column:
+def locate_images(path: Path, source: Any, column: str) -> Column:
     """Find the bytes of every image of a file.
 
     Raises ``DeepresError`` for a damaged file, and where the cache folder has no room for a copy.
@@ -83,7 +83,7 @@ def locate(path: Path, source: Any, column: str) -> Column:
 def _in_place(path: Path, whole: Any, column: str) -> Column | None:
     """None where the batches are compressed, or their bytes lie elsewhere for another reason."""
     starts, lengths, paths = [], [], []
-    for piece in batches(path, whole, column):
+    for piece in record_batches(path, whole, column):
         encoded, texts = _parts(piece)
         paths += texts
         count = len(piece)
@@ -134,13 +134,15 @@ def _copied(path: Path, source: Any, column: str) -> Column:
         lengths = np.load(index)
         if target.stat().st_size != lengths.clip(min=0).sum():
             raise ValueError
-        paths = [text for piece in batches(path, source, column) for text in _parts(piece)[1]] if (lengths < 0).any() else []
+        paths = (
+            [text for piece in record_batches(path, source, column) for text in _parts(piece)[1]] if (lengths < 0).any() else []
+        )
     except (OSError, ValueError):
         _need_room(path, source, column, target.parent)
         partial = target.with_suffix(f".{os.getpid()}.part")
         try:
             with open(partial, "wb") as file:
-                lengths, paths = _copy(batches(path, source, column), file)
+                lengths, paths = _copy(record_batches(path, source, column), file)
             os.replace(partial, target)
             with open(partial, "wb") as file:
                 np.save(file, lengths)
