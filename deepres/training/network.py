@@ -103,9 +103,13 @@ def _open_fresh(run: Run, data: Data) -> OpenedModel:
     if isinstance(data.prepare, Tokens):
         _check_vocabulary(run, data.prepare.vocabulary)
     classes, channels = len(data.classes), data.prepare.channels or None
-    opened = open_model(
-        run.net, weights=run.init or "none", classes=classes, channels=channels, new_head=not data.is_text, **options
-    )
+    shape: dict[str, Any] = {"classes": classes, "channels": channels, "new_head": not data.is_text}
+    try:
+        opened = open_model(run.net, weights=run.init or "none", **shape, **options)
+    except DeepresError as error:
+        if run.init != "pretrained":
+            raise
+        raise DeepresError(f"{error}; or start without them: --init none") from error
     if opened.spec.classes not in (None, classes):
         what = "tokens" if data.is_text else "classes"
         raise DeepresError(f"{run.net}: has {opened.spec.classes} {what} and {data.name} has {classes}")
