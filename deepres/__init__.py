@@ -61,7 +61,7 @@ _PUBLIC = {
     "deepres.engines": ("export", "optimize"),
 }
 _PACKAGES = (
-    "adapters", "data", "engines", "evaluation", "exits", "ghosting", "lens", "models", "nn", "paper", "report", "serve",
+    "adapters", "data", "detection", "engines", "evaluation", "exits", "ghosting", "kernels", "lens", "models", "nn", "paper", "report", "serve",
     "shrinking", "training",
 )  # fmt: skip
 _HOME = {name: package for package, names in _PUBLIC.items() for name in names}
