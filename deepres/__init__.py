@@ -61,8 +61,8 @@ _PUBLIC = {
     "deepres.engines": ("export", "optimize"),
 }
 _PACKAGES = (
-    "adapters", "data", "detection", "engines", "evaluation", "exits", "ghosting", "kernels", "lens", "models", "nn", "paper", "report", "serve",
-    "shrinking", "training",
+    "adapters", "data", "detection", "engines", "evaluation", "exits", "ghosting", "kernels", "lens",
+    "models", "nn", "paper", "report", "serve", "shrinking", "training",
 )  # fmt: skip
 _HOME = {name: package for package, names in _PUBLIC.items() for name in names}
 
