@@ -68,12 +68,12 @@ def put(server: ThreadingHTTPServer, data: bytes) -> str:
 
 def test_a_file_is_downloaded_once_and_a_damaged_one_again(server: ThreadingHTTPServer, tmp_path: Path) -> None:
     url = put(server, b"weights" * 1000)
-    path = pretrained.cached(url)
+    path = pretrained.weights_file(url)
     assert path.parent == tmp_path / "hub" / "checkpoints" and path.read_bytes() == b"weights" * 1000
     path.write_bytes(b"weights")  # half a file, left by something else
-    assert pretrained.cached(url).read_bytes() == b"weights" * 1000
+    assert pretrained.weights_file(url).read_bytes() == b"weights" * 1000
     server.files.clear()  # type: ignore[attr-defined]
-    assert pretrained.cached(url) == path
+    assert pretrained.weights_file(url) == path
 
 
 def test_what_cannot_be_had_names_file_address_and_folder(server: ThreadingHTTPServer, tmp_path: Path) -> None:
@@ -85,16 +85,16 @@ def test_what_cannot_be_had_names_file_address_and_folder(server: ThreadingHTTPS
     with pytest.raises(
         DeepresError, match=rf"^{name}: could not be downloaded \(what came differs from its checksum\); {where}"
     ):
-        pretrained.cached(url)
+        pretrained.weights_file(url)
     server.cut.clear()  # type: ignore[attr-defined]
     server.files[name] = b"others"  # type: ignore[attr-defined]
     with pytest.raises(DeepresError, match="differs from its checksum"):
-        pretrained.cached(url)
+        pretrained.weights_file(url)
     del server.files[name]  # type: ignore[attr-defined]
     with pytest.raises(DeepresError, match=rf"could not be downloaded \(HTTP Error 404: Not Found\); {where}"):
-        pretrained.cached(url)
+        pretrained.weights_file(url)
     with pytest.raises(DeepresError, match=r"Connection refused.*get it from http://127\.0\.0\.1:9/x"):
-        pretrained.cached("http://127.0.0.1:9/x-12345678.pth")
+        pretrained.weights_file("http://127.0.0.1:9/x-12345678.pth")
     assert not [*folder.iterdir()]  # not even a part of a file
 
 
