@@ -8,6 +8,7 @@ architectures.
 from deepres.adapters.adapter import Adapter, adapters, register_site
 from deepres.adapters.blocks import Block, find_blocks
 from deepres.adapters.compiled import as_written, uncompiled, unwrapped
+from deepres.adapters.modes import kept_modes
 from deepres.adapters.observing import GradientSplit, Observation
 from deepres.adapters.outputs import flat, logits_in, logits_of
 from deepres.adapters.patterns import SitePattern
@@ -35,6 +36,7 @@ __all__ = [
     "device_of",
     "find_blocks",
     "flat",
+    "kept_modes",
     "logits_in",
     "logits_of",
     "register_site",

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deepres.adapters.modes import kept_modes
 from deepres.adapters.site import sites
 from deepres.adapters.spec import device_of, spec_of
 from deepres.errors import DeepresError
@@ -102,13 +103,12 @@ def _followed(model: nn.Module, image: Tensor) -> list[_Call]:
 
         return hook
 
-    modes = [(module, module.training) for module in model.modules()]
     handles = []
     for path, module in model.named_modules():
         if path:
             handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after(path))]
     try:
-        with torch.no_grad():
+        with kept_modes(model), torch.no_grad():
             model.eval()(image)
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
         what = str(error).splitlines()[0]
@@ -116,8 +116,6 @@ def _followed(model: nn.Module, image: Tensor) -> list[_Call]:
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes:
-            module.training = training
     return sorted(calls, key=lambda call: call.begin)
 
 

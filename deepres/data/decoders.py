@@ -25,7 +25,7 @@ _Value = TypeVar("_Value")
 
 
 def usual_workers() -> int:
-    """As many workers as this process may use cores, at most 8."""
+    """Return the number of workers: one for each core that this process may use, at most 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(THREADS, cores)
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from deepres.errors import DeepresError, nearest
+from deepres.errors import DeepresError
+from deepres.training.recipes import recipe_in
 
 DetectOptimizer = Literal["sgd", "adamw"]
 Decline = Literal["step", "cosine"]
@@ -139,10 +140,7 @@ DETECT_RECIPES: dict[str, Callable[[], DetectRecipe]] = {
 
 def detect_recipe(name: str, **changes: Any) -> DetectRecipe:
     """A recipe by name, with fields changed: ``detect_recipe("small", epochs=20)``."""
-    if name not in DETECT_RECIPES:
-        hint = nearest(name, DETECT_RECIPES) or f"; there are {', '.join(DETECT_RECIPES)}"
-        raise DeepresError(f"unknown recipe {name!r}{hint}")
     asked = {key: value for key, value in changes.items() if value is not None}
     if "epochs" in asked:
         asked["iterations"] = None
-    return dataclasses.replace(DETECT_RECIPES[name](), **asked)
+    return dataclasses.replace(recipe_in(DETECT_RECIPES, name), **asked)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import warnings
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING
 
 from deepres.data.detection.opening import problem_report
 from deepres.detection.batches import BoxBatch
 from deepres.detection.drawing import drawn
 from deepres.detection.measure import DetectionScores
-from deepres.training.progress import LOG, peak_memory, read_log
+from deepres.training.display import RunDisplay
+from deepres.training.progress import peak_memory
 
 if TYPE_CHECKING:
     from deepres.detection.trainer import DetectTrainer
@@ -57,12 +52,8 @@ class DetectReporter:
     def __init__(self, trainer: DetectTrainer, *, show: bool) -> None:
         self.trainer = trainer
         main = trainer.context.is_main
-        self.show = show and main
-        self.out = trainer.out if main else None
-        self.console = Console(stderr=True)
+        self.display = RunDisplay(trainer.out if main else None, show=show and main)
         self.seconds, self.images = 0.0, 0
-        self._bar: Progress | None = None
-        self._board: Any = None
 
     @property
     def rate(self) -> float:
@@ -71,76 +62,43 @@ class DetectReporter:
 
     def __enter__(self) -> DetectReporter:
         trainer, done = self.trainer, self.trainer.progress.done
-        if self.out is not None and (self.out / LOG).exists():
-            _rewind_log(self.out, done)
-        self.log(str(trainer.data))
+        self.display.rewind(done)
+        self.display.line(str(trainer.data))
         for line in (problem_report(trainer.data, NAMED), *trainer.data.notes, *trainer.model.remarks):
             if line:
-                self.log(line)
+                self.display.line(line)
         context = trainer.context
         where = f"{context.device}" + (f" x {context.world} processes" if context.world > 1 else "")
         config = trainer.model.config
-        self.log(
+        self.display.line(
             f"Faster R-CNN ({config.form}) on {trainer.run.net}, {config.size} to {config.longest} pixels, recipe "
             f"{trainer.recipe.name}, {trainer.total} steps of {trainer.loader.batch} images, {trainer.speed.name}, {where}"
         )
         if done:
-            self.log(f"resumed after step {done}")
-        if self.show and self.console.is_terminal:
-            self._bar = Progress(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(),
-                TextColumn("{task.percentage:3.0f} %  {task.fields[now]}"),
-                TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-                console=self.console,
-            )
-            title = f"{trainer.run.net} on {trainer.data.name}"
-            self._task = self._bar.add_task(title, total=trainer.total, completed=done, now="")
-            self._bar.start()
+            self.display.line(f"resumed after step {done}")
+        self.display.start(f"{trainer.run.net} on {trainer.data.name}", trainer.total, done)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        if self._board is not None:
-            self._board.close()
+        self.display.close()
 
     def stepped(self, batch: BoxBatch, seconds: float) -> None:
         self.seconds += seconds
         self.images += batch.total
-        if self._bar is not None:
+        if self.display.has_bar:
             now = f"{self.rate:.2f} images/s  {peak_memory(self.trainer.context.device) / 2**30:.1f} GiB"
-            self._bar.update(self._task, completed=self.trainer.progress.done, now=now)
+            self.display.advance(self.trainer.progress.done, now)
 
     def epoch_done(self, record: DetectRecord, val: DetectionScores) -> None:
-        self.log(str(record))
+        self.display.line(str(record))
+        self.display.record(asdict(record))
         self.seconds, self.images = 0.0, 0
-        if self.out is None:
+        if self.display.out is None:
             return
-        with open(self.out / LOG, "a") as file:
-            file.write(json.dumps(asdict(record)) + "\n")
-        if self._board is None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._board = SummaryWriter(str(self.out / "tensorboard"), purge_step=record.epoch)
+        board = self.display.board(self.display.out, record.epoch)
         values = {key: value for key, value in asdict(record).items() if key not in ("epoch", "step", "losses")}
         for name, value in {**values, **record.losses, "loss": record.loss}.items():
-            self._board.add_scalar(name, value, record.epoch)
+            board.add_scalar(name, value, record.epoch)
         for place, example in enumerate(self.trainer.data.val[:PICTURES]):
             picture = drawn(example.path, val.found[place], self.trainer.data.classes, threshold=0.5)
-            self._board.add_image(f"validation/{place + 1}", picture, record.epoch, dataformats="HWC")
-
-    def log(self, text: str) -> None:
-        """Print a line, above the bar."""
-        if self.show:
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _rewind_log(out: Any, done: int) -> None:
-    """Drop what was logged after the checkpoint that the run resumes from."""
-    kept = [record for record in read_log(out) if record["step"] <= done]
-    part = out / f"{LOG}.part"
-    part.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    os.replace(part, out / LOG)
+            board.add_image(f"validation/{place + 1}", picture, record.epoch, dataformats="HWC")

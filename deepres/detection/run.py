@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deepres.detection.recipe import DetectRecipe, detect_recipe
-from deepres.errors import DeepresError, nearest
-from deepres.training.run import RUN_FILE
-from deepres.training.speed import SPEEDS
+from deepres.errors import DeepresError
+from deepres.training.run import RUN_FILE, tuples_in
+from deepres.training.speed import check_speed
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,7 @@ class DetectRun:
             chosen = self.recipe
         if self.recipe != "auto":
             object.__setattr__(self, "recipe", chosen)
-        if self.speed not in ("auto", *SPEEDS):
-            raise DeepresError(f"unknown speed {self.speed!r}{nearest(self.speed, SPEEDS) or f'; there are auto, {SPEEDS}'}")
+        check_speed(self.speed)
         if self.keep < 1:
             raise DeepresError(f"keep is the number of checkpoints to keep and at least 1, not {self.keep}")
         if self.size is not None and self.size < 32:
@@ -90,16 +89,10 @@ class DetectRun:
         path = Path(path)
         file = path / RUN_FILE if path.is_dir() else path
         try:
-            values = {key: _tuples(value) for key, value in json.loads(file.read_text()).items()}
-            made = DetectRecipe(**{key: _tuples(value) for key, value in values.pop("recipe").items()})
+            values = {key: tuples_in(value) for key, value in json.loads(file.read_text()).items()}
+            made = DetectRecipe(**{key: tuples_in(value) for key, value in values.pop("recipe").items()})
             return cls(**values, recipe=made)
         except FileNotFoundError as error:
             raise DeepresError(f"{file}: there is no run there") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DeepresError(f"{file}: not the run of a detector ({error})") from error
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _tuples(one) for key, one in value.items()}
-    return tuple(_tuples(one) for one in value) if isinstance(value, list) else value

@@ -17,6 +17,7 @@ from deepres.models.builders import Origin, origin, to_json
 from deepres.models.names import our_name, to_others
 from deepres.models.store import locate, write_tensors
 from deepres.nn.resnet import ResNet, ResNetConfig
+from deepres.training.run import tuples_in
 
 COUNTER = "num_batches_tracked"  # a buffer of batch norm that torchvision's frozen norms do not have
 _BODY, _NET = "backbone.body.", "backbone.body.net."
@@ -51,9 +52,9 @@ def load_detector(path: str | Path) -> Detector:
     if "detector" not in header:
         raise DeepresError(f"{path}: not a detector; `deepres detect train` and `deepres.detection.save_detector` write them")
     try:
-        config = DetectorConfig(**{key: _tuples(value) for key, value in header["detector"].items()})
+        config = DetectorConfig(**{key: tuples_in(value) for key, value in header["detector"].items()})
         if "config" in header:
-            net: nn.Module = ResNet(ResNetConfig(**{key: _tuples(value) for key, value in header["config"].items()}))
+            net: nn.Module = ResNet(ResNetConfig(**{key: tuples_in(value) for key, value in header["config"].items()}))
         else:
             net = Origin.from_header(header["origin"]).build()
         model = assemble(net, config)
@@ -61,15 +62,6 @@ def load_detector(path: str | Path) -> Detector:
     except (DeepresError, RuntimeError, KeyError, TypeError) as error:
         raise DeepresError(f"{path}: not a detector that can be built again ({str(error).splitlines()[0]})") from error
     return model.eval()
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(one) for one in value) if isinstance(value, list) else value
-
-
-def detector_notes(path: str | Path) -> dict[str, Any]:
-    """The notes that were saved with a detector."""
-    return dict(read_checkpoint(locate(path))[1].get("notes", {}))
 
 
 def load_torchvision(model: Detector, state: Mapping[str, Tensor]) -> None:

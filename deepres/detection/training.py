@@ -21,10 +21,10 @@ from deepres.detection.trainer import DetectTrainer, common_canvas
 from deepres.errors import DeepresError
 from deepres.training import checkpoint
 from deepres.training.distribute import join_processes
-from deepres.training.epoch import Interrupted
+from deepres.training.epoch import between_steps
+from deepres.training.folder import claim_folder
 from deepres.training.heap import heap_kept
 from deepres.training.progress import peak_memory, read_log
-from deepres.training.run import RUN_FILE
 from deepres.training.speed import SPEEDS
 from deepres.training.speed_trial import exactness
 from deepres.training.stopping import stoppable
@@ -73,7 +73,7 @@ def train_detector(
             model = built(run, data)
         out = Path(run.out) if run.out else None
         if out is not None and context.is_main:
-            _claim(out, run, resume)
+            claim_folder(out, run, resume)
         context.barrier()
         state = checkpoint.read_newest(out / checkpoint.FOLDER, context.device) if resume and out else None
         if state is not None and run.speed == "auto":
@@ -100,18 +100,6 @@ def built(run: DetectRun, data: BoxData) -> Detector:
         options["canvas"] = common_canvas(data, options.get("size", 800), options.get("longest", 1333))
     net_options = {"width": run.width} if run.width != 1 else {}
     return detector(run.net, data.classes, run.form, weights=run.weights, net_options=net_options, **options)
-
-
-def _claim(out: Path, run: DetectRun, resume: bool) -> None:
-    """Make the run's folder and note the run there, never over another run."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not resume and (out / RUN_FILE).exists():
-            raise DeepresError(f"{out}: holds a run already; resume it with --resume, or choose another --out")
-        if not (out / RUN_FILE).exists():
-            (out / RUN_FILE).write_text(run.to_json())
-    except OSError as error:
-        raise DeepresError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
 
 
 def _train(trainer: DetectTrainer, reporter: DetectReporter, stop: threading.Event, *, resumed: bool) -> DetectResult:
@@ -143,7 +131,7 @@ def _train(trainer: DetectTrainer, reporter: DetectReporter, stop: threading.Eve
 
 def _train_epoch(trainer: DetectTrainer, reporter: DetectReporter, stop: threading.Event) -> None:
     """Take the steps from where the run is to the end of the epoch, or of the run."""
-    progress, context = trainer.progress, trainer.context
+    progress = trainer.progress
     trainer.model.train()
     if progress.done >= trainer.total:
         return
@@ -154,14 +142,7 @@ def _train_epoch(trainer: DetectTrainer, reporter: DetectReporter, stop: threadi
         progress.seconds += now - before
         reporter.stepped(batch, now - before)
         before = now
-        if context.sum(torch.tensor(int(stop.is_set()), device=context.device)):
-            trainer.checkpoint()
-            context.barrier()
-            how = f"resume with --resume {trainer.out}" if trainer.out else "it had no folder, so nothing was saved"
-            raise Interrupted(f"interrupted after step {progress.done} of {trainer.total}; {how}")
-        if now - saved > 60 * trainer.run.checkpoint_minutes:
-            trainer.checkpoint()
-            saved = time.perf_counter()
+        saved = between_steps(trainer, stop, saved)
         if progress.done >= trainer.total:
             break
 

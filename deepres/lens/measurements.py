@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from deepres.adapters import Site, sites, uncompiled, unwrapped
+from deepres.adapters import Site, kept_modes, sites, uncompiled, unwrapped
 from deepres.deprecation import renamed
 from deepres.errors import DeepresError
 from deepres.evaluation import branch_times
@@ -92,16 +92,14 @@ class LookResult:
 @contextmanager
 def _at_rest(model: nn.Module) -> Any:
     """Eval mode inside; afterwards modes and ``requires_grad`` are restored."""
-    was = [(module, module.training) for module in model.modules()]
     wants = [(p, p.requires_grad) for p in model.parameters()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in was:
-            module.training = training
-        for parameter, want in wants:
-            parameter.requires_grad_(want)
+    with kept_modes(model):
+        model.eval()
+        try:
+            yield
+        finally:
+            for parameter, want in wants:
+                parameter.requires_grad_(want)
 
 
 @renamed(lesions="ablations", watch="progress")

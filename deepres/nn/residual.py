@@ -26,5 +26,5 @@ class Residual(nn.Module):
 
 
 def plain(branch: nn.Module, after: nn.Module | None = None) -> nn.Sequential:
-    """The same block without its shortcut: ``h(x) = after(branch(x))``."""
+    """Build the block without its shortcut: ``h(x) = after(branch(x))``."""
     return nn.Sequential(OrderedDict(branch=branch, after=after if after is not None else nn.Identity()))

@@ -21,7 +21,7 @@ Finish = Literal["stop", "length", "error"]
 
 
 class SequencesFull(Exception):
-    """As many sequences wait as may."""
+    """Raised where the queue of waiting sequences is full."""
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from deepres.errors import DeepresError
+from deepres.training.distribute import DistributedContext
 from deepres.training.network import has_weights
 from deepres.training.norms import train_mode
 from deepres.training.progress import Pace, Record, peak_memory
@@ -21,6 +23,37 @@ class Interrupted(DeepresError):
     """Ctrl-C or SIGTERM: the run has been saved and can be resumed."""
 
     exit_code = 1
+
+
+class Resumable(Protocol):
+    """The part of a trainer that ``between_steps`` uses."""
+
+    run: Any  # with ``checkpoint_minutes``
+    progress: Any  # with ``done``, the number of finished steps
+    context: DistributedContext
+    total: int  # steps
+    out: Path | None
+
+    def checkpoint(self) -> None: ...
+
+
+def between_steps(trainer: Resumable, stop: threading.Event, saved: float) -> float:
+    """End the run where ``stop`` was set in any process, or write the checkpoint that is due.
+
+    ``saved``: time of the last checkpoint, by ``time.perf_counter``; returns it, or that of a new one.
+
+    Raises ``Interrupted``, with a checkpoint written.
+    """
+    context = trainer.context
+    if context.sum(torch.tensor(int(stop.is_set()), device=context.device)):
+        trainer.checkpoint()
+        context.barrier()
+        how = f"resume with --resume {trainer.out}" if trainer.out else "it had no folder, so nothing was saved"
+        raise Interrupted(f"interrupted after step {trainer.progress.done} of {trainer.total}; {how}")
+    if time.perf_counter() - saved > 60 * trainer.run.checkpoint_minutes:
+        trainer.checkpoint()
+        return time.perf_counter()
+    return saved
 
 
 def train_epoch(trainer: Trainer, stop: threading.Event) -> None:
@@ -43,15 +76,7 @@ def train_epoch(trainer: Trainer, stop: threading.Event) -> None:
         now = time.perf_counter()
         progress.seconds = earlier + now - began
         trainer.pace = Pace(now - began, loader.waited - waited, trainer.pace.examples + batch.total)
-        asked = torch.tensor(int(stop.is_set()), device=context.device)
-        if context.sum(asked):
-            trainer.checkpoint()
-            context.barrier()
-            how = f"resume with --resume {trainer.out}" if trainer.out else "it had no folder, so nothing was saved"
-            raise Interrupted(f"interrupted after step {progress.done} of {trainer.total}; {how}")
-        if now - saved > 60 * trainer.run.checkpoint_minutes:
-            trainer.checkpoint()
-            saved = time.perf_counter()
+        saved = between_steps(trainer, stop, saved)
         if progress.done >= trainer.total:
             break
 

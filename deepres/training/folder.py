@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Protocol
 
 from deepres.errors import DeepresError
-from deepres.training.run import RUN_FILE, Run
+from deepres.training.run import RUN_FILE
 
 
-def claim_folder(out: Path, run: Run, resume: bool) -> list[Path]:
+class Noted(Protocol):
+    """A run's options, as a folder keeps them."""
+
+    def to_json(self) -> str: ...
+
+
+def claim_folder(out: Path, run: Noted, resume: bool) -> list[Path]:
     """Make the run's folder ``out`` and write ``run`` into it. Returns the folders above it that were made, innermost first.
 
     Raises ``DeepresError`` for a folder that holds a run, unless it is resumed, and for one that cannot be written.

@@ -7,10 +7,9 @@ stay. Around the blocks, in the stem and in plain networks, a norm and the ReLU 
 
 from __future__ import annotations
 
-import contextlib
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from deepres.adapters import sites
+from deepres.adapters import kept_modes, sites
 from deepres.nn.branch import Branch
 from deepres.nn.fused import FusedNorm, FusedReLU
 from deepres.training.distribute import SyncBatchNorm2d
@@ -35,7 +34,8 @@ def accelerate(model: nn.Module) -> nn.Module:
     running statistics, ``state_dict`` keys and, up to rounding, results stay; in eval mode, results stay to the bit. One pass
     over an activation takes the place of three or four: it pays in channels-last memory, where ``kernels.status()`` names kernels.
     """
-    with _training_mode(model):
+    with kept_modes(model):
+        model.train()  # layers such as dropout are traced as they train
         blocks = dict.fromkeys(site.block for site in sites(model))
         for block in blocks:
             if not isinstance(block, _Fused):
@@ -187,15 +187,3 @@ def _is_relu(node: fx.Node, parts: dict[str, nn.Module]) -> bool:
 
 def _is_sum(node: Any) -> bool:
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target in _SUMS and not node.kwargs
-
-
-@contextlib.contextmanager
-def _training_mode(model: nn.Module) -> Iterator[None]:
-    """While open, every module is in training mode: layers such as dropout are traced as they train."""
-    before = [(module, module.training) for module in model.modules()]
-    model.train()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from deepres.data.options import Augment
 from deepres.errors import DeepresError, nearest
+
+_Kind = TypeVar("_Kind")
 
 Schedule = Literal["steps", "one-cycle", "cosine", "plateau"]
 Optimizer = Literal["sgd", "adamw", "muon"]
@@ -216,9 +218,14 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 }
 
 
+def recipe_in(recipes: Mapping[str, Callable[[], _Kind]], name: str) -> _Kind:
+    """The recipe of a table by its name. Raises ``DeepresError`` for a name that is not in the table."""
+    if name not in recipes:
+        hint = nearest(name, recipes) or f"; there are {', '.join(recipes)}"
+        raise DeepresError(f"unknown recipe {name!r}{hint}")
+    return recipes[name]()
+
+
 def recipe(name: str, **changes: Any) -> Recipe:
     """A recipe by name, with fields changed: ``recipe("paper-cifar", epochs=20)``."""
-    if name not in RECIPES:
-        hint = nearest(name, RECIPES) or f"; there are {', '.join(RECIPES)}"
-        raise DeepresError(f"unknown recipe {name!r}{hint}")
-    return replace(RECIPES[name](), **{key: value for key, value in changes.items() if value is not None})
+    return replace(recipe_in(RECIPES, name), **{key: value for key, value in changes.items() if value is not None})

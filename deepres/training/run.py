@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from deepres.data.options import parse_bytes
-from deepres.errors import DeepresError, nearest
+from deepres.errors import DeepresError
 from deepres.training.recipes import Recipe, recipe
-from deepres.training.speed import SPEEDS
+from deepres.training.speed import check_speed
 
 RUN_FILE = "run.json"
 
@@ -67,8 +67,7 @@ class Run(RunOptions, _Subject):
         chosen = dataclasses.replace(chosen, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[arg-type]
         if self.recipe != "auto":
             object.__setattr__(self, "recipe", chosen)
-        if self.speed not in ("auto", *SPEEDS):
-            raise DeepresError(f"unknown speed {self.speed!r}{nearest(self.speed, SPEEDS) or f'; there are auto, {SPEEDS}'}")
+        check_speed(self.speed)
         if self.memory not in ("auto", "all"):
             try:
                 parse_bytes(self.memory)
@@ -87,7 +86,7 @@ class Run(RunOptions, _Subject):
         file = path / RUN_FILE if path.is_dir() else path
         try:
             values = json.loads(file.read_text())
-            steps = {key: _tuples(value) for key, value in values.pop("recipe").items()}
+            steps = {key: tuples_in(value) for key, value in values.pop("recipe").items()}
             return cls(**values, recipe=Recipe(**steps))
         except FileNotFoundError as error:
             raise DeepresError(f"{file}: no such file, so there is no run to read here") from error
@@ -95,5 +94,8 @@ class Run(RunOptions, _Subject):
             raise DeepresError(f"{file}: not a run that deepres saved ({error})") from error
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+def tuples_in(value: Any) -> Any:
+    """A value read from JSON, with tuples in place of its lists, also within dictionaries."""
+    if isinstance(value, dict):
+        return {key: tuples_in(one) for key, one in value.items()}
+    return tuple(tuples_in(one) for one in value) if isinstance(value, list) else value

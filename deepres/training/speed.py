@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from deepres.errors import DeepresError, nearest
+
 if TYPE_CHECKING:  # this module is imported for its names, by a command line that may need no torch
     import torch
 
@@ -53,3 +55,9 @@ SPEEDS = {
         Speed("bf16-fused-compiled", bf16=True, channels_last=True, fused=True, compile=True),
     )
 }
+
+
+def check_speed(name: str) -> None:
+    """Raise ``DeepresError`` for what is neither ``auto`` nor a name of ``SPEEDS``."""
+    if name not in ("auto", *SPEEDS):
+        raise DeepresError(f"unknown speed {name!r}{nearest(name, SPEEDS) or f'; there are auto, {SPEEDS}'}")

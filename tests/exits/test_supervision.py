@@ -1,18 +1,17 @@
 """Exits that learn with the network: its signal can be read earlier, the gradient is the loss's, and a run resumes to the bit."""
 
 import dataclasses
-import os
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from stopping_callback import Stop
 
 import deepres
 from deepres import DeepresError, Run
 from deepres.adapters import find_blocks, segments
-from deepres.data import Batch, open_data
+from deepres.data import open_data
 from deepres.exits.supervision import DeepSupervision
 from deepres.ghosting.recording import batches
 from deepres.models import read_checkpoint
@@ -22,17 +21,6 @@ from deepres.training.distribute import DistributedContext
 HOW = Recipe("tiny", epochs=4, batch=64, lr=0.05, schedule="one-cycle", warmup=0.3, augment="none", exits=0.5)
 NET = {"net": "resnet20-cifar", "data": "digits", "recipe": HOW, "speed": "exact", "width": 0.5, "memory": "all"}
 CPU = torch.device("cpu")
-
-
-class Stop(deepres.Callback):
-    """Asks the process to end after a step, as a scheduler does."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def after_step(self, trainer: Trainer, batch: Batch) -> None:
-        if trainer.progress.done == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.fixture(scope="module")

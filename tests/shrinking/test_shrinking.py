@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from stopping_callback import Stop
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClassification
 
@@ -244,17 +243,6 @@ def test_it_shrinks_and_still_reads_digits(small) -> None:
     assert len(deepres.sites(model)) == 5
     assert json.loads((out / "shrink.json").read_text())["blocks"] == [9, 5]
     assert model.state_dict().keys() == deepres.nn.ResNet(model.config).state_dict().keys()
-
-
-class Stop(deepres.Callback):
-    """Asks the process to end after a step, as a scheduler does."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def after_step(self, trainer: Trainer, batch: Batch) -> None:
-        if trainer.progress.done == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.parametrize("step", [5, 30, 50])
