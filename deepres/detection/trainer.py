@@ -24,6 +24,7 @@ from deepres.detection.store import load_detector, save_detector
 from deepres.errors import DeepresError
 from deepres.training import checkpoint
 from deepres.training.distribute import DistributedContext
+from deepres.training.fusion import accelerate, undo_acceleration
 from deepres.training.guard import NonFinite
 from deepres.training.speed import SPEEDS, Speed
 from deepres.training.trainer import BEST
@@ -82,6 +83,8 @@ class DetectTrainer:
         if self.recipe.ema:
             self.averaged = AveragedModel(model, multi_avg_fn=rising_average(self.recipe.ema), use_buffers=True)
         self._best: dict[str, Tensor] | None = None
+        if self.speed.fused:
+            accelerate(self.model)
         if self.speed.compile:
             self.model.backbone.compile()
         self.forward: nn.Module = self.model
@@ -150,8 +153,8 @@ class DetectTrainer:
             self._best = {name: tensor.detach().cpu().clone() for name, tensor in self.deploy().state_dict().items()}
 
     def load_best(self) -> Detector:
-        """``deploy()`` with the weights of the best epoch, the same in all processes."""
-        final = self.deploy()
+        """``deploy()`` with the weights of the best epoch, the same in all processes, and with ordinary modules."""
+        final: Detector = undo_acceleration(self.deploy())  # type: ignore[assignment]
         if self._best is not None:
             final.load_state_dict(self._best)
         elif self.out is not None and self.context.is_main and (self.out / BEST).exists():

@@ -21,6 +21,7 @@ from deepres.detection import DetectRun, load_detector, resume_detector, train_d
 from deepres.detection.batches import DRAWS, BoxLoader, augmented
 from deepres.detection.recipe import DETECT_RECIPES, DetectRecipe, detect_recipe
 from deepres.detection.trainer import DetectTrainer, common_canvas
+from deepres.nn.fused import FusedNorm
 from deepres.training.epoch import Interrupted
 
 
@@ -55,6 +56,18 @@ def test_the_folder_holds_what_was_measured(trained) -> None:
     assert list((trained.out / "tensorboard").iterdir())
     with pytest.raises(DeepresError, match="holds a run already"):
         train_detector(trained.run, show=False)
+
+
+def test_fused_kernels_train_the_same_detector(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    run = FusedNorm.forward
+    monkeypatch.setattr(FusedNorm, "forward", lambda self, *args: calls.append(self.training) or run(self, *args))
+    results = [
+        train_detector(dataclasses.replace(tiny_run(shapes, None, epochs=1), speed=speed), show=False)
+        for speed in ("float32-channels-last", "float32-fused")
+    ]
+    assert sum(calls) > 0 and not any(isinstance(module, FusedNorm) for module in results[1].model.modules())
+    assert results[1].history[0].loss == pytest.approx(results[0].history[0].loss, rel=0.02)
 
 
 def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
