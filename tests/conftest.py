@@ -63,6 +63,11 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+def _is_problem(message: Any) -> bool:
+    """Whether a console message is an error or a warning; Plotly logs its own as traces that begin with WARN."""
+    return message.type in ("error", "warning") or message.text.startswith("WARN")
+
+
 @pytest.fixture
 def browse() -> Iterator[Callable[..., Any]]:
     """Open an HTML file in headless Chromium. The test fails if the page logs an error or a warning, or requests anything by HTTP."""
@@ -77,7 +82,7 @@ def browse() -> Iterator[Callable[..., Any]]:
 
         def opened(path: Path, **context: Any) -> Any:
             tab = browser.new_page(**context)
-            tab.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
+            tab.on("console", lambda message: problems.append(message.text) if _is_problem(message) else None)
             tab.on("pageerror", lambda error: problems.append(str(error)))
             tab.on("request", lambda request: problems.append(request.url) if request.url.startswith("http") else None)
             tab.goto(path.as_uri())

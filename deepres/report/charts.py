@@ -112,6 +112,8 @@ def lines(*panels: Panel, shared_y: bool = False, unified: bool = False) -> go.F
         if column == 1 or not shared_y:
             first = False if panel.right is not None else None
             figure.update_yaxes(**panel.y.options(), row=1, col=column, secondary_y=first)
+        else:  # Plotly lets an axis follow another only if both are of one type
+            figure.update_yaxes(type=panels[0].y.options().get("type"), row=1, col=column)
         if panel.right is not None:
             figure.update_yaxes(**panel.right.options(), showgrid=False, row=1, col=column, secondary_y=True)
     return _laid_out(figure, hovermode="x unified" if unified else "closest", showlegend=len(listed) > 1)
