@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from deepres.engines import export, optimize
     from deepres.evaluation import evaluate, generate, predict
     from deepres.ghosting import ghost, load_ghost
-    from deepres.models import create, load, save
+    from deepres.models import create, from_pretrained, load, push, save, save_pretrained
     from deepres.nn import deepen, names
     from deepres.shrinking import shrink
     from deepres.training import Run, accelerate, resume, train
@@ -35,6 +35,7 @@ __all__ = [
     "deepen",
     "evaluate",
     "export",
+    "from_pretrained",
     "generate",
     "ghost",
     "load",
@@ -42,9 +43,11 @@ __all__ = [
     "names",
     "optimize",
     "predict",
+    "push",
     "register_site",
     "resume",
     "save",
+    "save_pretrained",
     "shrink",
     "sites",
     "train",
@@ -53,7 +56,7 @@ __all__ = [
 _PUBLIC = {
     "deepres.nn": ("deepen", "names"),
     "deepres.adapters": ("Site", "register_site", "sites"),
-    "deepres.models": ("create", "load", "save"),
+    "deepres.models": ("create", "from_pretrained", "load", "push", "save", "save_pretrained"),
     "deepres.evaluation": ("evaluate", "generate", "predict"),
     "deepres.training": ("Run", "accelerate", "resume", "train"),
     "deepres.shrinking": ("shrink",),

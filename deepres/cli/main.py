@@ -32,6 +32,7 @@ COMMANDS = {
     "nets": "List the networks that have a name.",
     "optimize": "Find the fastest engine of this machine that keeps a network's answers.",
     "export": "Export a trained network to ONNX, OpenVINO, torch.export or an AOTInductor package.",
+    "push": "Write a trained network as a folder for the Hugging Face Hub, or upload it.",
 }
 RENAMED = {
     "look": {"lesions": "ablations"},

@@ -10,6 +10,11 @@ from .exported import ExportedModel as ExportedModel
 from .exported import is_exported as is_exported
 from .exported import open_exported as open_exported
 from .head import replace_head as replace_head
+from .hub import Pushed as Pushed
+from .hub import push as push
+from .hub_folder import HubFolder as HubFolder
+from .hub_folder import from_pretrained as from_pretrained
+from .hub_folder import save_pretrained as save_pretrained
 from .labels import LabelMatch as LabelMatch
 from .labels import match_labels as match_labels
 from .labels import relabel as relabel

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -90,7 +91,22 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise DeepresError(
             f"{path}: not a whole safetensors file ({error}); it may be truncated, so copy or download it again"
         ) from error
-    return tensors, header if isinstance(header, dict) else {}
+    header = header if isinstance(header, dict) else {}
+    if "sha256" in header and header["sha256"] != tensors_digest(tensors):
+        raise DeepresError(
+            f"{path}: its weights were changed after they were written (their checksum differs); get the file again"
+        )
+    return tensors, header
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors with their names, types and shapes."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 @dataclass(frozen=True)

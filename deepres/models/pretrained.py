@@ -24,6 +24,7 @@ from deepres.data import Prepare
 from deepres.errors import DeepresError, nearest
 from deepres.models.builders import need_library
 from deepres.models.checkpoint import read_checkpoint
+from deepres.models.hub_reading import CONFIG, is_hub_folder, open_hub_folder
 from deepres.nn import zoo
 
 NONE, USUAL = "none", "pretrained"
@@ -55,7 +56,8 @@ class Pretrained:
 
     name: str  # such as "torchvision:ResNet18_Weights.IMAGENET1K_V1"
     fetch: Callable[[], Mapping[str, Tensor]] = field(repr=False)
-    notes: Mapping[str, Any] = field(default_factory=dict)  # "classes" and "prepare", as `models.save` notes them
+    # "classes" and "prepare", as `models.save` notes them; of weights of the Hub once `state` has fetched them
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     def state(self) -> dict[str, Tensor]:
         """The tensors by name.
@@ -74,8 +76,13 @@ def is_weights_name(weights: object) -> bool:
 
 
 def resolve_hub(reference: str) -> str:
-    """``hf:OWNER/NAME`` as ``hf:FOLDER`` of Hugging Face's cache, downloaded where it is not there; anything else as it is."""
+    """``hf:OWNER/NAME`` as ``hf:FOLDER`` of Hugging Face's cache, downloaded where it is not there, and so a folder for the Hub.
+
+    Anything else as it is.
+    """
     rest = reference.removeprefix("hf:")
+    if (Path(rest) / CONFIG).is_file():
+        return f"hf:{rest}"
     if not reference.startswith("hf:") or Path(rest).exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", rest):
         return reference
     return f"hf:{hub_folder(rest)}"
@@ -241,7 +248,7 @@ def hub_folder(repository: str) -> Path:
 
     Raises ``DeepresError`` that names the address and the folder where the network or the repository cannot be reached.
     """
-    hub = need_library("huggingface_hub", "transformers")
+    hub = need_library("huggingface_hub", "hub")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise DeepresError(f"hf:{repository}: neither a folder nor OWNER/NAME of a repository of the Hugging Face Hub")
     try:
@@ -269,18 +276,24 @@ def _unreachable_hub(repository: str, files: str, error: Exception) -> DeepresEr
 
 
 def _hub_cache() -> str:
-    return str(need_library("huggingface_hub", "transformers").constants.HF_HUB_CACHE)
+    return str(need_library("huggingface_hub", "hub").constants.HF_HUB_CACHE)
 
 
 def _hub(repository: str) -> Pretrained:
+    notes: dict[str, Any] = {}  # known when the folder is there
+
     def fetch() -> Mapping[str, Tensor]:
         folder = Path(repository) if Path(repository).is_dir() else hub_folder(repository)
+        if is_hub_folder(folder):
+            model, noted, _ = open_hub_folder(folder)
+            notes.update(noted)
+            return model.state_dict()
         files = sorted(folder.glob("*.safetensors"))
         if not files:
             raise DeepresError(f"hf:{repository}: the folder {folder} holds no .safetensors file")
         return {name: tensor for file in files for name, tensor in read_checkpoint(file)[0].items()}
 
-    return Pretrained(f"hf:{repository}", fetch)
+    return Pretrained(f"hf:{repository}", fetch, notes)
 
 
 def _packaged(name: str) -> Pretrained:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from deepres.errors import DeepresError
 from deepres.models.builders import Origin, allow_builder, build, origin, to_json
-from deepres.models.checkpoint import KEY, read_checkpoint
+from deepres.models.checkpoint import KEY, read_checkpoint, tensors_digest
 from deepres.models.names import infer_config
 from deepres.models.weights import Matched, load_weights
 from deepres.nn import zoo
@@ -33,17 +34,19 @@ def save(model: nn.Module, path: str | Path, **notes: Any) -> Path:
 
     Raises ``DeepresError`` where the file cannot be written, and where the network cannot be built again from it.
     """
-    path = Path(path)
+    return write_network(Path(path), model, notes)
+
+
+def write_network(
+    path: Path, model: nn.Module, notes: Mapping[str, Any], *, zeros: Mapping[str, Tensor] | None = None, checksum: bool = False
+) -> Path:
+    """Write the file of ``save``. With a ``checksum`` of its tensors, a changed file is refused when it is read.
+
+    ``zeros``: tensors that ``model`` does not have and another library needs; reading leaves them out.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    built: dict[str, Any] = {}
-    noted = None
-    if isinstance(model, ResNet):
-        built = {"config": dataclasses.asdict(model.config)}
-    elif isinstance(model, Transformer):
-        built = {"transformer": dataclasses.asdict(model.config)}
-    elif (noted := origin(model)) is not None:
-        built = {"origin": to_json(noted)}
-    header = json.dumps({**built, "notes": notes})
+    noted = None if isinstance(model, ResNet | Transformer) else origin(model)
+    header: dict[str, Any] = {**description(model), "notes": notes}
     tensors, seen = {}, set()
     for name, tensor in model.state_dict().items():
         if tensor.data_ptr() in seen and tensor.numel():  # tied weights are kept once
@@ -51,8 +54,23 @@ def save(model: nn.Module, path: str | Path, **notes: Any) -> Path:
         seen.add(tensor.data_ptr())
         tensors[name] = tensor.detach().cpu().contiguous()
     if noted is not None:
-        _check_rebuilt(json.loads(header)["origin"], model, path)
-    return write_tensors(path, tensors, header)
+        _check_rebuilt(json.loads(json.dumps(to_json(noted))), model, path)
+    if zeros:
+        header["zeros"] = sorted(zeros)
+        tensors.update(zeros)
+    if checksum:
+        header["sha256"] = tensors_digest(tensors)
+    return write_tensors(path, tensors, json.dumps(header))
+
+
+def description(model: nn.Module) -> dict[str, Any]:
+    """Describe how ``model`` is built: ``config`` or ``transformer`` of a network of ours, ``origin`` of another's; empty if unknown."""
+    if isinstance(model, ResNet):
+        return {"config": dataclasses.asdict(model.config)}
+    if isinstance(model, Transformer):
+        return {"transformer": dataclasses.asdict(model.config)}
+    noted = origin(model)
+    return {"origin": to_json(noted)} if noted is not None else {}
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], header: str) -> Path:
@@ -63,7 +81,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: str) -> Path:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     try:
-        save_file(tensors, name, metadata={KEY: header})
+        save_file(tensors, name, metadata={KEY: header, "format": "pt"})  # transformers asks for the format
         os.chmod(name, 0o644)
         with open(name, "rb") as file:
             os.fsync(file.fileno())
@@ -91,10 +109,10 @@ def _check_rebuilt(header: dict[str, Any], model: nn.Module, path: Path) -> None
 
 
 def locate(path: str | Path) -> Path:
-    """The weights file that ``path`` names: itself, or the best (else the last) of a run's folder."""
+    """The weights file that ``path`` names: itself, or the best (else the last) of a run's folder, or that of a folder for the Hub."""
     path = Path(path)
     if path.is_dir():
-        for name in ("best.safetensors", "last.safetensors", "net.safetensors"):
+        for name in ("best.safetensors", "last.safetensors", "net.safetensors", "model.safetensors"):
             if (path / name).is_file():
                 return path / name
         raise DeepresError(f"{path}: the folder holds no best.safetensors or last.safetensors, so no finished run")
@@ -115,8 +133,16 @@ def from_file(path: Path, reference: str | None = None, **options: Any) -> tuple
     Raises ``DeepresError`` for a file that is missing, truncated, unsafe or of another network.
     """
     state, header = read_checkpoint(path)
+    return from_state(state, header, path, reference, **options)
+
+
+def from_state(
+    state: dict[str, Tensor], header: dict[str, Any], path: Path, reference: str | None = None, **options: Any
+) -> tuple[nn.Module, dict[str, Any], Matched]:
+    """``from_file``, of what ``read_checkpoint`` gives; ``path`` is named in errors."""
     try:
-        model = _built(state, header, reference, options)
+        model = network_from(state, header, reference, options)
+        state = {name: tensor for name, tensor in state.items() if name not in header.get("zeros", ())}
         report = load_weights(model, state)
     except (DeepresError, KeyError, TypeError) as error:
         reason = error if isinstance(error, DeepresError) else f"its header is not one that deepres wrote ({error})"
@@ -125,7 +151,14 @@ def from_file(path: Path, reference: str | None = None, **options: Any) -> tuple
     return model.eval(), noted if isinstance(noted, dict) else {}, report
 
 
-def _built(state: dict[str, Tensor], header: dict[str, Any], reference: str | None, options: dict[str, Any]) -> nn.Module:
+def network_from(
+    state: Mapping[str, Tensor],
+    header: Mapping[str, Any],
+    reference: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """The network, freshly initialised, that a header describes, or else a reference, or else the tensors of a ``state``."""
+    options = options or {}
     if "detector" in header:
         raise DeepresError(
             "holds a detector, which `deepres detect` evaluates, uses, looks at and shrinks; it has no ghost, since the answer for "

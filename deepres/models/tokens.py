@@ -9,6 +9,7 @@ from pathlib import Path
 from deepres.data import BytePairs, Characters, Tokens, Vocabulary
 from deepres.data.text import CONTEXT
 from deepres.errors import DeepresError
+from deepres.models.hub_reading import is_hub_folder
 from deepres.models.pretrained import resolve_hub
 from deepres.models.store import notes
 
@@ -21,12 +22,20 @@ def vocabulary_of(reference: str | Path) -> Vocabulary | None:
     Raises ``DeepresError`` for one that cannot be read, or that has more tokens than the network.
     """
     text = str(reference)
+    if (Path(text) / "config.json").is_file():
+        text = f"hf:{text}"
     if text.startswith("hf:"):
-        return _hugging_face(Path(resolve_hub(text).removeprefix("hf:")))
+        folder = Path(resolve_hub(text).removeprefix("hf:"))
+        return _vocabulary_in(folder) if is_hub_folder(folder) else _hugging_face(folder)
     if not Path(text).exists() or not any(Path(text).suffix == s for s in ("", ".safetensors")):
         return None
+    return _vocabulary_in(Path(text))
+
+
+def _vocabulary_in(path: Path) -> Vocabulary | None:
+    """The vocabulary noted in a file of ours, or in that of a folder."""
     try:
-        noted = notes(text)
+        noted = notes(path)
     except DeepresError:
         return None  # another's checkpoint; whoever loads it says what is wrong with it
     prepare = noted.get("prepare") or {}

@@ -17,7 +17,7 @@ from torch import nn
 from deepres.callback import Callback
 from deepres.data import Data
 from deepres.errors import DeepresError
-from deepres.evaluation import Evaluation, measure
+from deepres.evaluation import Evaluation, describe_machine, measure
 from deepres.exits.supervision import DeepSupervision
 from deepres.models import annotate
 from deepres.nn import config
@@ -201,6 +201,7 @@ def _conclude(trainer: Trainer, history: list[Record], out: Path | None) -> Resu
             "seconds": progress.seconds,
             "speed": trainer.speed.name,
             "torch": torch.__version__,
+            "machine": describe_machine(trainer.context.device),
             "test": test.to_dict(),
             "data": data.report(),
         }
