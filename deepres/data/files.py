@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
@@ -69,8 +70,9 @@ def listed(
 
     Raises ``DeepresError`` where there are fewer than two, or no images.
     """
-    found = list(found)
+    found, notes = list(found), list(notes)
     if classes is None:
+        found = _spelled_alike(found, notes)
         classes = sorted({label for _, label, _ in found})
         if numbers and all(label.isdecimal() for label in classes):
             classes.sort(key=int)
@@ -84,6 +86,23 @@ def listed(
     for split, label, item in found:
         splits.setdefault(split, []).append(replace(item, label=number[label]))
     return Listing(tuple(classes), {split: tuple(items) for split, items in splits.items()}, tuple(notes))
+
+
+def _spelled_alike(found: list[tuple[str, str, Item]], notes: list[str]) -> list[tuple[str, str, Item]]:
+    """Take classes whose names differ in case, spaces, ``_`` or ``-`` alone as one, where no split has both."""
+    alike: dict[str, dict[str, set[str]]] = {}
+    for split, label, _ in found:
+        key = re.sub(r"[\s_\-]+", " ", label).strip().casefold()
+        alike.setdefault(key, {}).setdefault(label, set()).add(split)
+    names: dict[str, str] = {}
+    for spellings in alike.values():
+        if len(spellings) > 1 and sum(map(len, spellings.values())) == len(set.union(*spellings.values())):
+            usual = next((label for label, splits in spellings.items() if "train" in splits), min(spellings))
+            names |= {label: usual for label in spellings if label != usual}
+    if names:
+        said = ", ".join(f"{label!r} as {usual!r}" for label, usual in list(names.items())[:3])
+        notes.append(f"classes of the splits that are spelled alike are taken as one: {said}{' ...' if len(names) > 3 else ''}")
+    return [(split, names.get(label, label), item) for split, label, item in found]
 
 
 def fingerprint(items: Iterable[Item], *more: object) -> str:

@@ -29,6 +29,7 @@ class Tree:
     files: dict[str, Item]
     folders: frozenset[str]  # all folders, also empty ones
     hidden: tuple[str, ...] = ()  # hidden and system folders that were skipped
+    notes: tuple[str, ...] = ()  # sentences on what could not be followed or opened
 
     @property
     def images(self) -> list[str]:
@@ -43,28 +44,54 @@ class Tree:
 
 
 def folder_tree(root: Path) -> Tree:
-    """The tree of a folder. Links to folders are followed directly below the root only."""
+    """The tree of a folder. Links are followed, but for those to a folder around them.
+
+    Raises ``DeepresError`` for a folder that may not be read.
+    """
     files: dict[str, Item] = {}
     folders: set[str] = set()
     hidden: list[str] = []
+    circular: list[str] = []
+    broken: list[str] = []
+    closed: list[str] = []
 
-    def walk(path: str, prefix: str) -> None:
-        with os.scandir(path) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
+    def walk(path: str, prefix: str, above: frozenset[str]) -> None:
+        try:
+            with os.scandir(path) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except PermissionError as error:
+            if not prefix:
+                raise DeepresError(f"{root}: may not be read ({error.strerror})") from error
+            closed.append(prefix.rstrip("/"))
+            return
         for entry in found:
             name = prefix + entry.name
-            if entry.is_dir(follow_symlinks=prefix.count("/") < 2):
+            real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(os.path.realpath(path), entry.name)
+            if entry.is_dir():
                 if is_system(entry.name):
                     hidden.append(name)
+                elif real in above:
+                    circular.append(name)
                 else:
                     folders.add(name)
-                    walk(entry.path, name + "/")
+                    walk(entry.path, name + "/", above | {real})
             elif not is_system(entry.name) and entry.is_file():
                 files[name] = Item(entry.path, -1)
+            elif entry.is_symlink():
+                broken.append(name)
 
-    walk(str(root), "")
+    walk(str(root), "", frozenset({os.path.realpath(root)}))
     ordered = sorted(files, key=lambda name: name.split("/"))
-    return Tree(root, {name: files[name] for name in ordered}, frozenset(folders), tuple(hidden))
+    notes = [
+        f"{what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+        for what, names in (
+            ("links to a folder around them, skipped", circular),
+            ("links that lead nowhere, skipped", broken),
+            ("folders that may not be read, skipped", closed),
+        )
+        if names
+    ]
+    return Tree(root, {name: files[name] for name in ordered}, frozenset(folders), tuple(hidden), tuple(notes))
 
 
 def zip_tree(path: Path) -> Tree:

@@ -184,6 +184,14 @@ def flat_names(root: Path) -> Path:
     return root
 
 
+def listed_splits(root: Path) -> Path:
+    """Food-101: class folders, and the splits in lists."""
+    for part in ("train", "test"):
+        rows = files(root, part, lambda k, i, part=part: f"images/{NAMES[k]}/{part}{i}.png")
+        put(root / f"meta/{part}.txt", "".join(f"{name.removeprefix('images/').removesuffix('.png')}\n" for name, _ in rows))
+    return root
+
+
 WORDS, NUMBERS = NAMES, ("0", "1")
 WAYS: dict[
     str, tuple[Callable[[Path], Path], tuple[str, ...], int]
@@ -200,6 +208,7 @@ WAYS: dict[
     "MNIST's files": (mnist, NUMBERS, 6 * EACH // 5 * 2),
     "CIFAR's files": (cifar, WORDS, 6 * EACH // 5 * 2),
     "a NumPy archive": (npz, NUMBERS, 6 * EACH // 5 * 2),
+    "class folders and lists of splits": (listed_splits, WORDS, 6 * EACH // 5 * 2),
     "labels in file names": (flat_names, WORDS, EACH * 2),
 }
 TRAIN = (

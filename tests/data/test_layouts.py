@@ -114,8 +114,15 @@ def test_the_development_kits_numbers(mapping: str | None, tmp_path: Path) -> No
         import numpy as np
         from scipy.io import savemat
 
-        table = np.array([(i + 1, word) for i, word in enumerate(WORDNET)], dtype=[("ILSVRC2012_ID", "f8"), ("WNID", "O")])
-        savemat(kit / "meta.mat", {"synsets": table[:, None]})
+        fields = ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height", "num_train_images")
+        none = np.zeros((1, 0), np.uint8)
+        rows = [(i + 1.0, word, "kit fox, Vulpes", "a fox", 0.0, none, 0.0, 1300.0) for i, word in enumerate(WORDNET)]
+        rows.append(
+            (1001.0, "n02083346", "canine", "a mammal", 2.0, np.array([[1.0, 2.0]]), 1.0, 0.0)
+        )  # not a class: a group of them
+        table = np.empty((len(rows), 1), dtype=[(field, object) for field in fields])
+        table[:, 0] = rows
+        savemat(kit / "meta.mat", {"synsets": table})
     elif mapping:
         (kit / mapping).write_text("".join(f"{word} {i + 1} name\n" for i, word in enumerate(WORDNET)))
     else:
@@ -220,9 +227,9 @@ def test_other_tasks_are_named(files: dict[str, str | None], says: str, tmp_path
         open_data(tmp_path)
 
 
-def test_archives_inside_are_named(tmp_path: Path) -> None:
-    (tmp_path / "train.zip").write_bytes(b"x")
-    with pytest.raises(DeepresError, match=r"holds no images, but train\.zip; extract it"):
+def test_archives_of_other_kinds_are_named(tmp_path: Path) -> None:
+    (tmp_path / "train.7z").write_bytes(b"x")
+    with pytest.raises(DeepresError, match=r"holds no images, but train\.7z; extract it"):
         open_data(tmp_path)
 
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from deepres.data.decode import is_image_name
 from deepres.data.files import Listing
-from deepres.data.readers import arrays, arrow, kaggle, pixels, table, tars
+from deepres.data.readers import archives, arrays, arrow, pixels, table, tars
 from deepres.data.readers.arrays import Arrays
-from deepres.data.tree import folder_tree, zip_tree
 from deepres.errors import DeepresError
 
 __all__ = ["READERS", "Arrays", "Reader", "find"]
@@ -20,7 +20,7 @@ class Reader(NamedTuple):
 
     name: str
     takes: Callable[[Path], bool]
-    read: Callable[[Path], Listing | Arrays]
+    read: Callable[[Path], Listing | Arrays | Path]  # a path is a folder to be read instead
 
 
 def _suffix(*suffixes: str) -> Callable[[Path], bool]:
@@ -29,17 +29,19 @@ def _suffix(*suffixes: str) -> Callable[[Path], bool]:
 
 READERS = (
     Reader("a table of pixels", pixels.is_pixels, pixels.read),
-    Reader("a table of paths and labels", _suffix(".csv", ".tsv", ".jsonl"), table.read),
+    Reader("a table of paths and labels", _suffix(".csv", ".tsv", ".jsonl", ".json"), table.read),
     Reader("a NumPy archive", _suffix(".npz"), arrays.npz),
     Reader("a Parquet or Arrow file", _suffix(".parquet", ".arrow"), arrow.read),
     Reader("a tar file", _suffix(".tar"), lambda path: tars.read(str(path), [path])),
-    Reader("a zip", _suffix(".zip"), lambda path: kaggle.read(zip_tree(path))),
+    Reader("a zip", _suffix(".zip"), archives.read_zip),
+    Reader("a compressed tar file", archives.is_compressed_tar, archives.unpacked),
     Reader("CIFAR's Python files", lambda path: path.is_dir() and arrays.is_cifar(path), arrays.cifar),
     Reader("MNIST's idx files", lambda path: path.is_dir() and arrays.is_mnist(path), arrays.mnist),
     Reader("Parquet or Arrow files", lambda path: path.is_dir() and arrow.is_arrow_folder(path), arrow.read_folder),
     Reader("tar shards", lambda path: any(path.glob("*.tar")), lambda path: tars.read(str(path), sorted(path.glob("*.tar")))),
+    Reader("a folder of one NumPy archive", lambda path: path.is_dir() and arrays.only_npz(path) is not None, arrays.npz_of),
     Reader("tables of pixels", lambda path: path.is_dir() and pixels.is_pixels_folder(path), pixels.read_folder),
-    Reader("a folder", Path.is_dir, lambda path: kaggle.read(folder_tree(path))),
+    Reader("a folder", Path.is_dir, archives.read_any_folder),
 )
 
 
@@ -50,6 +52,19 @@ def find(path: Path) -> Listing | Arrays:
     """
     for reader in READERS:
         if reader.takes(path):
-            return reader.read(path)
+            found = reader.read(path)
+            return _find_unpacked(found, path) if isinstance(found, Path) else found
+    if path.is_file() and is_image_name(path.name):
+        raise DeepresError(
+            f"{path}: is one image; a set is a folder of images or a file that lists them (`deepres predict` takes one)"
+        )
     ways = ", ".join(reader.name for reader in READERS)
-    raise DeepresError(f"{path}: not a way of storing images that is known; there are {ways}")
+    raise DeepresError(f"{path}: not a way of storing images that is known; files and folders that are read: {ways}")
+
+
+def _find_unpacked(folder: Path, archive: Path) -> Listing | Arrays:
+    """The set in the folder of an archive's files, whose messages name the archive."""
+    try:
+        return find(folder)
+    except DeepresError as error:
+        raise DeepresError(str(error).replace(str(folder), str(archive))) from error

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from deepres.data.dataset import Resident
-from deepres.data.decode import grey_bytes
+from deepres.data.decode import grey_bytes, is_image_name
 from deepres.errors import DeepresError
 
 
@@ -51,6 +51,20 @@ def npz(path: Path) -> Arrays:
     if not pairs:
         raise DeepresError(f"{path}: no images and labels, or x_train and y_train; it holds {', '.join(arrays) or 'nothing'}")
     return listing(str(path), {split: (arrays[images], arrays[labels]) for split, (images, labels) in pairs.items()})
+
+
+def only_npz(folder: Path) -> Path | None:
+    """The NumPy archive of a folder that holds one, and no images."""
+    files = [path for path in (*folder.glob("*"), *folder.glob("*/*")) if path.is_file()]
+    found = [path for path in files if path.suffix.lower() == ".npz"]
+    return found[0] if len(found) == 1 and not any(is_image_name(path.name) for path in files) else None
+
+
+def npz_of(folder: Path) -> Arrays:
+    """The arrays of a folder that holds one NumPy archive."""
+    path = only_npz(folder)
+    assert path is not None
+    return npz(path)
 
 
 def listing(

@@ -17,10 +17,18 @@ _WORDS = {
 }
 _SPLIT = re.compile(rf"({'|'.join(_WORDS)})(?:[ _-]?(?:set|images|imgs|data|split|\d{{1,4}}))?", re.IGNORECASE)
 _WITHIN = re.compile(rf"(?<![a-z])({'|'.join(_WORDS)})(?![a-z])", re.IGNORECASE)
+# a class beside the split in one name, train_cat, cat_test or trainA; the parts that a set was cut into
+_BOTH = (
+    re.compile(rf"(?P<split>{'|'.join(_WORDS)})[ _-]+(?P<label>\D.*)", re.IGNORECASE),
+    re.compile(rf"(?P<label>.*\D)[ _-]+(?P<split>{'|'.join(_WORDS)})", re.IGNORECASE),
+    re.compile(r"(?P<split>train|val|test)(?P<label>[A-Z])"),
+)
+_FOLD = re.compile(r"(fold|split|part|batch|chunk|shard|subset)[ _-]?\d+", re.IGNORECASE)
 # folders that hold a part of each example, not a class
 _PARTS = frozenset(
-    {"annotation", "annotations", "gt", "image", "images", "img", "imgs", "labels", "mask", "masks", "segmentation"}
+    {"annotation", "annotations", "gt", "image", "images", "img", "imgs", "labels", "mask", "masks", "segmentation", "trimaps"}
 )
+_MASKS = frozenset({"annotation", "annotations", "gt", "mask", "masks", "segmentation", "trimaps"})
 
 
 @dataclass(frozen=True)
@@ -79,8 +87,20 @@ def parts(tree: Tree) -> tuple[list[TreePart], list[str]]:
             prefix = inner[0]
         return prefix
 
+    def inside(folder: str) -> list[str]:
+        return [name for name in below.get(folder, []) if name in full]
+
     root = pass_through("")
-    folders = [name for name in below.get(root, []) if name in full]
+    folders = inside(root)
+    by_name = _split_and_class([_last(name) for name in folders]) if not any(map(inside, folders)) else {}
+    if by_name:
+        return _by_name(root, by_name, images)
+    if len(folders) > 1 and not any(direct[name] for name in folders) and all(map(inside, folders)):
+        if all(splits_among([_last(name) for name in inside(top)]).keys() == set(map(_last, inside(top))) for top in folders):
+            return _splits_inside(root, images)
+        if all(_FOLD.fullmatch(_last(name)) for name in folders):
+            said = f"{_some([_last(name) for name in folders])} are taken as parts of one set, whose folders are the classes"
+            return [_part("", top, images) for top in folders], [said]
     among = splits_among([_last(name) for name in folders])
     named = {name: among[_last(name)] for name in folders if _last(name) in among}
     # a class may be called "train": one name alone is a split only where it holds folders, or is all there is
@@ -94,17 +114,62 @@ def parts(tree: Tree) -> tuple[list[TreePart], list[str]]:
     for part in found if named else []:
         used = {label for label, _ in part.labelled}
         empty += [_last(name) for name in below.get(part.top, []) if _last(name) not in used]
+    masks = sum(len(_inside(part.top, images)) - len(part.labelled) - len(part.loose) for part in found)
+    notes += [f"{masks} images in folders of masks are left out"] if masks else []
     if empty:
         notes.append(f"folders without images: {_some(empty)}")
     return found, notes
 
 
+def _split_and_class(names: list[str]) -> dict[str, tuple[str, str]]:
+    """(split, class) of folders whose names say both; empty unless each of several splits has the same several classes."""
+    for pattern in _BOTH:
+        found = {name: match for name in names if (match := pattern.fullmatch(name))}
+        pairs = {name: (_WORDS[match["split"].lower()], match["label"]) for name, match in found.items()}
+        splits, labels = {split for split, _ in pairs.values()}, {label for _, label in pairs.values()}
+        if len(pairs) == len(names) == len(set(pairs.values())) == len(splits) * len(labels) > max(len(splits), len(labels)):
+            return pairs
+    return {}
+
+
+def _by_name(root: str, pairs: dict[str, tuple[str, str]], images: list[str]) -> tuple[list[TreePart], list[str]]:
+    """The splits of folders that are called by split and class."""
+    place = len(root) + 1 if root else 0
+    found: dict[str, list[tuple[str, str]]] = {}
+    for name in images:
+        split, label = pairs.get(name[place:].partition("/")[0], ("", ""))
+        if split:
+            found.setdefault(split, []).append((label, name))
+    example = next(iter(pairs))
+    said = f"folders are named by split and class: {example} is class {pairs[example][1]!r} of {pairs[example][0]}"
+    return [TreePart(split, root, tuple(both), ()) for split, both in found.items()], [said]
+
+
+def _splits_inside(root: str, images: list[str]) -> tuple[list[TreePart], list[str]]:
+    """The splits of a tree CLASS/SPLIT/x.jpg."""
+    place = len(root) + 1 if root else 0
+    found: dict[str, list[tuple[str, str]]] = {}
+    for name in images:
+        label, within, *_ = [*name[place:].split("/"), ""]
+        split = split_of(within) or split_within(within)
+        if split:
+            found.setdefault(split, []).append((label, name))
+    return [TreePart(split, root, tuple(both), ()) for split, both in found.items()], [
+        "each class has its splits in its own folder"
+    ]
+
+
+def _inside(top: str, images: list[str]) -> list[str]:
+    return [name for name in images if name.startswith(f"{top}/" if top else "")]
+
+
 def _part(split: str, top: str, images: list[str]) -> TreePart:
     start = f"{top}/" if top else ""
-    inner = [name for name in images if name.startswith(start)]
+    inner = _inside(top, images)
     labelled = tuple((name[len(start) :].partition("/")[0], name) for name in inner if "/" in name[len(start) :])
     if {label.lower() for label, _ in labelled} <= _PARTS:  # SPLIT/images/x.jpg: no classes
-        return TreePart(split, top, (), tuple(inner))
+        plain = [name for name in inner if not _MASKS & set(name[len(start) :].lower().split("/")[:-1])]
+        return TreePart(split, top, (), tuple(plain or inner))
     return TreePart(split, top, labelled, tuple(name for name in inner if "/" not in name[len(start) :]))
 
 

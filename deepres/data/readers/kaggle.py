@@ -10,11 +10,15 @@ from deepres.data.decode import image_suffixes
 from deepres.data.files import Item, Listing, listed
 from deepres.data.readers import classes, imagenet, names
 from deepres.data.readers.classes import split_of, split_within
+from deepres.data.readers.lists import split_by_lists
+from deepres.data.readers.mats import labels_in_mats
 from deepres.data.readers.table import NoLabels, head_of, read_rows
 from deepres.data.tree import Tree
 from deepres.errors import DeepresError
 
-_TABLES = (".csv", ".tsv", ".jsonl", ".txt", ".parquet")
+_TABLES = (".csv", ".tsv", ".jsonl", ".json", ".txt", ".parquet")
+_CLUTTER = "BACKGROUND_Google"  # of Caltech-101: pictures of anything
+_AIRCRAFT = re.compile(r"images_(variant|family|manufacturer)_\w+\.txt")  # FGVC: three tables for each split
 # words in the names of tables: of those that say what the images are,
 _LABELS = frozenset({"metadata", "classes", "label", "labels", "annotations", "groundtruth", "truth", "data", "dataset"})
 # of these, those that say it also where the images lie in several folders,
@@ -53,23 +57,38 @@ def read(tree: Tree) -> Listing:
     tables = [name for name in tree.files if _is_table(name)]
     lists = [name for name in tables if _last(name).lower() in imagenet.LISTS]
     tables = [name for name in tables if name not in lists]
+    aircraft = {name: match[1] for name in tables if (match := _AIRCRAFT.fullmatch(_last(name)))}
+    if "variant" in aircraft.values():
+        tables = [name for name in tables if aircraft.get(name) == "variant"]
+        notes.append(
+            "the classes are the variants of aircraft; remove images_variant_*.txt to tell families or manufacturers apart"
+        )
+    elif "family" in aircraft.values():
+        tables = [name for name in tables if aircraft.get(name) == "family"]
     sure = [name for name in tables if _SURE & _words(name)]
     by_folder = bool(found)
     refused: list[NoLabels] = []
-    rows = _by_tables(tree, sure if by_folder else tables, notes, refused)
+    rows = labels_in_mats(tree, notes) or _by_tables(tree, sure if by_folder else tables, notes, refused)
     if rows:
         found, by_folder = rows, False
     else:
-        unread = [name for name in tables if _LABELS & _words(name) or split_within(PurePosixPath(name).stem)]
-        notes += [f"not read as labels: {', '.join(unread[:5])}"] if unread and by_folder else []
         for part in parts:
             mine = [name for name in lists if split_within(PurePosixPath(name).stem) == (part.split or "val")]
             found += _loose(tree, part, mine, [name for name in tables if name not in sure], by_folder, notes)
     if not found:
         raise DeepresError(
             f"{tree.root}: nothing says of which class its {len(tree.images)} images are; a folder per class is expected "
-            f"(CLASS/x.jpg or train/CLASS/x.jpg), or a table of paths and labels{f'; {refused[0]}' if refused else ''}"
+            f"(CLASS/x.jpg or train/CLASS/x.jpg), or a table of paths and labels{''.join(f'; {one}' for one in (*refused[:1], *notes))}"
         )
+    found, used, said = split_by_lists(tree, found)
+    if not rows and by_folder:
+        clutter = sum(label == _CLUTTER for _, label, _ in found)
+        found = [one for one in found if one[1] != _CLUTTER]
+        notes += [f"{clutter} images of {_CLUTTER}, which is no class, are left out"] if clutter else []
+        unread = [name for name in tables if _LABELS & _words(name) or split_within(PurePosixPath(name).stem)]
+        unread = [name for name in unread if name not in used]
+        notes += [f"not read as labels: {', '.join(unread[:5])}"] if unread else []
+    notes += [*said, *tree.notes]
     notes += [f"hidden and system folders, skipped: {', '.join(tree.hidden[:5])}"] if tree.hidden else []
     notes += [tree.skipped()] if by_folder and tree.skipped() else []
     return listed(str(tree.root), found, notes, numbers=not by_folder)
@@ -122,7 +141,8 @@ def _no_images(tree: Tree) -> str:
     packed = [name for name in tree.files if name.lower().endswith(_PACKED)]
     if packed:
         return f"{tree.root}: holds no images, but {', '.join(packed[:3])}; extract it and give its folder, or give the file itself"
-    return f"{tree.root}: no images found; a folder per class is expected (CLASS/x.jpg or train/CLASS/x.jpg), or tar shards of such"
+    what = f": {tree.skipped()}, which are known by their suffixes" if tree.skipped() else ""
+    return f"{tree.root}: no images found{what}; a folder per class is expected (CLASS/x.jpg or train/CLASS/x.jpg), or tar shards of such"
 
 
 def _by_tables(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from deepres.data.decode import image_suffixes, is_image_name
 from deepres.data.files import Item, Listing, listed
@@ -83,7 +84,9 @@ def read(path: Path) -> Listing:
             found = [item for place in places if (item := at(place, cell))]
             if len(found) == 1:  # of two images nothing says which one is meant
                 return found[0]
-        return None
+        parts = PurePosixPath(cell.replace("\\", "/")).parts
+        ends = ("/".join(parts[i:]) for i in range(1, len(parts)))  # the path on another machine
+        return next((item for end in ends if (item := at(folder, end))), None)
 
     try:
         content = path.read_bytes()
@@ -119,10 +122,28 @@ def read_rows(name: str, content: bytes, find: Callable[[str], Item | None], spl
             repeated += 1
             continue
         found.append((asked, text, item))
+    found = _whole_numbers(found)
     texts = {label for _, label, _ in found}
     if len(texts) > 20 and 2 * len(texts) > len(found) and all(_is_fraction(text) for text in texts):
         raise DeepresError(f"{name}: its labels are numbers with fractions, not classes")
-    return listed(name, found, [f"{repeated} rows repeat an image and are left out"] if repeated else [], numbers=True)
+    notes = [f"{repeated} rows repeat an image and are left out"] if repeated else []
+    several = sorted(text for text in texts if len(words := _words_of(text)) > 1 and words & texts)
+    if several:
+        notes.append(
+            f"{len(several)} classes look like several labels of one image, such as {several[0]!r}; each is taken as a class"
+        )
+    return listed(name, found, notes, numbers=True)
+
+
+def _words_of(label: str) -> set[str]:
+    return {word for word in re.split(r"[\s,;|]+", label) if word}
+
+
+def _whole_numbers(found: list[tuple[str, str, Item]]) -> list[tuple[str, str, Item]]:
+    """Labels 0.0, 1.0, ..., as pandas writes whole numbers of a column with gaps, without their fractions."""
+    if not all(re.fullmatch(r"\d+\.0+", label) for _, label, _ in found):
+        return found
+    return [(split, label.partition(".")[0], item) for split, label, item in found]
 
 
 def head_of(name: str, content: bytes, find: Callable[[str], Item | None]) -> bool:
@@ -138,7 +159,12 @@ def _cells(name: str, content: bytes) -> tuple[list[str] | None, Rows]:
     """(header or None, rows with their line numbers; of a Parquet file, with their numbers from 0)."""
     if name.endswith(".parquet"):
         return _parquet(name, content)
-    text = content.decode("utf-8-sig", errors="surrogateescape")
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):  # "Unicode text" of Excel
+        text = content.decode("utf-16", errors="replace")
+    else:
+        text = content.decode("utf-8-sig", errors="surrogateescape")
+    if name.endswith(".json"):
+        return _json(name, text)
     if name.endswith(".jsonl"):
         rows: Rows = []
         head: list[str] = []
@@ -153,6 +179,8 @@ def _cells(name: str, content: bytes) -> tuple[list[str] | None, Rows]:
         return head, rows
     first = text.partition("\n")[0]
     mark = max("\t;,", key=first.count) if any(c in first for c in "\t;,") else " "
+    if mark == " " and not _is_head(first.split()):
+        return None, _spaced(text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, skipinitialspace=True)
     rows = []
     try:
@@ -161,10 +189,55 @@ def _cells(name: str, content: bytes) -> tuple[list[str] | None, Rows]:
                 rows.append((reader.line_num, cells))
     except csv.Error as error:
         raise DeepresError(f"{name}:{reader.line_num}: {error}") from error
-    known = {*PATHS, *LABELS, *_SPLITS}
-    if rows and any(cell.strip().lower() in known for cell in rows[0][1]) and not any(map(is_image_name, rows[0][1])):
+    if rows and _is_head(rows[0][1]):
         return [cell.strip().lower() for cell in rows[0][1]], rows[1:]
     return None, rows
+
+
+def _is_head(cells: list[str]) -> bool:
+    """Return whether a row is a header: it has the name of a column and no image's."""
+    known = {*PATHS, *LABELS, *_SPLITS}
+    return any(cell.strip().lower() in known for cell in cells) and not any(map(is_image_name, cells))
+
+
+def _spaced(text: str) -> Rows:
+    """Rows of a path and a label that a space divides; with spaces in either, the path ends at its suffix, else at the first space."""
+    rows: Rows = []
+    for line, one in enumerate(text.splitlines(), 1):
+        cells = one.split()
+        ends = [i for i, cell in enumerate(cells) if is_image_name(cell)]
+        if ends and len(cells) > 2:
+            cells = [" ".join(cells[: ends[0] + 1]), *_last_cells(cells[ends[0] + 1 :])]
+        elif len(cells) > 2:
+            cells = [cells[0], *_last_cells(cells[1:])]
+        if cells:
+            rows.append((line, cells))
+    return rows
+
+
+def _last_cells(cells: list[str]) -> list[str]:
+    """A label of several words, and perhaps a split; numbers stay cells of their own, as boxes and several labels are."""
+    if all(re.fullmatch(r"-?[\d.]+", cell) for cell in cells):
+        return cells
+    split = split_of(cells[-1]) if len(cells) > 1 else None
+    return [" ".join(cells[:-1]), cells[-1]] if split else [" ".join(cells)]
+
+
+def _json(name: str, text: str) -> tuple[list[str], Rows]:
+    """{path: label}, or [{"file_name": path, "label": label}, ...]; rows are numbered from 1 on."""
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise DeepresError(f"{name}: not JSON ({error})") from error
+    if isinstance(content, dict) and content and all(isinstance(value, (str, int)) for value in content.values()):
+        return ["path", "label"], [(i, [path, str(label)]) for i, (path, label) in enumerate(content.items(), 1)]
+    if not isinstance(content, list) or not content or not all(isinstance(one, dict) for one in content):
+        raise NoLabels(name, "neither a label for each path nor a list of records of path and label")
+    head = list(content[0])
+    missing = next((i for i, one in enumerate(content, 1) if not set(head) <= set(one)), None)
+    if missing:
+        raise DeepresError(f"{name}:{missing}: not a record with the columns of the first")
+    return [key.lower() for key in head], [(i, [str(one[key]) for key in head]) for i, one in enumerate(content, 1)]
 
 
 def _parquet(name: str, content: bytes) -> tuple[list[str], Rows]:
