@@ -1,18 +1,20 @@
-"""Detectors of 18 layers without pretrained weights on few photographs: ours, plain, and torchvision's, in the same training time.
+"""Detectors without pretrained weights on few photographs: ours on several backbones, and torchvision's, in the same training time.
 
-``python -m benchmarks.detection --data FOLDER --minutes 60 --seeds 3`` trains every candidate with every seed and writes a row after
-each, so that it goes on where it was stopped. torchvision's detector is its own builder's, at the same image size, precision and
-augmentation, with the same optimizer and averaged weights. ``--times`` measures steps and predictions in alternating turns.
+    python -m benchmarks.detection --data ../shared/data/bccd-voc --minutes 60 --seeds 3 --ground FOLDER
+
+Each arm is trained with every seed. A row is written to GROUND as its arm ends, and a stopped arm goes on from its last checkpoint. When
+all rows are there, ``benchmarks/results/detection-NAME.json`` is written. torchvision's detector is its own builder's, with the optimizer,
+the averaged weights, the augmentation, the image size, the numbers of regions and the precision of ours.
+``python -m benchmarks.detection_speed`` measures images per second.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +24,42 @@ from torch.optim.swa_utils import AveragedModel
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-from benchmarks.common import RESULTS, SPEED, alternate, machine
+from benchmarks.common import SPEED, record
 from deepres.data.detection import BoxData, open_boxes
-from deepres.detection import DetectRun, measure_detector, train_detector
+from deepres.detection import DetectRun, measure_detector, resume_detector, train_detector
 from deepres.detection.batches import BoxBatch, BoxLoader
 from deepres.detection.recipe import DetectRecipe
 from deepres.detection.trainer import DetectTrainer, optimizer_of, rising_average
 from deepres.detection.training import built
 from deepres.training.distribute import DistributedContext
 from deepres.training.heap import heap_kept
-from deepres.training.speed import SPEEDS
+from deepres.training.speed import SPEEDS, Speed
 from deepres.training.speed_trial import exactness
 
-FILE = RESULTS / "detection.json"
 SIZE, LONGEST = 240, 320
-WARM, TIMED = 3, 8  # steps
-NETS = {"deepres resnet18": "resnet18", "deepres plain18": "plain18"}
+REGIONS = 128  # that a training step learns from, of an image
+PROPOSALS = (500, 200)
+WARM, TIMED = 2, 6  # steps
+PEER = "torchvision"
+# name -> fields of ``DetectRun``
+ARMS: dict[str, dict[str, Any]] = {
+    "resnet18": {"net": "resnet18"},
+    "plain18": {"net": "plain18"},
+    "efficientnet-lite0": {"net": "efficientnet-lite0"},  # with the weights that its package brings
+    "vgg16": {"net": "torchvision.models:vgg16", "form": "c4"},
+    "resnet18-context": {"net": "resnet18", "context": True},
+}
 
 
-def run_of(net: str, data: str, seed: int, epochs: float = 1.0) -> DetectRun:
-    return DetectRun(net, data, recipe="small", epochs=epochs, flips="hv", seed=seed, speed=SPEED, size=SIZE)
+def run_of(arm: str, data: str, seed: int, epochs: float = 1.0, out: Path | None = None) -> DetectRun:
+    where = str(out) if out else None
+    return DetectRun(
+        data=data, recipe="small", epochs=epochs, flips="hv", seed=seed, speed=SPEED, size=SIZE, out=where, **ARMS[arm]
+    )
 
 
-def trainer_of(net: str, folder: str, data: BoxData, seed: int) -> DetectTrainer:
-    run = run_of(net, folder, seed).resolved()
+def trainer_of(arm: str, folder: str, data: BoxData, seed: int) -> DetectTrainer:
+    run = run_of(arm, folder, seed).resolved()
     return DetectTrainer(run, data, DistributedContext(torch.device("cpu")), built(run, data))
 
 
@@ -53,28 +67,27 @@ def torchvision_detector(classes: int, *, usual: bool) -> FasterRCNN:
     """torchvision's parts as its builder puts them together; ``usual`` keeps its numbers of regions, else ours are used."""
     backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5)
     fewer: dict[str, Any] = {
-        "box_batch_size_per_image": 128,
-        "rpn_pre_nms_top_n_train": 500,
-        "rpn_post_nms_top_n_train": 500,
-        "rpn_pre_nms_top_n_test": 200,
-        "rpn_post_nms_top_n_test": 200,
+        "box_batch_size_per_image": REGIONS,
+        "rpn_pre_nms_top_n_train": PROPOSALS[0],
+        "rpn_post_nms_top_n_train": PROPOSALS[0],
+        "rpn_pre_nms_top_n_test": PROPOSALS[1],
+        "rpn_post_nms_top_n_test": PROPOSALS[1],
     }
     return FasterRCNN(backbone, classes + 1, min_size=SIZE, max_size=LONGEST, **({} if usual else fewer))
 
 
-def batches(loader: BoxLoader) -> Iterator[tuple[int, BoxBatch]]:
+def batches(loader: BoxLoader, epoch: int = 0) -> Iterator[tuple[int, BoxBatch]]:
     """(epoch, batch) without end."""
-    epoch = 0
     while True:
         for batch in loader.epoch(epoch):
             yield epoch, batch
         epoch += 1
 
 
-def peer_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: BoxBatch, rate: float) -> None:
+def peer_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: BoxBatch, rate: float, speed: Speed) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
-    with SPEEDS[SPEED].autocast(torch.device("cpu")):
+    with speed.autocast(torch.device("cpu")):
         losses: dict[str, Tensor] = model(batch.images, batch.targets)
     optimizer.zero_grad()
     torch.stack(list(losses.values())).sum().backward()
@@ -82,39 +95,79 @@ def peer_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: BoxBatc
     optimizer.step()
 
 
-def train_peer(data: BoxData, seed: int, minutes: float, recipe: DetectRecipe) -> dict[str, Any]:
-    """Train torchvision's detector for ``minutes``, validation included; the best epoch on the validation images is tested."""
-    torch.manual_seed(seed)
-    model = torchvision_detector(len(data.classes), usual=False).to(memory_format=SPEEDS[SPEED].layout).train()
-    optimizer = optimizer_of(model, recipe)
-    averaged = AveragedModel(model, multi_avg_fn=rising_average(recipe.ema), use_buffers=True)
-    loader = BoxLoader(data.train, recipe, (SIZE, LONGEST), seed=seed)
-    best, best_state, images, now = -1.0, None, 0, 0
-    began = time.perf_counter()
-    for epoch, batch in batches(loader):
-        share = (time.perf_counter() - began) / (60 * minutes)
-        if epoch > now or share >= 1:
-            now = epoch
-            val = measure_detector(averaged.module, data.val, data.classes, speed=SPEEDS[SPEED]).coco.ap50
-            if val > best:
-                best, best_state = val, {name: tensor.clone() for name, tensor in averaged.module.state_dict().items()}
-            model.train()
-            share = (time.perf_counter() - began) / (60 * minutes)
-        if share >= 1:
-            break
-        peer_step(model, optimizer, batch, recipe.rate(share))
-        averaged.update_parameters(model)
-        images += batch.total
-    seconds = time.perf_counter() - began
-    assert best_state is not None
-    averaged.module.load_state_dict(best_state)
-    test = measure_detector(averaged.module, data.test, data.classes, speed=SPEEDS[SPEED])
-    return {"val": best, "test": test.to_dict(), "seconds": seconds, "epochs": images / len(data.train)}
+class PeerTraining:
+    """torchvision's detector in a loop of its own, with a checkpoint after each epoch."""
+
+    def __init__(self, data: BoxData, seed: int, recipe: DetectRecipe, file: Path) -> None:
+        torch.manual_seed(seed)
+        self.data, self.recipe, self.file, self.speed = data, recipe, file, SPEEDS[SPEED]
+        self.model = torchvision_detector(len(data.classes), usual=False).to(memory_format=self.speed.layout).train()
+        self.optimizer = optimizer_of(self.model, recipe)
+        self.averaged = AveragedModel(self.model, multi_avg_fn=rising_average(recipe.ema), use_buffers=True)
+        self.loader = BoxLoader(data.train, recipe, (SIZE, LONGEST), seed=seed)
+        self.best, self.images, self.epoch, self.seconds = -1.0, 0, 0, 0.0
+        self.best_state: dict[str, Tensor] = {}
+        if file.exists():
+            saved = torch.load(file, weights_only=True)
+            self.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.averaged.load_state_dict(saved["averaged"])
+            for name in ("best", "best_state", "images", "epoch", "seconds"):
+                setattr(self, name, saved[name])
+
+    def save(self) -> None:
+        parts = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "averaged")}
+        parts |= {name: getattr(self, name) for name in ("best", "best_state", "images", "epoch", "seconds")}
+        torch.save(parts, self.file.with_suffix(".part"))
+        self.file.with_suffix(".part").rename(self.file)
+
+    def train(self, minutes: float) -> dict[str, Any]:
+        """Train for ``minutes``, validation included; the best epoch on the validation images is tested."""
+        before = time.perf_counter()
+
+        def share() -> float:
+            nonlocal before
+            now = time.perf_counter()
+            self.seconds, before = self.seconds + now - before, now
+            return self.seconds / (60 * minutes)
+
+        for epoch, batch in batches(self.loader, self.epoch):
+            if epoch > self.epoch or share() >= 1:
+                self.epoch = epoch
+                self.validate()
+                share()
+                self.save()
+            if share() >= 1:
+                break
+            peer_step(self.model, self.optimizer, batch, self.recipe.rate(min(1.0, share())), self.speed)
+            self.averaged.update_parameters(self.model)
+            self.images += batch.total
+        self.averaged.module.load_state_dict(self.best_state)
+        test = measure_detector(self.averaged.module, self.data.test, self.data.classes, speed=self.speed)
+        epochs = self.images / len(self.data.train)
+        return {"val": self.best, "test": test.to_dict(), "seconds": self.seconds, "epochs": epochs}
+
+    def validate(self) -> None:
+        val = measure_detector(self.averaged.module, self.data.val, self.data.classes, speed=self.speed).coco.ap50
+        if val > self.best:
+            self.best = val
+            self.best_state = {name: tensor.clone() for name, tensor in self.averaged.module.state_dict().items()}
+        self.model.train()
 
 
-def train_ours(net: str, folder: str, data: BoxData, seed: int, minutes: float) -> dict[str, Any]:
-    """As many epochs as fit into ``minutes``, by the time of a few steps and of one validation."""
-    trainer = trainer_of(net, folder, data, seed)
+def train_ours(arm: str, folder: str, data: BoxData, seed: int, minutes: float, out: Path) -> dict[str, Any]:
+    """As many epochs as fit into ``minutes``, by the time of a few steps and of one validation; a stopped run goes on."""
+    if (out / "run.json").exists():
+        result = resume_detector(out)
+    else:
+        epochs = max(1, int(60 * minutes / _epoch_seconds(arm, folder, data, seed)))
+        result = train_detector(run_of(arm, folder, seed, epochs, out), data=data, show=True)
+    row = {"val": result.val, "test": result.test.to_dict(), "seconds": result.seconds, "epochs": len(result.history)}
+    return {**row, "best_epoch": result.best_epoch}
+
+
+def _epoch_seconds(arm: str, folder: str, data: BoxData, seed: int) -> float:
+    trainer = trainer_of(arm, folder, data, seed)
     seconds = []
     trainer.model.train()
     for _, batch in batches(trainer.loader):
@@ -125,41 +178,18 @@ def train_ours(net: str, folder: str, data: BoxData, seed: int, minutes: float) 
             break
     began = time.perf_counter()
     trainer.measure(data.val[:16])
-    validation = (time.perf_counter() - began) * len(data.val) / 16
-    epoch = statistics.median(seconds[WARM:]) * trainer.loader.steps + validation
-    result = train_detector(run_of(net, folder, seed, max(1, int(60 * minutes / epoch))), data=data, show=True)
-    return {"val": result.val, "test": result.test.to_dict(), "seconds": result.seconds, "epochs": len(result.history)}
+    validation = (time.perf_counter() - began) * len(data.val) / min(16, len(data.val))
+    return statistics.median(seconds[WARM:]) * trainer.loader.steps + validation
 
 
-def times(folder: str, data: BoxData) -> dict[str, Any]:
-    """Images a second in training and in prediction, in alternating turns: ours, and torchvision's as usual and tuned."""
-    ours = trainer_of("resnet18", folder, data, 0)
-    batch = next(iter(ours.loader.epoch(0)))
-    images = batch.images
-    steps: dict[str, Callable[[], object]] = {"deepres": lambda: ours.take_step(batch)}
-    answers: dict[str, Callable[[], object]] = {"deepres": _predictor(ours.model, images)}
-    ours.model.train()
-    for name, usual in (("torchvision", True), ("torchvision, tuned", False)):
-        model = torchvision_detector(len(data.classes), usual=usual).to(memory_format=SPEEDS[SPEED].layout).train()
-        optimizer = optimizer_of(model, ours.recipe)
-        steps[name] = lambda model=model, optimizer=optimizer: peer_step(model, optimizer, batch, 1e-5)  # type: ignore[misc]
-        answers[name] = _predictor(model, images)
-    found = {}
-    for what, calls in (("training", steps), ("prediction", answers)):
-        seconds = alternate(calls, repeats=TIMED, warm=1)
-        found[what] = {name: len(images) / statistics.median(values) for name, values in seconds.items()}
+def summarised(rows: dict[str, dict[str, Any]], arms: list[str], seeds: int) -> dict[str, Any]:
+    """Mean and standard deviation over the seeds of each arm's mAP@.5 on the test images, %."""
+    found: dict[str, Any] = {}
+    for arm in arms:
+        values = [100 * rows[f"{arm}-seed{seed}"]["test"]["coco"]["ap50"] for seed in range(seeds)]
+        spread = statistics.stdev(values) if len(values) > 1 else None
+        found[arm] = {"n": seeds, "test_ap50_percent": statistics.mean(values), "deviation": spread, "seeds": values}
     return found
-
-
-def _predictor(model: nn.Module, images: list[Tensor]) -> Callable[[], object]:
-    def call() -> object:
-        model.eval()
-        with torch.inference_mode(), SPEEDS[SPEED].autocast(torch.device("cpu")):
-            found = model(images)
-        model.train()
-        return found
-
-    return call
 
 
 def main() -> None:
@@ -167,35 +197,31 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--times", action="store_true", help="only measure times")
+    parser.add_argument("--arms", nargs="+", choices=[*ARMS, PEER], default=["resnet18", "plain18", PEER])
+    parser.add_argument("--ground", type=Path, required=True, help="folder for rows, runs and checkpoints")
+    parser.add_argument("--name", default="bccd", help="of the result, detection-NAME.json")
     given = parser.parse_args()
+    given.ground.mkdir(parents=True, exist_ok=True)
     data = open_boxes(given.data)
-    done: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {"rows": {}}
-
-    def keep() -> None:
-        FILE.write_text(json.dumps({**done, "machine": machine(), "minutes": given.minutes, "size": [SIZE, LONGEST]}, indent=1))
-
+    rows: dict[str, dict[str, Any]] = {}
     with exactness(SPEEDS[SPEED]), heap_kept():
-        done["images_per_second"] = times(given.data, data)
-        keep()
-        print(json.dumps(done["images_per_second"], indent=1))
-        if given.times:
-            return
-        recipe = run_of("resnet18", given.data, 0).recipe
-        assert isinstance(recipe, DetectRecipe)
-        for seed in range(given.seeds):
-            for name in (*NETS, "torchvision, tuned"):
-                if f"{name}, seed {seed}" in done["rows"]:
-                    continue
-                if name in NETS:
-                    row = train_ours(NETS[name], given.data, data, seed, given.minutes)
-                else:
-                    row = train_peer(data, seed, given.minutes, dataclasses.replace(recipe))
-                done["rows"][f"{name}, seed {seed}"] = row
-                keep()
-                print(f"{name}, seed {seed}: test mAP@.5 {100 * row['test']['coco']['ap50']:.1f} %", flush=True)
+        for seed in range(given.seeds):  # every arm's first seed comes before the second ones
+            for arm in given.arms:
+                key = f"{arm}-seed{seed}"
+                file, work = given.ground / f"{key}.json", given.ground / key
+                if not file.exists():
+                    if arm == PEER:
+                        recipe = run_of("resnet18", given.data, seed).recipe
+                        assert isinstance(recipe, DetectRecipe)
+                        row = PeerTraining(data, seed, recipe, work.with_suffix(".pt")).train(given.minutes)
+                    else:
+                        row = train_ours(arm, given.data, data, seed, given.minutes, work)
+                    file.write_text(json.dumps({**row, "minutes": given.minutes}, indent=1))
+                rows[key] = json.loads(file.read_text())
+                print(f"{key}: test mAP@.5 {100 * rows[key]['test']['coco']['ap50']:.1f} %", flush=True)
+    what = f"test mAP@.5 of detectors trained for {given.minutes:g} minutes at {LONGEST} pixels on {data}"
+    record(f"detection-{given.name}", {"what": what, **summarised(rows, given.arms, given.seeds), "rows": rows})
 
 
 if __name__ == "__main__":
-    Path(RESULTS).mkdir(exist_ok=True)
     main()

@@ -86,7 +86,9 @@ class BoxLoader:
     def _begin(
         self, pool: ThreadPoolExecutor, group: list[int], epoch: int
     ) -> tuple[list[Future[tuple[Tensor, BoxTarget]]], int]:
-        mine = group[self.share.of(len(group))]
+        rank, world, count = self.share.rank, self.share.world, len(group)
+        # not `Shard.of`, which keeps pairs together for mixing: 8 images on 8 processes are one each
+        mine = group[count * rank // world : count * (rank + 1) // world]
         return [pool.submit(self._one, index, epoch) for index in mine], len(group)
 
     def _one(self, index: int, epoch: int) -> tuple[Tensor, BoxTarget]:

@@ -12,11 +12,11 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
-from torchvision.ops import MultiScaleRoIAlign
 
 from deepres.adapters import Level, trunk
 from deepres.detection.backbone import Body, PlainBackbone, PyramidBackbone, norms_of
-from deepres.detection.heads import FloatPredictor, FloatRPNHead, LinearHead, StageHead
+from deepres.detection.heads import ContextHead, FloatPredictor, FloatRPNHead, LinearHead, StageHead
+from deepres.detection.pooling import ContextPool, RegionPool
 from deepres.errors import DeepresError
 from deepres.models import open_model
 
@@ -51,6 +51,7 @@ class DetectorConfig:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of pixels in 0..1
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     antialias: bool = False  # whether large images are smoothed before they are made smaller, as training images are
+    context: bool = False  # whether each region also sees the features of the whole image (He et al. 2015, appendix B)
     eps: float | None = None  # that batch norms add to the variance; None: the network's own
 
     def __post_init__(self) -> None:
@@ -198,10 +199,8 @@ def _with_pyramid(net: nn.Module, levels: Sequence[Level], config: DetectorConfi
     body = Body(net, levels[: max(take) + 1], take, frozen=config.frozen, fixed=config.fixed)
     channels = [levels[index].channels for index in take]
     backbone = PyramidBackbone(body, channels, config.channels, norm=config.neck_norm)
-    pool = MultiScaleRoIAlign([str(index) for index in range(len(take))], output_size=7, sampling_ratio=2)
     head = TwoMLPHead(config.channels * 49, config.width)
-    outputs = len(config.classes) + 1
-    return backbone, {"box_roi_pool": pool, "box_head": head, "box_predictor": FloatPredictor(config.width, outputs)}
+    return backbone, _region_parts(config, config.strides, 7, head, config.width)
 
 
 def _with_stage(net: nn.Module, levels: Sequence[Level], config: DetectorConfig) -> tuple[nn.Module, dict[str, Any]]:
@@ -221,6 +220,17 @@ def _with_stage(net: nn.Module, levels: Sequence[Level], config: DetectorConfig)
         width = own[1].out_features if own else 4096
         head, side = LinearHead(channels, width, own), 7
     body = Body(net, levels, [len(shared) - 1], frozen=config.frozen, fixed=config.fixed)
-    pool = MultiScaleRoIAlign(["0"], output_size=side, sampling_ratio=2)
-    predictor = FloatPredictor(width, len(config.classes) + 1)
-    return PlainBackbone(body, channels), {"box_roi_pool": pool, "box_head": head, "box_predictor": predictor}
+    return PlainBackbone(body, channels), _region_parts(config, [C4_STRIDE], side, head, width)
+
+
+def _region_parts(
+    config: DetectorConfig, strides: Sequence[int], side: int, head: nn.Module, width: int
+) -> dict[str, nn.Module]:
+    """What computes classes and boxes of regions: pooling, ``head`` with ``width`` features, and the last layers."""
+    outputs = len(config.classes) + 1
+    parts: tuple[nn.Module, ...]
+    if config.context:
+        parts = (ContextPool(strides, side), ContextHead(head), FloatPredictor(2 * width, outputs))
+    else:
+        parts = (RegionPool(strides, side), head, FloatPredictor(width, outputs))
+    return dict(zip(("box_roi_pool", "box_head", "box_predictor"), parts, strict=True))

@@ -40,6 +40,24 @@ class LinearHead(nn.Module):
         return self.drop(torch.relu(self.fc7(x)))
 
 
+class ContextHead(nn.Module):
+    """A head that also runs on the features of the whole image, which are joined to those of each of its regions.
+
+    The features of R regions and N images and the image of each region (R,) -> (R, 2 * width). Global context in He et al. 2015,
+    appendix B.
+    """
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, x: tuple[Tensor, Tensor]) -> Tensor:
+        features, image = x
+        out = self.head(features)
+        regions, wholes = out[: len(image)], out[len(image) :]
+        return torch.cat((regions, wholes[image]), 1)
+
+
 class FloatRPNHead(RPNHead):
     """torchvision's head of the region proposal network, with results in float32: boxes need more than 8 bits."""
 

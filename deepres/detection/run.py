@@ -32,6 +32,7 @@ class DetectRun:
     lr: float | None = None  # highest learning rate, instead of the recipe's
     size: int | None = None  # short side of the resized images in pixels, instead of the recipe's; the long side goes with it
     flips: str | None = None  # h, v or hv: how images may be mirrored, instead of the recipe's
+    context: bool = False  # each region also sees the features of the whole image (the paper's global context)
     classes: tuple[str, ...] = ()  # names in their order, for Pascal VOC [those of the training images]
     options: dict[str, Any] = field(default_factory=dict)  # more fields of `DetectorConfig`
     speed: str = (
@@ -63,7 +64,9 @@ class DetectRun:
         """The run with the recipe that ``auto`` stands for: without pretrained weights "small", else "fine-tune"."""
         if self.recipe != "auto":
             return self
-        pretrained = self.weights is not None or Path(self.net).exists()
+        from deepres.models.pretrained import PACKAGED  # the command line imports this module without torch
+
+        pretrained = self.weights is not None or Path(self.net).exists() or self.net in PACKAGED
         name = "fine-tune" if pretrained else "small"
         changes = {key: getattr(self, key) for key in ("epochs", "batch", "lr", "flips")}
         return dataclasses.replace(self, recipe=detect_recipe(name, **changes))
@@ -78,6 +81,8 @@ class DetectRun:
         if self.size is not None:
             ratio = found.get("longest", 1333) / found.get("size", 800)
             found |= {"size": self.size, "longest": round(self.size * ratio)}
+        if self.context:
+            found["context"] = True
         return {**found, **self.options}
 
     def to_json(self) -> str:

@@ -224,5 +224,5 @@ def optimizer_of(model: nn.Module, recipe: DetectRecipe) -> torch.optim.Optimize
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, recipe.lr)
-    return torch.optim.SGD(groups, recipe.lr, recipe.momentum)
+        return torch.optim.AdamW(groups, recipe.lr, fused=True)
+    return torch.optim.SGD(groups, recipe.lr, recipe.momentum, fused=True)

@@ -20,9 +20,9 @@ from deepres.detection.run import DetectRun
 from deepres.detection.trainer import DetectTrainer, common_canvas
 from deepres.errors import DeepresError
 from deepres.training import checkpoint
-from deepres.training.distribute import join_processes
+from deepres.training.distribute import DistributedContext, join_processes
 from deepres.training.epoch import between_steps
-from deepres.training.folder import claim_folder
+from deepres.training.folder import claim_folder, leave_folder
 from deepres.training.heap import heap_kept
 from deepres.training.progress import peak_memory, read_log
 from deepres.training.speed import SPEEDS
@@ -72,19 +72,31 @@ def train_detector(
         if model is None:
             model = built(run, data)
         out = Path(run.out) if run.out else None
-        if out is not None and context.is_main:
-            claim_folder(out, run, resume)
+        made = claim_folder(out, run, resume) if out is not None and context.is_main else []
         context.barrier()
-        state = checkpoint.read_newest(out / checkpoint.FOLDER, context.device) if resume and out else None
-        if state is not None and run.speed == "auto":
-            run = dataclasses.replace(run, speed=state["speed"])
-        with exactness(SPEEDS.get(run.speed, SPEEDS["float32"])):
-            trainer = DetectTrainer(run, data, context, model)
-            if state is not None:
-                trainer.restore(state)
-            context.broadcast_weights(trainer.model)
-            with heap_kept(), stoppable() as stop, DetectReporter(trainer, show=show) as reporter:
-                return _train(trainer, reporter, stop, resumed=state is not None)
+        try:
+            return _begun(run, data, context, model, resume=resume, show=show)
+        except DeepresError:
+            if out is not None and context.is_main:
+                leave_folder(out, made)
+            raise
+
+
+def _begun(
+    run: DetectRun, data: BoxData, context: DistributedContext, model: Detector, *, resume: bool, show: bool
+) -> DetectResult:
+    """Train in the run's folder, from its newest checkpoint if ``resume``."""
+    out = Path(run.out) if run.out else None
+    state = checkpoint.read_newest(out / checkpoint.FOLDER, context.device) if resume and out else None
+    if state is not None and run.speed == "auto":
+        run = dataclasses.replace(run, speed=state["speed"])
+    with exactness(SPEEDS.get(run.speed, SPEEDS["float32"])):
+        trainer = DetectTrainer(run, data, context, model)
+        if state is not None:
+            trainer.restore(state)
+        context.broadcast_weights(trainer.model)
+        with heap_kept(), stoppable() as stop, DetectReporter(trainer, show=show) as reporter:
+            return _train(trainer, reporter, stop, resumed=state is not None)
 
 
 def resume_detector(out: str | Path, *, show: bool = True, **changes: Any) -> DetectResult:

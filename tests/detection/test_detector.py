@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from tiny_detector import NarrowVgg
 from torch import nn
 
 import deepres
 from deepres import DeepresError
 from deepres.adapters import adapters, delete_blocks, sites, trunk
 from deepres.detection import detector, load_detector, load_torchvision, save_detector, to_torchvision
+from deepres.detection.pooling import RegionPool
 from deepres.models import open_model
 
 
@@ -59,7 +61,9 @@ def test_torchvision_s_detector_by_name_in_both_directions() -> None:
         for mine, other in zip(ours(images((48, 64), (64, 40))), theirs(images((48, 64), (64, 40))), strict=True):
             assert len(mine["boxes"]) > 5
             for key in ("boxes", "labels", "scores"):
-                torch.testing.assert_close(mine[key], other[key])
+                torch.testing.assert_close(
+                    mine[key], other[key], rtol=1e-4, atol=1e-3
+                )  # the regions are pooled in another order
     frozen = {name: tensor for name, tensor in theirs.state_dict().items() if not name.endswith("num_batches_tracked")}
     load_torchvision(ours, frozen)  # as torchvision publishes them
     del frozen["rpn.head.conv.0.0.weight"]
@@ -141,21 +145,7 @@ def test_c4_runs_the_last_stage_on_each_region() -> None:
 
 
 def test_vgg_16_brings_its_fully_connected_layers_to_the_regions() -> None:
-    class Vgg(nn.Module):  # VGG-16's form, narrow
-        def __init__(self) -> None:
-            super().__init__()
-            layers, width = [], 3
-            for out in (4, 8, 8, 8, 8):
-                layers += [nn.Conv2d(width, out, 3, 1, 1), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
-                width = out
-            self.features = nn.Sequential(*layers)
-            self.avgpool = nn.AdaptiveAvgPool2d(7)
-            self.classifier = nn.Sequential(nn.Linear(8 * 49, 20), nn.ReLU(), nn.Linear(20, 24), nn.ReLU(), nn.Linear(24, 5))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.classifier(self.avgpool(self.features(x)).flatten(1))
-
-    net = Vgg()
+    net = NarrowVgg()
     first = net.classifier[0].weight
     model = detector(net, 2, "c4", size=64, longest=96)
     assert model.roi_heads.box_head.fc6.weight is first and model.roi_heads.box_head.fc7.out_features == 24
@@ -225,3 +215,57 @@ def test_what_cannot_be_is_refused() -> None:
         detector(small_net(), 2, "c5")
     with pytest.raises(DeepresError, match="unexpected keyword argument 'sizes'"):
         detector(small_net(), 2, sizes=3)
+
+
+@pytest.mark.parametrize("maps", [1, 3])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_region_pooling_is_torchvision_s_forward_and_backward(maps: int, memory_format: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    features = {str(i): torch.randn(2, 6, 32 >> i, 40 >> i).to(memory_format=memory_format) for i in range(maps)}
+    boxes = [torch.rand(count, 4) * 400 - 30 for count in (30, 0)]
+    nothing = RegionPool([8, 16, 32][:maps], 7)(features, [torch.zeros(0, 4)] * 2, [(256, 320)] * 2)
+    assert nothing.shape == (0, 6, 7, 7)
+    boxes[0][:, 2:] = boxes[0][:, :2] + boxes[0][:, 2:].abs()  # some reach out of the image, some are less than a pixel
+    boxes[0][0] = torch.tensor([20.0, 20, 20.1, 20.1])
+    names, results = list(features), []
+    for pool in (RegionPool([8, 16, 32][:maps], 7), torchvision.ops.MultiScaleRoIAlign(names, 7, 2)):
+        given = {name: one.clone().requires_grad_() for name, one in features.items()}
+        out = pool(given, boxes, [(256, 320)] * 2)
+        (out * torch.arange(49).view(7, 7)).sum().backward()
+        results.append((out, *(one.grad for one in given.values())))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_panorama_before_other_images_does_not_change_what_is_found_in_them() -> None:
+    model = small(canvas=(64, 96)).eval()
+    with torch.no_grad():
+        alone = model(images((48, 64)))[0]
+        assert len(model(images((16, 240)))[0]["boxes"]) > 0
+        again = model(images((48, 64)))[0]
+        fresh = small(canvas=(64, 96)).eval()
+        fresh(images((16, 240)))
+        after = fresh(images((48, 64)))[0]
+    for key, expected in alone.items():
+        assert torch.equal(again[key], expected) and torch.equal(after[key], expected)
+
+
+@pytest.mark.parametrize("form", ["fpn", "c4"])
+def test_global_context_is_the_whole_image_s_feature_beside_each_region_s(form: str, tmp_path: Path) -> None:
+    model = small(form, context=True).eval()
+    heads, seen = model.roi_heads, {}
+    heads.box_head.register_forward_hook(lambda _, __, out: seen.update(joined=out))
+    heads.box_roi_pool.register_forward_hook(lambda _, args, __: seen.update(args=args))
+    with torch.no_grad():
+        found = model(images((64, 64), (48, 64)))
+        maps, proposals, shapes = seen["args"]
+        joined = seen["joined"]
+        whole = [torch.tensor([[0.0, 0, wide, tall]]) for tall, wide in shapes]
+        context = heads.box_head.head(RegionPool.forward(heads.box_roi_pool, maps, whole, shapes))
+        regions = heads.box_head.head(RegionPool.forward(heads.box_roi_pool, maps, proposals, shapes))
+    counts = torch.tensor([len(one) for one in proposals])
+    torch.testing.assert_close(joined, torch.cat((regions, context.repeat_interleave(counts, 0)), 1))
+    again = load_detector(save_detector(model, tmp_path / "d.safetensors"))
+    with torch.no_grad():
+        assert torch.equal(again(images((64, 64), (48, 64)))[1]["scores"], found[1]["scores"])
+    assert torch.isfinite(sum(model.train()(images((64, 64), (48, 64)), TARGETS).values()))

@@ -103,6 +103,17 @@ def test_other_data_are_refused_on_resume(shapes: Path, tmp_path: Path) -> None:
         train_detector(run, resume=True, show=False, data=dataclasses.replace(data, train=data.train[:-1]))
 
 
+def test_a_run_that_cannot_begin_leaves_no_folder(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: DetectTrainer, *_: object) -> None:
+        raise DeepresError("cannot begin")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DetectTrainer, "__init__", refuse)
+        with pytest.raises(DeepresError, match="cannot begin"):
+            train_detector(tiny_run(shapes, tmp_path / "runs/a"), show=False)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_batches_depend_on_seed_epoch_and_index_alone(shapes: Path) -> None:
     data = open_boxes(shapes)
     recipe = detect_recipe("small", epochs=1)
