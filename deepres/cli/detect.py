@@ -83,13 +83,17 @@ class PassOptions:
 
     def open(self, models: tuple[str, ...]) -> Any:
         """The detector, or several that answer together."""
-        from deepres.detection import load_detector
         from deepres.detection.combining import CombinedDetector
+        from deepres.engines import ExportedDetector, open_detector
         from deepres.training.distribute import pick_device
 
-        loaded = [load_detector(model).to(pick_device(self.device)) for model in models]
+        loaded: list[Any] = [open_detector(model).to(pick_device(self.device)) for model in models]
         if len(loaded) == 1 and self.scales == (1.0,) and not (self.flip or self.refine):
             return loaded[0]
+        if any(isinstance(one, ExportedDetector) for one in loaded):
+            raise DeepresError(
+                f"{models[0]}: an exported detector sees an image once, as it is; --scales, --flip and --refine need a run"
+            )
         return CombinedDetector(loaded, scales=self.scales, flip=self.flip, refine=self.refine).eval()
 
 
@@ -138,7 +142,7 @@ class DetectEvaluate:
 class DetectPredict:
     """Detect objects in images. Exit code 1 if some could not be read."""
 
-    model: Positional[str]  # a run or a file of a detector
+    model: Positional[str]  # a run or a file of a detector, or its ONNX file
     images: Positional[tuple[Path, ...]]  # image files, or folders of them
     out: Path | None = None  # folder for pictures with boxes, detections.json and COCO results [only lines on the terminal]
     threshold: float = 0.5  # confidence from which boxes are drawn and printed

@@ -1,7 +1,7 @@
 """Detection: Faster R-CNN on residual backbones.
 
-Read: backbone -> heads -> faster_rcnn -> store for the network; coco_protocol, voc_protocol -> measure for the figures; recipe -> run ->
-batches -> trainer -> training for a run.
+Read: backbone -> pooling -> heads -> faster_rcnn -> store for the network, graph for its export; coco_protocol, voc_protocol -> measure
+for the figures; recipe -> run -> batches -> trainer -> training for a run.
 """
 
 import lazy_loader

@@ -4,6 +4,7 @@ from .faster_rcnn import detector as detector
 from .measure import DetectionScores as DetectionScores
 from .measure import measure_detector as measure_detector
 from .run import DetectRun as DetectRun
+from .store import is_detector as is_detector
 from .store import load_detector as load_detector
 from .store import load_torchvision as load_torchvision
 from .store import save_detector as save_detector

@@ -10,15 +10,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
 
 from deepres.adapters import device_of
 from deepres.data import UnreadableImage, is_image_name, open_image
 from deepres.detection.coco_protocol import ImageDetections
 from deepres.detection.drawing import draw_boxes
+from deepres.detection.faster_rcnn import Detector
 from deepres.errors import DeepresError
 
 LISTED_CONFIDENCE = 0.05  # confidence below which the files list no detection; pictures show those above the threshold only
+
+
+PADDED = 32  # sides of padded images are multiples of it
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +78,28 @@ def detect_files(model: nn.Module, paths: Sequence[str | Path]) -> Iterator[Dete
         kept = one["scores"] >= LISTED_CONFIDENCE
         boxes, labels, scores = (one[key][kept].cpu() for key in ("boxes", "labels", "scores"))
         yield DetectedImage(str(path), image.size, ImageDetections(boxes.float(), labels - 1, scores.float()))
+
+
+@torch.inference_mode()
+def detect_resized(model: Detector, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
+    """Detections in images (3, h, w) that have been resized as the detector's transform does, from ``sizes`` (height, width).
+
+    Each is padded as it is alone, so that no answer depends on the other images: those of one padded size run together.
+    """
+    groups: dict[tuple[int, int], list[int]] = {}
+    for place, image in enumerate(images):
+        tall, wide = (-(-side // PADDED) * PADDED for side in image.shape[-2:])
+        groups.setdefault((tall, wide), []).append(place)
+    found: dict[int, dict[str, Tensor]] = {}
+    transform = model.transform
+    for places in groups.values():
+        shapes = [(int(images[i].shape[-2]), int(images[i].shape[-1])) for i in places]
+        batch = transform.batch_images([transform.normalize(images[i]) for i in places], PADDED)
+        features = model.backbone(batch)
+        proposals, _ = model.rpn(ImageList(batch, shapes), features)
+        answers, _ = model.roi_heads(features, proposals, shapes)
+        found |= zip(places, transform.postprocess(answers, shapes, [sizes[i] for i in places]), strict=True)
+    return [found[place] for place in range(len(images))]
 
 
 def write_detections(

@@ -8,16 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from deepres.detection.faster_rcnn import Detector, DetectorConfig, assemble
 from deepres.errors import DeepresError
 from deepres.models import read_checkpoint
 from deepres.models.builders import Origin, origin, to_json
+from deepres.models.checkpoint import KEY
 from deepres.models.names import our_name, to_others
 from deepres.models.store import locate, write_tensors
 from deepres.nn.resnet import ResNet, ResNetConfig
 from deepres.training.run import tuples_in
+from deepres.training.trainer import BEST
 
 COUNTER = "num_batches_tracked"  # a buffer of batch norm that torchvision's frozen norms do not have
 _BODY, _NET = "backbone.body.", "backbone.body.net."
@@ -62,6 +65,20 @@ def load_detector(path: str | Path) -> Detector:
     except (DeepresError, RuntimeError, KeyError, TypeError) as error:
         raise DeepresError(f"{path}: not a detector that can be built again ({str(error).splitlines()[0]})") from error
     return model.eval()
+
+
+def is_detector(reference: object) -> bool:
+    """Tell whether ``reference`` names a detector's file, or a run's folder with one, without reading its weights."""
+    path = Path(str(reference))
+    path = path / BEST if path.is_dir() else path
+    if not path.is_file() or path.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {}).get(KEY, "{}"))
+    except (OSError, ValueError, SafetensorError):  # whoever opens it says what is wrong with it
+        return False
+    return isinstance(header, dict) and "detector" in header
 
 
 def load_torchvision(model: Detector, state: Mapping[str, Tensor]) -> None:

@@ -1,6 +1,10 @@
 from .choosing import build_choice as build_choice
 from .choosing import optimize as optimize
 from .choosing import throughput as throughput
+from .detector_export import DetectorExport as DetectorExport
+from .detector_export import export_detector as export_detector
+from .detector_onnx import ExportedDetector as ExportedDetector
+from .detector_onnx import open_detector as open_detector
 from .exporting import ExportResult as ExportResult
 from .exporting import export as export
 from .folding import fold_norms as fold_norms

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -64,13 +64,13 @@ BODY = {"requestBody": {"required": True, "content": {"image/*": {"schema": {"ty
 AGAIN = {"Retry-After": "1"}
 
 
-class _Predictions:
+class Predictions:
     """Answers requests to /predict, and counts them."""
 
-    def __init__(self, worker: Worker, limits: Limits, *, tighten: bool) -> None:
+    def __init__(self, worker: Worker, limits: Limits, *, tighten: bool, receiver: Receiver | None = None) -> None:
         self.worker, self.limits, self.tighten = worker, limits, tighten
         self.metrics = Metrics()
-        self.receiver = Receiver(limits, Prepare.from_notes(worker.facts.prepare))
+        self.receiver = receiver or Receiver(limits, Prepare.from_notes(worker.facts.prepare))
         self.batcher: Batcher | None = None
 
     @asynccontextmanager
@@ -86,11 +86,15 @@ class _Predictions:
         self, request: Request, top: int = Query(5, ge=1, le=1000, description="how many classes to name")
     ) -> Response:
         """Classify the image file that is the request's body."""
+        return await self.respond(request, lambda found: self._body(found, top))
+
+    async def respond(self, request: Request, body: Callable[[Answer], bytes]) -> Response:
+        """Answer a request by ``body`` of what the network finds, and count it."""
         began, status = time.perf_counter(), 500
         try:
             found = await self._answer(request)
             ready = time.perf_counter()
-            response = Response(self._body(found, top), media_type="application/json")
+            response = Response(body(found), media_type="application/json")
             self.metrics.stage("answer", time.perf_counter() - ready)
             status = 200
             return response
@@ -147,11 +151,15 @@ def build_app(worker: Worker, limits: Limits, *, tighten: bool = False) -> FastA
 
     ``app.state.receiver.close()`` refuses the requests that have not arrived yet.
     """
-    service = _Predictions(worker, limits, tighten=tighten)
-    facts = worker.facts
+    return app_around(Predictions(worker, limits, tighten=tighten), Prediction)
+
+
+def app_around(service: Predictions, answer: type[BaseModel]) -> FastAPI:
+    """The routes of ``service``, which answers an image by ``answer``."""
+    facts = service.worker.facts
     app = FastAPI(title=f"deepres: {facts.name}", version=__version__, lifespan=service.running, docs_url=None, redoc_url=None)
     app.state.receiver = service.receiver
-    options: dict[str, Any] = {"responses": {200: {"model": Prediction}, **REFUSALS}, "openapi_extra": BODY}
+    options: dict[str, Any] = {"responses": {200: {"model": answer}, **REFUSALS}, "openapi_extra": BODY}
     app.post("/predict", response_class=JSONResponse, **options)(service.predict)
 
     @app.get("/health", responses={503: {"description": "The network is being loaded again.", "model": Health}})

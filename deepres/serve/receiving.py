@@ -78,11 +78,15 @@ class Receiver:
     def _decode(self, body: bytes) -> np.ndarray:
         try:
             image = open_image(body, self.prepare.channels, formats=FORMATS, check=self._check)
-            return self.prepare.image(image).numpy()
+            return self.prepared(image)
         except (OversizedImage, _TooManyPixels) as error:
             raise HTTPException(413, str(error)) from None
         except UnreadableImage as error:
             raise HTTPException(415, f"{str(error).removeprefix('image: ')}; {ADVICE}") from None
+
+    def prepared(self, image: Image.Image) -> np.ndarray:
+        """The pixels that the worker takes."""
+        return self.prepare.image(image).numpy()
 
     def _check(self, image: Image.Image) -> None:
         if image.width * image.height > self.limits.pixels:

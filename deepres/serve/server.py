@@ -6,6 +6,8 @@ import asyncio
 import math
 import signal
 import socket
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from deepres.detection import is_detector
 from deepres.errors import DeepresError
 from deepres.models import open_language_model, vocabulary_of
 from deepres.serve.app import build_app
@@ -40,7 +43,8 @@ def serve(
 
     On the signal, requests whose body has not arrived are refused at once, and the others are answered.
 
-    ``model``: as in ``open_model``, or a ghost's folder. A language model answers OpenAI's completions route instead of images, in
+    ``model``: as in ``open_model``, a ghost's folder, or a detector's run or file, whose answers are boxes. A
+    language model answers OpenAI's completions route instead of images, in
     this process. ``ServeOptions`` explains the options.
 
     Raises ``DeepresError`` for a network that cannot be loaded and a port that cannot be had.
@@ -58,16 +62,27 @@ def serve(
                 f"{language.name} on {{}}: /v1/completions /v1/models",
             )
             return 0
-        worker = Worker(Spec(str(model), str(weights) if weights is not None else None, device, engine, limits.batch))
+        spec = Spec(str(model), str(weights) if weights is not None else None, device, engine, limits.batch)
+        worker, build = _service(spec, tighten=tighten)
     except BaseException:
         listening.close()
         raise
     try:
-        _run(build_app(worker, limits, tighten=tighten), limits, listening, host, f"{worker.facts.name} on {{}}: /predict")
+        _run(build(worker, limits), limits, listening, host, f"{worker.facts.name} on {{}}: /predict")
     finally:
         if worker.alive:
             worker.stop()
     return 0
+
+
+def _service(spec: Spec, *, tighten: bool) -> tuple[Worker, Callable[[Any, Limits], FastAPI]]:
+    """The process that holds the network, started, and what builds the service around it."""
+    if not is_detector(spec.reference):
+        return Worker(spec), partial(build_app, tighten=tighten)
+    from deepres.serve.detections import build_detections
+    from deepres.serve.detector_worker import DetectorWorker
+
+    return DetectorWorker(spec), build_detections
 
 
 def _run(app: FastAPI, limits: Limits, listening: socket.socket, host: str, what: str) -> None:

@@ -7,6 +7,7 @@ import multiprocessing
 import signal
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -97,7 +98,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self.ready = self.hung = False
         self.pipe, far = context.Pipe()
-        self.process = context.Process(target=_work, args=(far, self.spec), daemon=True, name="deepres-worker")
+        self.process = context.Process(target=self.entry(), args=(far, self.spec), daemon=True, name="deepres-worker")
         self.process.start()
         far.close()
         try:
@@ -115,6 +116,10 @@ class Worker:
         assert isinstance(first, Facts)
         self.ready = True
         return first
+
+    def entry(self) -> Callable[[Connection, Spec], None]:
+        """The function that the process runs."""
+        return _work
 
     def call(self, images: np.ndarray, level: int) -> WorkerAnswers:
         """Classify uint8 (N, C, H, W).
