@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
+import os
 import platform
+import signal
 import statistics
 import subprocess
 import time
@@ -50,6 +53,15 @@ def machine() -> dict[str, Any]:
     }
 
 
+def machine_kind() -> str:
+    """The kind of machine that ratios hold for, as part of a result's name: ``amx``, ``avx512-bf16``, ``avx512``, ``avx2`` or ``gpu``."""
+    if DEVICE.type == "cuda":
+        return "gpu"
+    if torch.cpu._is_amx_tile_supported():
+        return "amx"
+    return torch.backends.cpu.get_cpu_capability().lower().split("_")[0] + ("-bf16" if BF16 else "")
+
+
 def alternate(candidates: dict[str, Callable[[], object]], *, repeats: int = 7, warm: int = 2) -> dict[str, list[float]]:
     """Seconds of each call. The candidates take turns, in reversed order every second round."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -59,15 +71,27 @@ def alternate(candidates: dict[str, Callable[[], object]], *, repeats: int = 7, 
 class Remote:
     """A candidate in a process of its own, so that its allocator, caches and settings are those that its users have.
 
-    ``build(*args)`` is called there and gives the call to be timed and a name for it; both have to be importable.
+    ``build(*args)`` is called there and gives the call to be timed and a name for it; both have to be importable. ``paused``: it may
+    start processes of its own, such as those that load data, and all of them are stopped between its calls.
     """
 
-    def __init__(self, build: Callable[..., tuple[Callable[[], object], str]], *args: object) -> None:
+    def __init__(self, build: Callable[..., tuple[Callable[[], object], str]], *args: object, paused: bool = False) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, build, args), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, build, args, paused), daemon=not paused)
         self.process.start()
-        self.name: str = self._answer()
+        self.paused = paused
+        try:
+            self.name: str = self._answer()
+        except BaseException:  # also of Ctrl-C: a group of its own does not hear of it
+            self.close()
+            raise
+        self._signal(signal.SIGSTOP)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.paused and self.process.pid is not None:
+            with contextlib.suppress(ProcessLookupError):  # it has ended, or has no group of its own yet
+                os.killpg(self.process.pid, number)
 
     def _answer(self) -> Any:
         answer = self.pipe.recv()
@@ -76,15 +100,27 @@ class Remote:
         return answer
 
     def __call__(self) -> None:
+        self._signal(signal.SIGCONT)
         self.pipe.send("go")
         self._answer()
+        self._signal(signal.SIGSTOP)
 
     def close(self) -> None:
+        if self.paused:  # let it end those that it started
+            self._signal(signal.SIGCONT)
+            with contextlib.suppress(OSError):
+                self.pipe.send(None)
+            self.process.join(20)
+            self._signal(signal.SIGKILL)
         self.process.terminate()
         self.process.join()
 
 
-def _serve(pipe: Connection, build: Callable[..., tuple[Callable[[], object], str]], args: tuple[object, ...]) -> None:
+def _serve(
+    pipe: Connection, build: Callable[..., tuple[Callable[[], object], str]], args: tuple[object, ...], leads: bool = False
+) -> None:
+    if leads:
+        os.setpgid(0, 0)  # a group that can be stopped as a whole
     try:
         call, name = build(*args)
         pipe.send(name)

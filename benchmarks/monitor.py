@@ -9,14 +9,15 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import alternate, record
-from benchmarks.training import trainer_on
+from benchmarks.training import resident_data, trainer_on
 from deepres.lens import Monitor
 
 STEPS = 352  # of an epoch: 45,000 images of CIFAR-10's training split, 128 at a time
 
 if __name__ == "__main__":
-    images, labels = torch.randn(128, 3, 32, 32), torch.randint(0, 10, (128,))
-    trainer, batch = trainer_on("resnet56-cifar", images, labels, 10, "auto")
+    pixels, labels = torch.randint(0, 256, (128, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 10, (128,))
+    trainer = trainer_on("resnet56-cifar", resident_data(pixels, labels, 10), 128, "auto")
+    batch = next(trainer.loader.epoch(0))
     with tempfile.TemporaryDirectory() as folder:
         monitor = Monitor("every=1steps", Path(folder), say=lambda text: None)
         count = iter(range(1_000_000))

@@ -46,18 +46,20 @@ class CifarResNet(nn.Module):
 
 
 class Step:
-    """A training step as in PyTorch's own examples; ``tuned`` adds what is known to help."""
+    """A training step as in PyTorch's own examples; the options add what is known to help."""
 
-    def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, *, bf16: bool, last: bool, compile: bool) -> None:
-        layout = torch.channels_last if last else torch.contiguous_format
-        self.model = model.to(images.device, memory_format=layout).train()  # type: ignore[call-overload]
-        self.images, self.labels, self.bf16 = images.to(memory_format=layout), labels, bf16
+    def __init__(self, model: nn.Module, *, bf16: bool, last: bool, compile: bool) -> None:
+        self.layout = torch.channels_last if last else torch.contiguous_format
+        self.model = model.to(memory_format=self.layout).train()
+        self.bf16 = bf16
         self.optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=1e-4)
         self.forward = torch.compile(self.model) if compile else self.model
 
-    def __call__(self) -> None:
-        with torch.autocast(self.images.device.type, torch.bfloat16, enabled=self.bf16):
-            loss = F.cross_entropy(self.forward(self.images).float(), self.labels)
+    def __call__(self, images: Tensor, labels: Tensor) -> None:
+        device = next(self.model.parameters()).device
+        images, labels = images.to(device, memory_format=self.layout), labels.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+            loss = F.cross_entropy(self.forward(images).float(), labels)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

@@ -284,12 +284,22 @@ def _spread(one: dict[str, Any]) -> str:
     return f"{one['test_error']:.2f}{spread} %"
 
 
+KINDS = {"avx2": "AVX2", "avx512": "AVX-512", "avx512-bf16": "AVX-512 and bf16", "amx": "AMX", "gpu": "a GPU"}  # of machines
 SECTIONS = (
     ("inference-resnet50", "Inference: ResNet-50", _speed),
     ("inference-resnet50-float32", "Inference: ResNet-50, without bf16", _speed),
     ("inference-answers", "Inference: answers that bf16 changes", _answers),
     ("training-resnet20-cifar", "Training: CIFAR ResNet-20", _speed),
     ("training-resnet50", "Training: ResNet-50", _speed),
+    *(
+        (f"training-{net}-{kind}", f"Training end to end with {words}: {title}", _speed)
+        for net, title in (
+            ("resnet20-cifar", "CIFAR ResNet-20"),
+            ("resnet56-cifar", "CIFAR ResNet-56"),
+            ("resnet50", "ResNet-50"),
+        )
+        for kind, words in KINDS.items()
+    ),
     ("memory-resnet1202", "Memory: ResNet-1202", _memory),
     ("paper-cifar10-jpeg", "Table 6 and degradation on CIFAR-10 as JPEG", _cifar),
     ("shrink-resnet56-16px", "Inverse Curriculum Training", _shrink),

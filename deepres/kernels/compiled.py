@@ -92,9 +92,14 @@ def compile_kernels(compiler: str, capability: str, path: Path) -> None:
         source.write_text(_source())
         flags = ("-O3", "-std=c++20", "-shared", "-fPIC", "-fopenmp", "-ffp-contract=off", *_FLAGS[capability])
         defined = (f"-DCPU_CAPABILITY={capability}", f"-DCPU_CAPABILITY_{capability}")
-        command = [compiler, *flags, *defined, f"-I{include}", "-o", str(built), str(source)]
+        command = [compiler, *flags, *_extra(capability), *defined, f"-I{include}", "-o", str(built), str(source)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS)
         os.replace(built, path)
+
+
+def _extra(capability: str) -> tuple[str, ...]:
+    """Flags for what only some processors of this capability have: rounding to bfloat16 by one instruction."""
+    return ("-mavx512bf16",) if capability == "AVX512" and torch.cpu._is_avx512_bf16_supported() else ()
 
 
 def _source() -> str:
@@ -103,7 +108,8 @@ def _source() -> str:
 
 def _path(capability: str) -> Path:
     """The path of the library for these sources, this PyTorch and this capability."""
-    key = hashlib.sha256("\n".join((_source(), torch.__version__, *_FLAGS[capability])).encode()).hexdigest()[:16]
+    parts = (_source(), torch.__version__, *_FLAGS[capability], *_extra(capability))
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     folder = cache_folder() / "kernels"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"norm_act-{capability.lower()}-{key}.so"

@@ -7,7 +7,10 @@
 // Sums are taken in float over blocks of rows and in double over blocks and threads, in an order that depends on the number of threads
 // alone, so results are the same in every call.
 //
-// Compiled once for AVX2 and once for AVX-512; Python loads the one that the processor has (see compiled.py).
+// bfloat16 is where instructions are saved: a ReLU's mask is taken on 16-bit integers, and the result is rounded by one instruction where
+// the processor has one (AVX512_BF16).
+//
+// Compiled for AVX2 or AVX-512, whichever the processor has (see compiled.py).
 
 #include <ATen/cpu/vec/functional.h>
 #include <ATen/cpu/vec/vec.h>
@@ -16,6 +19,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <numeric>
+#include <type_traits>
 #include <vector>
 
 namespace {
@@ -25,8 +29,6 @@ using at::vec::Vectorized;
 using Float = Vectorized<float>;
 
 constexpr int64_t LANES = Float::size();
-constexpr int64_t BLOCK = 64;  // rows that are summed in float
-
 // Two vectors of floats are read and written at a time: one whole vector of bfloat16.
 struct Pair {
   Float low, high;
@@ -36,23 +38,69 @@ constexpr int64_t WIDE = 2 * LANES;
 inline Pair load(const float* p) {
   return {Float::loadu(p), Float::loadu(p + LANES)};
 }
-inline Pair load(const BFloat16* p) {
-  auto [low, high] = at::vec::convert_to_float(Vectorized<BFloat16>::loadu(p));
-  return {low, high};
+#ifdef CPU_CAPABILITY_AVX512
+inline Float widen(__m256i v) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
 }
+inline Float relu(const Float& v) {
+  return _mm512_max_ps(_mm512_setzero_ps(), v);  // in this order a NaN stays one
+}
+inline Pair load(const BFloat16* p) {
+  const auto* q = reinterpret_cast<const __m256i*>(p);
+  return {widen(_mm256_loadu_si256(q)), widen(_mm256_loadu_si256(q + 1))};
+}
+#else
+inline Float widen(__m128i v) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16));
+}
+inline Float relu(const Float& v) {
+  return _mm256_max_ps(_mm256_setzero_ps(), v);
+}
+inline Pair load(const BFloat16* p) {
+  const auto* q = reinterpret_cast<const __m128i*>(p);
+  return {widen(_mm_loadu_si128(q)), widen(_mm_loadu_si128(q + 1))};
+}
+#endif
 inline void store(float* p, const Pair& v) {
   v.low.store(p);
   v.high.store(p + LANES);
 }
 inline void store(BFloat16* p, const Pair& v) {
+#ifdef __AVX512BF16__
+  _mm512_storeu_si512(p, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(v.high, v.low)));
+#else
   at::vec::convert_from_float<BFloat16>(v.low, v.high).store(p);
+#endif
 }
+
+// The gradient behind the ReLU: zero where y is not above zero.
+inline Pair load_masked(const float* gradient, const float* y) {
+  const Pair g = load(gradient), out = load(y);
+  const Float zero(0);
+  return {Float::blendv(zero, g.low, out.low > zero), Float::blendv(zero, g.high, out.high > zero)};
+}
+// A bfloat16 is above zero exactly if it is as a signed 16-bit integer (NaNs apart).
+inline Pair load_masked(const BFloat16* gradient, const BFloat16* y) {
+#ifdef CPU_CAPABILITY_AVX512
+  const __mmask32 above = _mm512_cmpgt_epi16_mask(_mm512_loadu_si512(y), _mm512_setzero_si512());
+  const __m512i g = _mm512_maskz_loadu_epi16(above, gradient);
+  return {widen(_mm512_castsi512_si256(g)), widen(_mm512_extracti64x4_epi64(g, 1))};
+#else
+  const __m256i out = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(y));
+  const __m256i g = _mm256_and_si256(
+      _mm256_loadu_si256(reinterpret_cast<const __m256i*>(gradient)), _mm256_cmpgt_epi16(out, _mm256_setzero_si256()));
+  return {widen(_mm256_castsi256_si128(g)), widen(_mm256_extracti128_si256(g, 1))};
+#endif
+}
+
+constexpr int64_t BLOCK = 64;  // rows that are summed in float
 
 struct Shape {
   int64_t size, channels, columns, rows;
   Shape(int64_t places, int64_t channels)
       : size(places * channels), channels(channels), columns(std::lcm(channels, WIDE)), rows(size / columns) {}
   int64_t tail() const { return rows * columns; }  // first element behind the whole rows
+  bool narrow() const { return columns <= 2 * WIDE; }  // few vectors a row: going down a column is as good as going along a row
 };
 
 // A value for each channel, repeated over the columns.
@@ -67,37 +115,39 @@ inline std::pair<int64_t, int64_t> part(int64_t rows, int t, int n) {
   return {rows * t / n, rows * (t + 1) / n};
 }
 
-// Sums over each channel of two quantities. `vector` gives both for a place of WIDE elements, `scalar` for one element.
+// Sums over each channel of two quantities. `vector(i, stop, e, a, b)` adds both for the places of WIDE elements at i, i + columns, ...
+// in front of `stop`, and `scalar` for one element.
 template <class OfVector, class OfScalar>
 void sums(const Shape& shape, int threads, OfVector vector, OfScalar scalar, double* first, double* second) {
   const int64_t columns = shape.columns;
   std::vector<double> partial(2 * columns * threads, 0.0);
+  const int64_t tile = shape.narrow() ? BLOCK : 4;  // rows that one column of vectors goes through before the next
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
   for (int t = 0; t < threads; ++t) {
     auto [begin, end] = part(shape.rows, t, threads);
-    double* one = partial.data() + 2 * columns * t;
-    double* two = one + columns;
-    float buffer[2 * WIDE];
-    for (int64_t block = begin; block < end; block += BLOCK) {
-      const int64_t stop = std::min(block + BLOCK, end);
-      for (int64_t e = 0; e < columns; e += WIDE) {
-        Pair a{Float(0), Float(0)}, b{Float(0), Float(0)};
-        for (int64_t r = block; r < stop; ++r) vector(r * columns + e, e, a, b);
-        store(buffer, a);
-        store(buffer + WIDE, b);
-        for (int64_t i = 0; i < WIDE; ++i) {
-          one[e + i] += buffer[i];
-          two[e + i] += buffer[WIDE + i];
+    double* total = partial.data() + 2 * columns * t;  // for each place of WIDE columns the first quantity, then the second
+    std::vector<float> block(2 * columns);
+    for (int64_t from = begin; from < end; from += BLOCK) {
+      std::fill(block.begin(), block.end(), 0.0f);
+      const int64_t to = std::min(from + BLOCK, end);
+      for (int64_t row = from; row < to; row += tile)
+        for (int64_t e = 0; e < columns; e += WIDE) {
+          float* here = block.data() + 2 * e;
+          Pair a = load(here), b = load(here + WIDE);
+          vector(row * columns + e, std::min(row + tile, to) * columns, e, a, b);
+          store(here, a);
+          store(here + WIDE, b);
         }
-      }
+      for (int64_t i = 0; i < 2 * columns; ++i) total[i] += block[i];
     }
   }
   std::fill(first, first + shape.channels, 0.0);
   std::fill(second, second + shape.channels, 0.0);
   for (int t = 0; t < threads; ++t)
     for (int64_t e = 0; e < columns; ++e) {
-      first[e % shape.channels] += partial[2 * columns * t + e];
-      second[e % shape.channels] += partial[2 * columns * t + columns + e];
+      const int64_t here = 2 * columns * t + 2 * (e - e % WIDE) + e % WIDE;
+      first[e % shape.channels] += partial[here];
+      second[e % shape.channels] += partial[here + WIDE];
     }
   for (int64_t i = shape.tail(); i < shape.size; ++i) {
     const int64_t c = i % shape.channels;
@@ -105,14 +155,18 @@ void sums(const Shape& shape, int threads, OfVector vector, OfScalar scalar, dou
   }
 }
 
-// Calls `vector(i, e)` for each place of WIDE elements, and `scalar(i, c)` for each element behind the whole rows.
+// Calls `vector(i, stop, e)` for the places of WIDE elements at i, i + columns, ... in front of `stop`, and `scalar(i, c)` for each element
+// behind the whole rows.
 template <class OfVector, class OfScalar>
 void each(const Shape& shape, int threads, OfVector vector, OfScalar scalar) {
+  const int64_t columns = shape.columns, tile = shape.narrow() ? BLOCK : 1;
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
   for (int t = 0; t < threads; ++t) {
     auto [begin, end] = part(shape.rows, t, threads);
-    for (int64_t r = begin; r < end; ++r)
-      for (int64_t e = 0; e < shape.columns; e += WIDE) vector(r * shape.columns + e, e);
+    for (int64_t row = begin; row < end; row += tile) {
+      const int64_t stop = std::min(row + tile, end) * columns;
+      for (int64_t e = 0; e < columns; e += WIDE) vector(row * columns + e, stop, e);
+    }
   }
   for (int64_t i = shape.tail(); i < shape.size; ++i) scalar(i, i % shape.channels);
 }
@@ -126,11 +180,14 @@ void statistics(const T* x, int64_t places, int64_t channels, int threads, float
   std::vector<double> sum(channels), squares(channels);
   sums(
       shape, threads,
-      [&](int64_t i, int64_t e, Pair& a, Pair& b) {
-        const Pair v = load(x + i), s = load(wide.data() + e);
-        const Float low = v.low - s.low, high = v.high - s.high;
-        a = {a.low + low, a.high + high};
-        b = {at::vec::fmadd(low, low, b.low), at::vec::fmadd(high, high, b.high)};
+      [&](int64_t i, int64_t stop, int64_t e, Pair& a, Pair& b) {
+        const Pair s = load(wide.data() + e);
+        for (; i < stop; i += shape.columns) {
+          const Pair v = load(x + i);
+          const Float low = v.low - s.low, high = v.high - s.high;
+          a = {a.low + low, a.high + high};
+          b = {at::vec::fmadd(low, low, b.low), at::vec::fmadd(high, high, b.high)};
+        }
       },
       [&](int64_t i, int64_t c, double& a, double& b) {
         const double v = static_cast<double>(static_cast<float>(x[i])) - shift[c];
@@ -146,65 +203,63 @@ void statistics(const T* x, int64_t places, int64_t channels, int threads, float
 }
 
 // y = act(x * scale + bias [+ shortcut])
-template <class T>
+template <class T, bool ADD, bool RELU>
 void apply(
-    const T* x, const float* scale, const float* bias, const T* shortcut, bool relu, int64_t places, int64_t channels, int threads,
-    T* y) {
+    const T* x, const float* scale, const float* bias, const T* shortcut, int64_t places, int64_t channels, int threads, T* y) {
   const Shape shape(places, channels);
   const std::vector<float> scales = spread(scale, shape), biases = spread(bias, shape);
-  const Float zero(0);
   each(
       shape, threads,
-      [&](int64_t i, int64_t e) {
-        const Pair v = load(x + i), s = load(scales.data() + e), b = load(biases.data() + e);
-        Pair out{at::vec::fmadd(v.low, s.low, b.low), at::vec::fmadd(v.high, s.high, b.high)};
-        if (shortcut != nullptr) {
-          const Pair add = load(shortcut + i);
-          out = {out.low + add.low, out.high + add.high};
+      [&](int64_t i, int64_t stop, int64_t e) {
+        const Pair s = load(scales.data() + e), b = load(biases.data() + e);
+        for (; i < stop; i += shape.columns) {
+          const Pair v = load(x + i);
+          Pair out{at::vec::fmadd(v.low, s.low, b.low), at::vec::fmadd(v.high, s.high, b.high)};
+          if constexpr (ADD) {
+            const Pair add = load(shortcut + i);
+            out = {out.low + add.low, out.high + add.high};
+          }
+          if constexpr (RELU) out = {relu(out.low), relu(out.high)};
+          store(y + i, out);
         }
-        if (relu) out = {at::vec::maximum(out.low, zero), at::vec::maximum(out.high, zero)};
-        store(y + i, out);
       },
       [&](int64_t i, int64_t c) {
         float out = static_cast<float>(x[i]) * scale[c] + bias[c];
-        if (shortcut != nullptr) out += static_cast<float>(shortcut[i]);
-        y[i] = static_cast<T>(relu && !(out > 0) && out == out ? 0.0f : out);  // a NaN stays one
+        if (ADD) out += static_cast<float>(shortcut[i]);
+        y[i] = static_cast<T>(RELU && !(out > 0) && out == out ? 0.0f : out);  // a NaN stays one
       });
 }
 
-// The gradient behind the activation: where y is zero, the ReLU lets nothing through.
-template <class T>
-inline Pair masked(const T* gradient, const T* y, bool relu, int64_t i) {
-  Pair g = load(gradient + i);
-  if (relu) {
-    const Pair out = load(y + i);
-    const Float zero(0);
-    g = {Float::blendv(zero, g.low, out.low > zero), Float::blendv(zero, g.high, out.high > zero)};
-  }
-  return g;
+template <bool RELU, class T>
+inline Pair gradient_at(const T* gradient, const T* y, int64_t i) {
+  if constexpr (RELU) return load_masked(gradient + i, y + i);
+  return load(gradient + i);
 }
-template <class T>
-inline float masked_one(const T* gradient, const T* y, bool relu, int64_t i) {
-  return relu && !(static_cast<float>(y[i]) > 0) ? 0.0f : static_cast<float>(gradient[i]);
+template <bool RELU, class T>
+inline float gradient_one(const T* gradient, const T* y, int64_t i) {
+  return RELU && !(static_cast<float>(y[i]) > 0) ? 0.0f : static_cast<float>(gradient[i]);
 }
 
 // For each channel: the sum of the gradient g behind the activation, and the sum of g times the normalised input.
-template <class T>
+template <class T, bool RELU>
 void backward_sums(
-    const T* gradient, const T* y, const T* x, const float* mean, const float* inverse, bool relu, int64_t places, int64_t channels,
-    int threads, float* of_bias, float* of_weight) {
+    const T* gradient, const T* y, const T* x, const float* mean, const float* inverse, int64_t places, int64_t channels, int threads,
+    float* of_bias, float* of_weight) {
   const Shape shape(places, channels);
   const std::vector<float> means = spread(mean, shape);
   std::vector<double> sum(channels), product(channels);
   sums(
       shape, threads,
-      [&](int64_t i, int64_t e, Pair& a, Pair& b) {
-        const Pair g = masked(gradient, y, relu, i), v = load(x + i), m = load(means.data() + e);
-        a = {a.low + g.low, a.high + g.high};
-        b = {at::vec::fmadd(g.low, v.low - m.low, b.low), at::vec::fmadd(g.high, v.high - m.high, b.high)};
+      [&](int64_t i, int64_t stop, int64_t e, Pair& a, Pair& b) {
+        const Pair m = load(means.data() + e);
+        for (; i < stop; i += shape.columns) {
+          const Pair g = gradient_at<RELU>(gradient, y, i), v = load(x + i);
+          a = {a.low + g.low, a.high + g.high};
+          b = {at::vec::fmadd(g.low, v.low - m.low, b.low), at::vec::fmadd(g.high, v.high - m.high, b.high)};
+        }
       },
       [&](int64_t i, int64_t c, double& a, double& b) {
-        const double g = masked_one(gradient, y, relu, i);
+        const double g = gradient_one<RELU>(gradient, y, i);
         a += g;
         b += g * (static_cast<double>(static_cast<float>(x[i])) - mean[c]);
       },
@@ -216,27 +271,41 @@ void backward_sums(
 }
 
 // The input's gradient a * g + b * x + d with a value of a, b and d for each channel; and g itself, the shortcut's, where it is asked for.
-template <class T>
+template <class T, bool ADD, bool RELU>
 void backward_input(
-    const T* gradient, const T* y, const T* x, const float* a, const float* b, const float* d, bool relu, int64_t places,
-    int64_t channels, int threads, T* of_x, T* of_shortcut) {
+    const T* gradient, const T* y, const T* x, const float* a, const float* b, const float* d, int64_t places, int64_t channels,
+    int threads, T* of_x, T* of_shortcut) {
   const Shape shape(places, channels);
   const std::vector<float> as = spread(a, shape), bs = spread(b, shape), ds = spread(d, shape);
   each(
       shape, threads,
-      [&](int64_t i, int64_t e) {
-        const Pair g = masked(gradient, y, relu, i), v = load(x + i);
+      [&](int64_t i, int64_t stop, int64_t e) {
         const Pair p = load(as.data() + e), q = load(bs.data() + e), r = load(ds.data() + e);
-        store(
-            of_x + i, {at::vec::fmadd(p.low, g.low, at::vec::fmadd(q.low, v.low, r.low)),
-                       at::vec::fmadd(p.high, g.high, at::vec::fmadd(q.high, v.high, r.high))});
-        if (of_shortcut != nullptr) store(of_shortcut + i, g);
+        for (; i < stop; i += shape.columns) {
+          const Pair g = gradient_at<RELU>(gradient, y, i), v = load(x + i);
+          store(
+              of_x + i, {at::vec::fmadd(p.low, g.low, at::vec::fmadd(q.low, v.low, r.low)),
+                         at::vec::fmadd(p.high, g.high, at::vec::fmadd(q.high, v.high, r.high))});
+          if constexpr (ADD) store(of_shortcut + i, g);
+        }
       },
       [&](int64_t i, int64_t c) {
-        const float g = masked_one(gradient, y, relu, i);
+        const float g = gradient_one<RELU>(gradient, y, i);
         of_x[i] = static_cast<T>(a[c] * g + b[c] * static_cast<float>(x[i]) + d[c]);
-        if (of_shortcut != nullptr) of_shortcut[i] = static_cast<T>(g);
+        if (ADD) of_shortcut[i] = static_cast<T>(g);
       });
+}
+
+// Calls `f` with what is known as the program runs as constants: whether there is a shortcut, and a ReLU.
+template <class F>
+void chosen(bool add, bool relu, F f) {
+  using Yes = std::true_type;
+  using No = std::false_type;
+  if (add) {
+    relu ? f(Yes(), Yes()) : f(Yes(), No());
+  } else {
+    relu ? f(No(), Yes()) : f(No(), No());
+  }
 }
 
 }  // namespace
@@ -248,17 +317,23 @@ void backward_input(
   extern "C" void apply_##NAME(                                                                                                    \
       const T* x, const float* scale, const float* bias, const T* shortcut, int relu, int64_t places, int64_t channels,            \
       int threads, T* y) {                                                                                                         \
-    apply<T>(x, scale, bias, shortcut, relu, places, channels, threads, y);                                                        \
+    chosen(shortcut != nullptr, relu, [&](auto add, auto activate) {                                                               \
+      apply<T, add.value, activate.value>(x, scale, bias, shortcut, places, channels, threads, y);                                 \
+    });                                                                                                                            \
   }                                                                                                                                \
   extern "C" void backward_sums_##NAME(                                                                                            \
       const T* gradient, const T* y, const T* x, const float* mean, const float* inverse, int relu, int64_t places,                \
       int64_t channels, int threads, float* of_bias, float* of_weight) {                                                           \
-    backward_sums<T>(gradient, y, x, mean, inverse, relu, places, channels, threads, of_bias, of_weight);                          \
+    chosen(false, relu, [&](auto, auto activate) {                                                                                 \
+      backward_sums<T, activate.value>(gradient, y, x, mean, inverse, places, channels, threads, of_bias, of_weight);              \
+    });                                                                                                                            \
   }                                                                                                                                \
   extern "C" void backward_input_##NAME(                                                                                           \
       const T* gradient, const T* y, const T* x, const float* a, const float* b, const float* d, int relu, int64_t places,         \
       int64_t channels, int threads, T* of_x, T* of_shortcut) {                                                                    \
-    backward_input<T>(gradient, y, x, a, b, d, relu, places, channels, threads, of_x, of_shortcut);                                \
+    chosen(of_shortcut != nullptr, relu, [&](auto add, auto activate) {                                                            \
+      backward_input<T, add.value, activate.value>(gradient, y, x, a, b, d, places, channels, threads, of_x, of_shortcut);         \
+    });                                                                                                                            \
   }
 
 EXPORT_FOR(float32, float)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deepres.kernels import compiled, norm_act
 
-SHAPES = [(4, 16, 9, 7), (2, 64, 8, 8), (3, 17, 5, 5), (2, 1, 6, 6), (8, 130, 3, 3), (1, 5, 1, 2)]
+SHAPES = [(4, 16, 9, 7), (2, 64, 8, 8), (2, 96, 12, 12), (3, 17, 5, 5), (2, 1, 6, 6), (8, 130, 3, 3), (1, 5, 1, 2)]
 
 
 def inputs(shape: tuple[int, ...], dtype: torch.dtype, *, layout: torch.memory_format = torch.channels_last) -> list[Tensor]:
