@@ -2,6 +2,8 @@
 
 - ``Responses``: train, delete the blocks with the smallest residual ratios at once, fine-tune.
 - ``Lesions``: the same, by the rise of the loss without each block.
+- ``Influence``: the same, by one minus the cosine of a block's input and output (ShortGPT, Men et al. 2024).
+- ``Random``: the same, by chance.
 - ``Threshold``: a residual whose ratio stays below a threshold for some steps becomes zero; the threshold rises until enough blocks
   are the identity (after Learning Strict Identity Mappings, Yu et al. 2018).
 - ``NormScale``: an L1 penalty on the scale of each branch's last norm during training; the blocks with the smallest scales are deleted
@@ -11,12 +13,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import ExitStack
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepres.data import Batch
+from deepres.adapters import logits_of
+from deepres.adapters.calls import signal_in
+from deepres.data import Batch, seeded
 from deepres.shrinking import InverseCurriculum, ShrinkSchedule, Target
+from deepres.shrinking.importance import IMPORTANCE_EXAMPLES
 from deepres.training import Trainer
 
 
@@ -60,6 +68,32 @@ class Lesions(_Cut):
         return {i: value * self.ranking_costs[i] for i, value in self._importance_per_cost().items()}
 
 
+class Influence(_Cut):
+    @torch.no_grad()
+    def scores(self) -> dict[int, float]:
+        found = dict.fromkeys(self.removable(), 0.0)
+        with ExitStack() as stack:
+            for i in found:
+                site = self.blocks[i].sites[-1]
+                dim = 1 if site.layout == "NCHW" else -1
+
+                def see(_: nn.Module, args: tuple[Any, ...], out: Any, i: int = i, dim: int = dim) -> None:
+                    found[i] += float(1 - F.cosine_similarity(args[0].float(), signal_in(out).float(), dim=dim).mean())
+
+                stack.callback(site.block.register_forward_hook(see).remove)
+            model = self.trainer.model.eval()
+            for batch in self.trainer.loader.some(IMPORTANCE_EXAMPLES, self.trainer.progress.epoch):
+                logits_of(model, self.trainer.to_layout(batch.images))
+            model.train()
+        return found
+
+
+class Random(_Cut):
+    def scores(self) -> dict[int, float]:
+        found = self.removable()
+        return dict(zip(found, torch.rand(len(found), generator=seeded(self.trainer.run.seed, 9)).tolist(), strict=True))
+
+
 class NormScale(_Cut):
     strength = 1e-3
 
@@ -72,7 +106,8 @@ class NormScale(_Cut):
     def _scale(self, i: int) -> Tensor:
         """Scale of the norm that ends the branch; in a Transformer, scales of the norms in front of the branches."""
         sites = self.blocks[i].sites
-        behind = [m.weight for m in sites[-1].end.modules() if isinstance(m, nn.BatchNorm2d)]
+        modules = [layer for module in sites[-1].branch_modules for layer in module.modules()]
+        behind = [m.weight for m in modules if isinstance(m, nn.BatchNorm2d)]
         return behind[-1] if behind else torch.cat([m.weight for m in sites[0].block.modules() if isinstance(m, nn.LayerNorm)])
 
     def scores(self) -> dict[int, float]:
@@ -113,4 +148,4 @@ class Threshold(InverseCurriculum):
                 self.identity_at[self.blocks[i].path] = done
 
 
-__all__ = ["Lesions", "NormScale", "Responses", "Threshold", "at_once"]
+__all__ = ["Influence", "Lesions", "NormScale", "Random", "Responses", "Threshold", "at_once"]

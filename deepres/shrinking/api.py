@@ -26,7 +26,8 @@ from deepres.models import open_with_data
 from deepres.models.options import OpenOptions
 from deepres.nn import config, parameters
 from deepres.shrinking.curriculum import InverseCurriculum
-from deepres.shrinking.options import ShrinkOptions
+from deepres.shrinking.mending import Mended
+from deepres.shrinking.options import Mend, Removal, Selection, ShrinkOptions
 from deepres.shrinking.schedule import EpochRatios, ShrinkSchedule
 from deepres.shrinking.target import Target
 from deepres.training import Recipe, Run, train
@@ -55,26 +56,37 @@ class ShrinkResult:
     removed: tuple[str, ...]  # paths of the removed blocks in the original network
     not_removable: tuple[str, ...]  # blocks that cannot be the identity: they change the signal's shape or open a stage
     identity_at: dict[str, int]  # path -> step after which the block was the identity
-    difference: float  # largest difference of the outputs before and after the deletion, relative to the largest output
+    # largest difference of the outputs with the blocks as identities and with the blocks deleted, relative to the largest output
+    difference: float
     time: float  # of a forward pass relative to the whole network's, timed in alternating turns, median
     time_spread: tuple[float, float]  # quartiles of the ratios of the turns
     error_before: float | None  # validation error of the given network, if it was trained
     result: Result
     history: tuple[EpochRatios, ...]
     block_paths: tuple[str, ...]  # of all blocks, in the order of the ratios in ``history``
+    removal: Removal = "gradual"
+    mended: tuple[Mended, ...] = ()  # what was fitted in place of deleted blocks
 
     def summary(self) -> list[str]:
         """Describe the result in sentences, with its figures."""
         low, high = self.time_spread
+        removed = f"{len(self.removed)} of {self.blocks[0]} blocks were removed (target {self.target})"
         lines = [
-            f"{len(self.removed)} of {self.blocks[0]} blocks were removed (target {self.target}); the outputs before and after the "
-            f"deletion differ by {self.difference:.1g} of the largest.",
+            f"{removed} before the first step."
+            if self.removal == "at-once"
+            else f"{removed}; the outputs before and after the deletion differ by {self.difference:.1g} of the largest.",
             f"A forward pass takes {100 * self.time:.0f} % of the whole network's time (middle half of the turns {100 * low:.0f} to "
             f"{100 * high:.0f} %); {self.params[1]:,} of {self.params[0]:,} weights remain.",
             f"Validation error {self.result.val_error:.2f} %"
             + (f", {self.error_before:.2f} % before shrinking" if self.error_before is not None else "")
             + f"; test error {self.result.test.top1:.2f} % on {self.result.test.n:,} examples.",
         ]
+        if self.mended:
+            fits = (f"{100 * one.before:.0f} to {100 * one.after:.0f} %" for one in self.mended)
+            lines.append(
+                f"In {len(self.mended)} places a fit replaces what was deleted; the signal's difference to the whole network's fell, "
+                f"before training, from {', from '.join(fits)}."
+            )
         if self.not_removable:
             lines.append(
                 f"{len(self.not_removable)} blocks are not removable, because they change the signal's shape or open a stage: "
@@ -84,9 +96,14 @@ class ShrinkResult:
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON values, without the network."""
-        keep = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("model", "result", "history")}
+        keep = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in ("model", "result", "history", "mended")
+        }
         result = {"val_error": self.result.val_error, "test": self.result.test.to_dict(), "seconds": self.result.seconds}
-        return {**keep, "result": result, "history": [dataclasses.asdict(ratios) for ratios in self.history]}
+        records = {key: [dataclasses.asdict(one) for one in getattr(self, key)] for key in ("history", "mended")}
+        return {**keep, "result": result, **records}
 
 
 def shrink_recipe(model: nn.Module, before: Recipe | None = None) -> Recipe:
@@ -127,6 +144,10 @@ def shrink(
     learn: float | None = ShrinkOptions.learn,
     constrain: float | None = ShrinkOptions.constrain,
     distil: float | None = ShrinkOptions.distil,
+    removal: Removal = ShrinkOptions.removal,
+    select: Selection = ShrinkOptions.select,
+    mend: Mend = ShrinkOptions.mend,
+    features: float = ShrinkOptions.features,
     seed: int = ShrinkOptions.seed,
     weights: str | Path | None = OpenOptions.weights,
     size: int | None = OpenOptions.size,
@@ -164,9 +185,16 @@ def shrink(
     whole, opened, name, known = _open(model, data, weights, size, seed, log)
     trained = known if trained is None else trained
     chosen = recipe if recipe is not None else (shrink_recipe(whole, _recipe_of(model)) if trained else "fast-cifar")
-    given: dict[str, Any] = {"learn": learn, "constrain": constrain, "distil": distil}
-    schedule = dataclasses.replace(
-        ShrinkSchedule.usual(goal, trained), **{key: value for key, value in given.items() if value is not None}
+    schedule = ShrinkSchedule.from_options(
+        goal,
+        trained,
+        learn=learn,
+        constrain=constrain,
+        distil=distil,
+        removal=removal,
+        select=select,
+        mend=mend,
+        features=features,
     )
     computed = RunOptions(batch=batch, lr=lr, size=size, speed=speed, memory=memory, device=device, workers=workers)
     settings = Run(name, opened.name, chosen, str(out) if out else None, seed, epochs, **vars(computed), **run)
@@ -175,12 +203,19 @@ def shrink(
     result = train(
         settings, resume=resume, show=show, data=opened, model=copy.deepcopy(whole), callbacks=[curriculum, *callbacks]
     )
-    small = result.model
+    shrunk = _result_of(whole, curriculum, result, before)
+    if out is not None and int(os.environ.get("RANK", "0")) == 0:  # of several processes the first writes
+        (Path(out) / SHRINK_FILE).write_text(json.dumps(shrunk.to_dict(), indent=1))
+    return shrunk
+
+
+def _result_of(whole: nn.Module, curriculum: InverseCurriculum, result: Result, before: float | None) -> ShrinkResult:
+    """What ``shrink`` returns, with the time of a forward pass of ``whole`` and of the result in alternation."""
+    small, blocks = result.model, curriculum.blocks
     ratio, spread = from_first_process(time_ratio(whole.to(curriculum.probe.device), small, curriculum.probe))
-    blocks = curriculum.blocks
-    shrunk = ShrinkResult(
+    return ShrinkResult(
         model=small,
-        target=str(goal),
+        target=str(curriculum.schedule.target),
         blocks=(len(blocks), len(blocks) - len(curriculum.removed)),
         params=(parameters(whole), parameters(small)),
         removed=tuple(curriculum.removed),
@@ -193,10 +228,9 @@ def shrink(
         result=result,
         history=tuple(curriculum.history),
         block_paths=tuple(block.path for block in blocks),
+        removal=curriculum.schedule.removal,
+        mended=tuple(curriculum.mended),
     )
-    if out is not None and int(os.environ.get("RANK", "0")) == 0:  # of several processes the first writes
-        (Path(out) / SHRINK_FILE).write_text(json.dumps(shrunk.to_dict(), indent=1))
-    return shrunk
 
 
 def _open(

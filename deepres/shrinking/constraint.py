@@ -48,13 +48,15 @@ class ResidualConstraint:
         self._ratios.clear()
 
     @contextmanager
-    def bypassed(self, i: int) -> Iterator[None]:
-        """Make block i the identity in forward passes inside the context."""
-        before, self.scales[i] = self.scales[i], 0.0
+    def bypassed(self, *indices: int) -> Iterator[None]:
+        """Make these blocks the identity in forward passes inside the context."""
+        before = list(self.scales)
+        for i in indices:
+            self.scales[i] = 0.0
         try:
             yield
         finally:
-            self.scales[i] = before
+            self.scales[:] = before
 
     def attach(self) -> Callable[[], None]:
         """Add the hooks; call what is returned to remove them."""

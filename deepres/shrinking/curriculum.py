@@ -9,17 +9,22 @@ train, and removes depth in three phases:
    down to it. While the training loss is too high, the bounds do not fall. A block that proves more important than another one is
    released;
 3. *recover*: the blocks whose residual is exactly zero are deleted, norm statistics are estimated again, and training goes on.
+
+With ``removal="at-once"`` the first two phases are left out: the blocks are chosen and deleted before the first step, and the layers
+in front of them may take over, in closed form, what they did (see ``mending``).
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepres.adapters import delete_blocks
 from deepres.callback import Callback
@@ -28,12 +33,14 @@ from deepres.deprecation import renamed_fields
 from deepres.errors import DeepresError
 from deepres.shrinking.constraint import ResidualConstraint
 from deepres.shrinking.cost import measured_blocks
-from deepres.shrinking.importance import block_importance, residual_ratios
+from deepres.shrinking.features import FeatureDistillation
+from deepres.shrinking.importance import GREEDY_EXAMPLES, IMPORTANCE_EXAMPLES, block_importance, residual_ratios
+from deepres.shrinking.mending import Mended, find_gaps, mend
 from deepres.shrinking.removal import delete_identities
 from deepres.shrinking.schedule import Bound, EpochRatios, ShrinkSchedule
 from deepres.shrinking.target import Target
 from deepres.shrinking.teacher import Teacher, running_mean
-from deepres.training import Record, Trainer
+from deepres.training import Record, Result, Trainer
 from deepres.training.norms import estimate_norm_statistics
 
 WINDOW = 0.4  # share of the constrain phase in which the bound of one block falls to zero
@@ -73,6 +80,7 @@ class InverseCurriculum(Callback):
     difference: float = 0.0  # largest difference of the outputs before and after the deletion, relative to the largest output
     history: list[EpochRatios] = field(default_factory=list)
     identity_at: dict[str, int] = field(default_factory=dict)  # path -> step after which the block was the identity
+    mended: list[Mended] = field(default_factory=list)  # what was fitted in place of deleted blocks
 
     changes_network = True
 
@@ -80,6 +88,8 @@ class InverseCurriculum(Callback):
 
     def run_begins(self, trainer: Trainer) -> None:
         self.trainer = trainer
+        at_once = self.schedule.removal == "at-once" and trainer.progress.done == 0  # a resumed run is past this
+        whole = copy.deepcopy(trainer.model).eval() if at_once and self.schedule.mend != "none" else None
         batch = next(trainer.loader.epoch(0))
         self.probe = trainer.to_layout(batch.images[:64])
         self.blocks = measured_blocks(trainer.model, self.probe[:32])
@@ -89,7 +99,8 @@ class InverseCurriculum(Callback):
                 + ("" if self.blocks else "; if its blocks are of your own class, name their sites by register_site")
             )
         self._set_costs()
-        self.teacher = Teacher(trainer, self.schedule.distil) if self.schedule.distil else None
+        taught = bool(self.schedule.distil or self.schedule.features)
+        self.teacher = Teacher(trainer, self.schedule.distil) if taught else None
         self.constraint = ResidualConstraint(self.blocks)
         self._detach = self.constraint.attach()
         trainer.run_eagerly()  # scales change from step to step, which a compiled step would ignore
@@ -98,6 +109,16 @@ class InverseCurriculum(Callback):
         self.elapsed, self.rounds, self.finished = 0.0, 0, False
         self.loss_mean = self.loss_least = math.inf
         self.error_before: float | None = None
+        self.features: FeatureDistillation | None = None
+        if self.teacher is not None and self.schedule.features:
+            self.features = FeatureDistillation(trainer.model, self.teacher.net, self.blocks)
+        if at_once:
+            self.rounds = SELECTIONS
+            self._select(self.to_remove, last=True)
+            self._delete_identities(whole)
+
+    def run_ends(self, trainer: Trainer, result: Result | None) -> None:
+        self._end_features()
 
     def _set_costs(self) -> None:
         target = self.schedule.target
@@ -119,12 +140,19 @@ class InverseCurriculum(Callback):
             ratio = self._ratios[i]
             if ratio is not None and bound.weight:
                 total = total + bound.weight * ratio
+        if self.features is not None and (self.finished or self.bounds):
+            gone = {self.blocks[i].path for i in self._selected()}
+            total = total + self.schedule.features * self.features.loss(gone)
         self.constraint.clear()
         return total
 
     def after_step(self, trainer: Trainer, batch: Batch) -> None:
         done = trainer.progress.done
         first, last = (round(share * trainer.total) for share in (self.schedule.learn, self.schedule.constrain))
+        if self.features is not None:
+            self.features.clear()
+            if self._features_are_over():
+                self._end_features()
         if self.finished or done < first:
             return
         self.loss_mean = running_mean(self.loss_mean, trainer.context.mean(self._task_loss))
@@ -141,6 +169,8 @@ class InverseCurriculum(Callback):
         self._tighten(done)
 
     def after_epoch(self, trainer: Trainer, record: Record) -> None:
+        if self.features is not None:
+            self.features.clear()
         remaining = [i for i, block in enumerate(self.blocks) if block.path not in self.removed]
         found = residual_ratios(trainer.model, self.probe, None if self.finished else self.constraint)
         ratios = [0.0] * len(self.blocks)
@@ -212,10 +242,14 @@ class InverseCurriculum(Callback):
                 self.log(
                     f"{self.blocks[i].path} is released, because {self.blocks[other].path} is now less important for its cost"
                 )
-        for i in sorted(free, key=lambda i: importance[i]):
+        while free:
             missing = cost - sum(self.costs[j] for j in self._selected())
+            if missing > 1e-9 and self.schedule.select == "greedy":
+                importance = self._importance_per_cost(without=self._selected())
+            i = min(free, key=lambda i: importance[i])
             if missing <= (1e-9 if last else self.costs[i] / 2):
                 break
+            free.remove(i)
             if self._leaves_a_block(i):
                 self._set_bound(i)
 
@@ -225,14 +259,27 @@ class InverseCurriculum(Callback):
 
     def _leaves_a_block(self, i: int, released: int | None = None) -> bool:
         """Whether another block remains in the list that contains block i if that one is removed too."""
-        siblings = [j for j, block in enumerate(self.blocks) if block.container == self.blocks[i].container]
+        container = self.blocks[i].container
+        siblings = [j for j, block in enumerate(self.blocks) if block.container == container]
+        others = len(self.trainer.model.get_submodule(container)._modules) - len(
+            siblings
+        )  # without a shortcut, they always stay
         selected = self._selected()
-        return sum(j not in selected or j == released for j in siblings) > 1
+        return others + sum(j not in selected or j == released for j in siblings) > 1
 
-    def _importance_per_cost(self) -> dict[int, float]:
-        """Importance of each block that is not the identity yet, divided by its cost. Also updates the residual ratios."""
-        candidates = [i for i, block in enumerate(self.blocks) if block.removable and self.constraint.scales[i] > 0]
-        rises, self._ratios_now = block_importance(self.trainer, self.constraint, candidates)
+    def _importance_per_cost(self, without: Collection[int] = ()) -> dict[int, float]:
+        """Importance of each block that is not the identity yet, divided by its cost. Also updates the residual ratios.
+
+        ``without``: blocks that are the identity while the others are measured.
+        """
+        candidates = [
+            i for i, block in enumerate(self.blocks) if block.removable and self.constraint.scales[i] > 0 and i not in without
+        ]
+        examples = GREEDY_EXAMPLES if self.schedule.select == "greedy" else IMPORTANCE_EXAMPLES
+        with self.constraint.bypassed(*without):
+            rises, ratios = block_importance(self.trainer, self.constraint, candidates, examples)
+        if not without:  # bounds begin at the ratios of the network as it is
+            self._ratios_now = ratios
         importance = {i: math.copysign(abs(rise) ** RECOVERY_EXPONENT, rise) for i, rise in rises.items()}
         return {i: value / max(self.ranking_costs[i], 1e-12) for i, value in importance.items()}
 
@@ -257,7 +304,8 @@ class InverseCurriculum(Callback):
     # ---- the end of the constrain phase
 
     @torch.no_grad()
-    def _delete_identities(self) -> None:
+    def _delete_identities(self, whole: nn.Module | None = None) -> None:
+        """Delete the selected blocks. ``whole``: the network as it was given, after which the gaps are mended."""
         trainer = self.trainer
         for i in self.released:
             self.constraint.scales[i] = 1.0
@@ -265,17 +313,41 @@ class InverseCurriculum(Callback):
             self.constraint.scales[i] = 0.0
             self.identity_at[self.blocks[i].path] = trainer.progress.done
         paths = [block.path for i, block in enumerate(self.blocks) if self.constraint.scales[i] == 0]
+        self.bounds, self.constraint.measured = {}, set()
+        gaps = find_gaps(trainer.model, self.blocks, paths) if whole is not None else []
         self.difference = delete_identities(trainer.model, paths, self.probe, self._detach)
         self.removed, self.finished = paths, True
+        did = "have been deleted" if self.schedule.removal == "at-once" else "are the identity and have been deleted"
+        self.log(f"{len(paths)} of {len(self.blocks)} blocks {did}")
+        if whole is not None and self.schedule.mend != "none":
+            self.mended = mend(trainer, whole, gaps, self.schedule.mend, self.log)
         estimate_norm_statistics(trainer)
-        trainer.replace_model()
-        self.log(f"{len(paths)} of {len(self.blocks)} blocks are the identity and have been deleted")
+        self._replace_model()
+
+    def _replace_model(self) -> None:
+        self.trainer.replace_model()
+        if self.features is not None:
+            self.features.clear()  # of the signals behind blocks that are gone
+            self.trainer.run_eagerly()  # a compiled network would not call the hooks that see its signals
+
+    def _features_are_over(self) -> bool:
+        return self.trainer.progress.done >= self.schedule.features_until * self.trainer.total
+
+    def _end_features(self) -> None:
+        """Observe the signals inside the network and its teacher no more."""
+        if self.features is None:
+            return
+        self.features.detach()
+        self.features = None
+        if self.trainer.speed.compile and self.finished and self.trainer.progress.done < self.trainer.total:
+            self.trainer.replace_model()  # compiled again, without hooks
 
     # ---- checkpoints
 
     def state(self) -> dict[str, Any]:
         return {
             **{key: getattr(self, key) for key in _KEPT},
+            "mended": [dataclasses.asdict(one) for one in self.mended],
             "lead": self.teacher.lead if self.teacher is not None else None,
             "scales": list(self.constraint.scales),
             "bounds": {i: [bound.started, bound.ratio, bound.weight] for i, bound in self.bounds.items()},
@@ -290,12 +362,15 @@ class InverseCurriculum(Callback):
                 setattr(self, key, state[key])
         if self.teacher is not None:
             self.teacher.lead = state.get("lead", math.nan)  # the first release did not write it
+        self.mended = [Mended(**one) for one in state.get("mended", ())]
         self.constraint.scales = list(state["scales"])
         self.bounds = {i: Bound(*values) for i, values in state["bounds"].items()}
         self.constraint.measured = set(self.bounds)
         self.released = set(state["released"])
         self.history = [EpochRatios(*values) for values in state["history"]]
+        if self._features_are_over():
+            self._end_features()
         if self.finished:
             self._detach()
             delete_blocks(trainer.model, self.removed)
-            trainer.replace_model()
+            self._replace_model()

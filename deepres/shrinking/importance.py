@@ -14,11 +14,12 @@ from deepres.training import Trainer
 from deepres.training.norms import frozen_norm_statistics
 
 IMPORTANCE_EXAMPLES = 256  # training examples on which importance is measured
+GREEDY_EXAMPLES = 512  # the same where blocks are chosen one after the other, since each choice rests on those before
 
 
 @torch.no_grad()
 def block_importance(
-    trainer: Trainer, constraint: ResidualConstraint, candidates: Sequence[int]
+    trainer: Trainer, constraint: ResidualConstraint, candidates: Sequence[int], examples: int = IMPORTANCE_EXAMPLES
 ) -> tuple[dict[int, float], dict[int, float]]:
     """(rise of the training loss without the block in nats, residual ratio), each by the block's index.
 
@@ -26,7 +27,7 @@ def block_importance(
     """
     model = trainer.model
     before, was = constraint.measured, model.training
-    batches = list(trainer.loader.some(IMPORTANCE_EXAMPLES, trainer.progress.epoch))
+    batches = list(trainer.loader.some(examples, trainer.progress.epoch))
     found = torch.zeros(2, len(candidates), dtype=torch.float64)  # rises and ratios
     model.train()
     try:

@@ -121,3 +121,8 @@ TINY: dict[str, Any] = {
     "num_attention_heads": 2,
     "intermediate_size": 64,
 }
+
+
+def is_transposed(layer: nn.Module) -> bool:
+    """Return whether ``layer`` is a linear layer whose weight is (in, out), as in GPT-2."""
+    return type(layer).__name__ == "Conv1D" and type(layer).__module__ == "transformers.pytorch_utils"
