@@ -18,10 +18,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 
 from deepres.adapters.surgery import NOTE, removed_parts, repeat_removals
 from deepres.errors import DeepresError
+from deepres.models.formats import describe_folder
 
 BUILDERS = "DEEPRES_BUILDERS"  # the environment variable: references of builders of the user's own, with commas between
 _NAMED: set[str] = set()  # "MODULE:FUNCTION" references that the caller of this process has named
@@ -214,7 +216,8 @@ def _from_config(name: str, settings: object) -> nn.Module:
 def _hugging_face(path: str) -> nn.Module:
     transformers = need_library("transformers", "transformers")
     if not (Path(path) / "config.json").is_file():
-        raise DeepresError(f"hf:{path}: no config.json there; give a folder that save_pretrained wrote")
+        what = describe_folder(Path(path)) if (Path(path) / "adapter_config.json").is_file() else "has no config.json"
+        raise DeepresError(f"hf:{path}: the folder {what}; give a folder that save_pretrained wrote")
     try:
         settings = check_config(json.loads((Path(path) / "config.json").read_text()))
         named = settings.get("architectures")
@@ -223,8 +226,12 @@ def _hugging_face(path: str) -> nn.Module:
         model: nn.Module = kind.from_pretrained(path, config=config)
     except DeepresError as error:
         raise DeepresError(f"hf:{path}: {error}") from error
-    except (OSError, ValueError, AttributeError, RuntimeError) as error:
-        raise DeepresError(f"hf:{path}: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        again = (
+            "; a file is missing or truncated, so download it again" if isinstance(error, (OSError, SafetensorError)) else ""
+        )
+        raise DeepresError(f"hf:{path}: {reason}{again}") from error
     return model
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import collections
+import datetime
 import hashlib
 import json
 import pathlib
+import re
+import types
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from deepres.errors import DeepresError
+from deepres.models.formats import is_safetensors, shards_of
 
 KEY = "deepres"  # of the metadata entry that holds our header
 _AVERAGED = ("ema", "averaged", "avg", "swa")  # words in the names of sub-dictionaries that hold averaged weights
@@ -45,6 +50,15 @@ def _harmless() -> list[Any]:
         pathlib.PurePosixPath,
         pathlib.WindowsPath,
         pathlib.PureWindowsPath,
+        datetime.datetime,
+        datetime.date,
+        datetime.timedelta,
+        datetime.timezone,
+        types.SimpleNamespace,
+        complex,
+        range,
+        slice,
+        frozenset,
         dict,
         list,
         set,
@@ -57,23 +71,29 @@ def _harmless() -> list[Any]:
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The content of a checkpoint file, and the header of a file of ours (else an empty dictionary).
 
-    safetensors files, and pickles of tensors, plain values, ``argparse.Namespace``, numpy arrays and scalars, and paths.
+    safetensors files, an index of several (``model.safetensors.index.json``), and pickles of tensors, plain values, numpy arrays and
+    scalars, times, paths and ``argparse.Namespace``.
 
     Raises ``DeepresError`` for a file that is missing or truncated, and for a pickle of anything else, which could run code.
     """
     path = Path(path)
     if not path.is_file():
         raise DeepresError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
+    if path.name.endswith(".index.json"):
+        return {name: tensor for shard in shards_of(path) for name, tensor in read_checkpoint(shard)[0].items()}, {}
+    if is_safetensors(path):
         return _read_safetensors(path)
     try:
-        with torch.serialization.safe_globals(_harmless()):
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_harmless()), open(path, "rb") as file, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Validating sparse tensor")
+            # a file, as of a path torch regards the suffix
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and more
-        reason = str(error)
-        if "weights_only" in reason or "Unsupported" in reason or "GLOBAL" in reason:
+        asked = re.search(r"(?:GLOBAL|class|function) [`']?([\w.]+\.\w+)", str(error))
+        if asked or "weights_only" in str(error):
+            what = f" ({asked[1]})" if asked else ""
             raise DeepresError(
-                f"{path}: this pickle holds more than tensors and loading it could run code, so it is refused; "
+                f"{path}: this pickle holds more than tensors{what} and loading it could run code, so it is refused; "
                 "save its state_dict() alone, best as safetensors"
             ) from error
         raise DeepresError(f"{path}: not a checkpoint that can be read, or truncated ({type(error).__name__})") from error
@@ -165,13 +185,32 @@ def unwrap(state: Mapping[str, Any], known: Callable[[str], bool], roots: Callab
 
 def _dictionaries(state: Mapping[Any, Any], place: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """(path of keys, tensors) of each dictionary in a checkpoint that holds tensors under names, outermost first."""
-    tensors = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    tensors = {name: _plain_tensor(name, value) for name, value in state.items() if isinstance(name, str) and _is_tensor(value)}
     if tensors:
         yield place, tensors
     if depth < _DEPTH:
         for key, value in state.items():
             if isinstance(key, str) and isinstance(value, Mapping):
                 yield from _dictionaries(value, f"{place}.{key}" if place else key, depth + 1)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "fiub")
+
+
+def _plain_tensor(name: str, value: Any) -> Tensor:
+    """A dense tensor of numbers: quantized, sparse and NumPy's are converted.
+
+    Raises ``DeepresError`` for one without values.
+    """
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(np.array(value))
+    tensor: Tensor = value
+    if tensor.is_meta:
+        raise DeepresError(f"the tensor {name} has a shape and no values (device meta), so it was saved before it was loaded")
+    if tensor.is_quantized:
+        return tensor.dequantize()
+    return tensor.to_dense() if tensor.layout != torch.strided else tensor
 
 
 def _without_segments(name: str) -> str:

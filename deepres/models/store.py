@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,17 @@ from torch import Tensor, nn
 from deepres.errors import DeepresError
 from deepres.models.builders import Origin, allow_builder, build, origin, to_json
 from deepres.models.checkpoint import KEY, read_checkpoint, tensors_digest
+from deepres.models.formats import describe_folder
 from deepres.models.names import infer_config
 from deepres.models.weights import Matched, load_weights
 from deepres.nn import zoo
 from deepres.nn.resnet import ResNet, ResNetConfig
 from deepres.nn.transformer import Transformer, TransformerConfig
+
+_FILES = (
+    *("best.safetensors", "last.safetensors", "net.safetensors", "model.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
 
 
 def save(model: nn.Module, path: str | Path, **notes: Any) -> Path:
@@ -78,18 +84,20 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: str) -> Path:
 
     Raises ``DeepresError`` where it cannot be written.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
+    name = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
+        handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        mode = os.fstat(handle).st_mode & 0o777  # as the umask makes it; save_file has a mode of its own
+        os.close(handle)
         save_file(tensors, name, metadata={KEY: header, "format": "pt"})  # transformers asks for the format
-        os.chmod(name, 0o644)
+        os.chmod(name, mode)
         with open(name, "rb") as file:
             os.fsync(file.fileno())
         os.replace(name, path)
     except (OSError, SafetensorError) as error:
         raise DeepresError(f"{path}: could not be written ({error}); what stood there before is untouched") from error
     finally:
-        Path(name).unlink(missing_ok=True)
+        name.unlink(missing_ok=True)
     return path
 
 
@@ -112,10 +120,10 @@ def locate(path: str | Path) -> Path:
     """The weights file that ``path`` names: itself, or the best (else the last) of a run's folder, or that of a folder for the Hub."""
     path = Path(path)
     if path.is_dir():
-        for name in ("best.safetensors", "last.safetensors", "net.safetensors", "model.safetensors"):
+        for name in _FILES:
             if (path / name).is_file():
                 return path / name
-        raise DeepresError(f"{path}: the folder holds no best.safetensors or last.safetensors, so no finished run")
+        raise DeepresError(f"{path}: the folder {describe_folder(path)}")
     return path
 
 

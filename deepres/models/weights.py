@@ -27,6 +27,7 @@ class Matched:
         default=()
     )  # of the classifier: not in the checkpoint, or left out as it tells other classes apart
     found: Unwrapped | None = None
+    broken: tuple[str, ...] = ()  # tensors with values that are not finite
 
     @property
     def complete(self) -> bool:
@@ -39,6 +40,9 @@ class Matched:
         if self.head:
             how = "is missing" if self.found is not None and self.found.base else "was left out"
             said.append(f"the head {how} and starts afresh ({', '.join(self.head)})")
+        if self.broken:
+            more = f" and {len(self.broken) - 4} more" if len(self.broken) > 4 else ""
+            said.append(f"values are not finite (NaN or infinite) in {', '.join(self.broken[:4])}{more}")
         return tuple(said)
 
     def __str__(self) -> str:
@@ -98,6 +102,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Any], *, strict: bool = T
         shapes=tuple(f"{n}: {tuple(t.shape)} for {tuple(ours[n].shape)}" for n, t in shapes.items()),
         head=tuple(head),
         found=found,
+        broken=tuple(name for name, tensor in fits.items() if tensor.is_floating_point() and not bool(tensor.isfinite().all())),
     )
     if strict and not matched.complete:
         raise DeepresError(f"the weights are of another network: {matched}")
