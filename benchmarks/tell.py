@@ -214,6 +214,21 @@ def _budgets(result: dict[str, Any], whole: float) -> str:
     )
 
 
+def _detection(result: dict[str, Any]) -> str:
+    rows = [
+        [
+            name,
+            str(one["n"]),
+            f"{one['test_ap50_percent']:.1f} %",
+            "" if one["deviation"] is None else f"{one['deviation']:.1f}",
+            f"{statistics.mean(result['rows'][f'{name}-seed{seed}']['epochs'] for seed in range(one['n'])):.0f}",
+        ]
+        for name, one in result.items()
+        if isinstance(one, dict) and "test_ap50_percent" in one
+    ]
+    return f"{result['what']}.\n\n{_table(['', 'seeds', 'test mAP@.5, mean', 'deviation', 'epochs'], rows)}"
+
+
 def _serving(result: dict[str, Any]) -> str:
     rows = [
         [
@@ -315,6 +330,9 @@ SECTIONS = (
     ("families-resnet34", "Inverse Curriculum Training of torchvision's ResNet-34", _families),
     ("families-vit", "Inverse Curriculum Training of a vision Transformer of timm's", _families),
     ("families-gpt2", "Inverse Curriculum Training of a GPT-2 of Hugging Face's", _families),
+    ("detection-training", "Training: a detector", _speed),
+    ("detection-prediction", "Prediction: a detector", _speed),
+    ("detection-bccd", "Detectors in the same training time", _detection),
     ("ghosts-resnet34", "Ghosts of torchvision's ResNet-34", _ghosts),
     ("ghosts-vit", "Ghosts of a vision Transformer of timm's", _ghosts),
     ("serving", "Serving under load, with and without a ghost", _serving),

@@ -79,6 +79,8 @@ class PassOptions:
     scales: tuple[float, ...] = (1.0,)  # factors of the usual size at which every image is seen
     flip: bool = False  # also see every image mirrored
     refine: bool = False  # pool and regress boxes a second time, from where the first pass puts them
+    # of several detectors: fuse their boxes, or let each judge the proposals of all and average
+    join: Literal["boxes", "proposals"] = "boxes"
     device: str = "auto"  # auto, cpu, cuda
 
     def open(self, models: tuple[str, ...]) -> Any:
@@ -94,7 +96,7 @@ class PassOptions:
             raise DeepresError(
                 f"{models[0]}: an exported detector sees an image once, as it is; --scales, --flip and --refine need a run"
             )
-        return CombinedDetector(loaded, scales=self.scales, flip=self.flip, refine=self.refine).eval()
+        return CombinedDetector(loaded, scales=self.scales, flip=self.flip, refine=self.refine, join=self.join).eval()
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,8 @@ def _open_onnx(path: Path) -> ExportedModel:
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     header = session.get_modelmeta().custom_metadata_map
     _check_bytes(path, header)
+    if header.get("task") == "detection":
+        raise DeepresError(f"{path}: holds a detector, which `deepres detect predict` and `deepres detect evaluate` run")
     name = session.get_inputs()[0].name
     last = session.get_outputs()[0].shape[-1]
 

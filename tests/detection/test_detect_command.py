@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from deepres import DeepresError
 from deepres.cli.main import main
 from deepres.data.detection import open_boxes
 from deepres.detection import detector, load_detector, measure_detector, save_detector
@@ -116,10 +117,10 @@ def test_pages_show_every_box_once(shapes: Path, tmp_path: Path) -> None:
 # ---- several passes
 
 
-def small(seed: int = 0):
+def small(seed: int = 0, size: int = 64):
     torch.manual_seed(seed)
     return detector(
-        "resnet18", 2, net_options={"width": 0.125}, channels=16, width=32, size=64, longest=64, proposals=(50, 30)
+        "resnet18", 2, net_options={"width": 0.125}, channels=16, width=32, size=size, longest=size, proposals=(50, 30)
     ).eval()
 
 
@@ -168,6 +169,24 @@ def test_passes_of_one_detector_and_of_several() -> None:
     many = CombinedDetector([one, two], scales=(0.75, 1.0), flip=True, refine=True)
     assert many.passes == 8 and len(many(images)) == 2 and one.transform.min_size == (64,)
     assert len(refined(one, images)[0]["boxes"]) >= 1
+
+
+@torch.no_grad()
+def test_detectors_joined_at_their_proposals() -> None:
+    images = [torch.rand(3, 48, 64), torch.rand(3, 64, 40)]
+    one, two = small(), small(1)
+    plain, twice = one(images), CombinedDetector([one, one], join="proposals")(images)
+    for a, b in zip(plain, twice, strict=True):  # a detector agrees with itself: proposals that come twice are suppressed
+        assert len(a["boxes"]) == len(b["boxes"]) > 0 and torch.equal(a["labels"], b["labels"])
+        torch.testing.assert_close(a["scores"], b["scores"])
+        torch.testing.assert_close(a["boxes"], b["boxes"], rtol=1e-4, atol=1e-3)
+    both = CombinedDetector([one, two], join="proposals", flip=True)
+    assert both.passes == 2 and all(len(found["boxes"]) for found in both(images))
+    larger = CombinedDetector([one, small(size=96)], join="proposals")(images)  # of another size
+    for found, image in zip(larger, images, strict=True):
+        assert float(found["boxes"][:, 2].max()) <= image.shape[-1] and float(found["boxes"][:, 3].max()) <= image.shape[-2]
+    with pytest.raises(DeepresError, match="refined for each detector alone"):
+        CombinedDetector([one, two], join="proposals", refine=True)
 
 
 def test_pictures_in_their_own_size_get_boxes_in_it(tmp_path: Path) -> None:

@@ -71,6 +71,8 @@ def test_the_file_holds_the_detector_and_is_checked(tmp_path: Path, capsys: pyte
     assert listed[0] == listed[1] and "blue" in listed[0]
     assert main(["detect", "predict", str(out), str(tmp_path / "a.png"), "--flip"]) == 2
     assert "sees an image once" in capsys.readouterr().err
+    assert main(["predict", str(out), str(tmp_path / "a.png")]) == 2
+    assert "holds a detector, which `deepres detect predict`" in capsys.readouterr().err
     out.write_bytes(out.read_bytes().replace(b'["blue", "red"]', b'["blue", "rot"]'))
     with pytest.raises(DeepresError, match="was changed after it was exported"):
         ExportedDetector(out)
