@@ -26,7 +26,7 @@ class Train(NetOptions, Run):
 
     # a field of ``Run`` is given anew only where the command line may leave it open
     net: str | None = None  # a name from `deepres nets`, such as resnet20-cifar
-    # paper-cifar, paper-imagenet, fast-cifar, modern-imagenet, finetune, transformer, language, language-muon, digits
+    # paper-cifar, paper-imagenet, fast-cifar, muon-cifar, modern-imagenet, finetune, transformer, language, language-muon, digits
     # [transformer for layer norms, else fast-cifar]
     recipe: str | None = None
     out: str | None = None  # folder for weights, checkpoints and logs [runs/NET-DATE]

@@ -1,4 +1,4 @@
-"""Optimizers: SGD with momentum, as the papers train; AdamW, as Transformers do; Muon for the matrices of residual branches."""
+"""Optimizers: SGD with momentum, as the papers train; AdamW, as Transformers do; Muon for the weights of residual branches."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ from torch import Tensor, nn
 
 from deepres.adapters import sites, spec_of
 from deepres.errors import DeepresError
+from deepres.training.muon import MuonAndSGD
 from deepres.training.recipes import Optimizer, Recipe
 
 if TYPE_CHECKING:
     from deepres.training.trainer import Trainer
 
-KEPT: dict[Optimizer, int] = {"sgd": 1, "adamw": 2, "muon": 2}  # values of each weight, from step to step
+KEPT: dict[Optimizer, int] = {"sgd": 1, "adamw": 2, "muon": 2, "muon-sgd": 1}  # values of each weight, from step to step
 DEPTH_PARTS = 4  # of a network whose learning rate depends on the depth
 MUON_MOMENTUM = 0.95  # Jordan et al. 2024
 
 
 def optimizer_for(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """``"sgd"``: v = mu v + g; w -= lr v, as PyTorch writes it. ``"adamw"``: Loshchilov & Hutter 2019. ``"muon"``: see ``MuonAndAdamW``.
+    """``"sgd"``: v = mu v + g; w -= lr v, as PyTorch writes it. ``"adamw"``: Loshchilov & Hutter 2019. ``"muon"``: see ``MuonAndAdamW``;
+    ``"muon-sgd"``: ``MuonAndSGD``.
 
     Weight decay acts on norms and biases only where the recipe says so.
 
-    Raises ``DeepresError`` for Muon and a network whose residual branches hold no matrices.
+    Raises ``DeepresError`` for Muon and a network whose residual branches hold no matrices, or no convolutions.
     """
-    matrices = _matrices(model) if recipe.optimizer == "muon" else []
+    matrices = _weights_in_branches(model, recipe.optimizer) if recipe.optimizer.startswith("muon") else []
     own = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in own]
     if recipe.depth_rate < 1 or recipe.head_first:
@@ -41,6 +43,8 @@ def optimizer_for(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         groups.append({"params": norms, "weight_decay": 0.0})
     if recipe.optimizer == "muon":
         return MuonAndAdamW(matrices, groups, recipe)
+    if recipe.optimizer == "muon-sgd":
+        return MuonAndSGD(matrices, groups, recipe.lr, recipe.momentum)
     return _sgd_or_adamw(groups, recipe)
 
 
@@ -52,7 +56,7 @@ def _sgd_or_adamw(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.O
 
 def _groups_by_depth(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """The last layer, then the others in four parts by the order in which the network defines them; each with a ``scale`` of the rate."""
-    if recipe.optimizer == "muon":
+    if recipe.optimizer.startswith("muon"):
         raise DeepresError(f"recipe {recipe.name!r}: Muon has one learning rate; head_first and depth_rate need sgd or adamw")
     path = spec_of(model).classifier
     own = {id(p) for p in model.get_submodule(path).parameters()} if path is not None else set()
@@ -71,14 +75,15 @@ def _groups_by_depth(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     return groups
 
 
-def _matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The matrices of the residual branches, each once. Embeddings, positions and the classifier are none of them."""
+def _weights_in_branches(model: nn.Module, optimizer: Optimizer) -> list[nn.Parameter]:
+    """What Muon updates, each once: matrices or convolutions of the residual branches, so no embeddings, positions or classifier."""
+    what, dimensions, instead = ("matrices", 2, "adamw") if optimizer == "muon" else ("convolutions", 4, "sgd")
     modules = [module for site in sites(model) for module in site.branch_modules]
-    found = {id(p): p for module in modules for p in module.parameters() if p.ndim == 2}
+    found = {id(p): p for module in modules for p in module.parameters() if p.ndim == dimensions}
     if not found:
         raise DeepresError(
-            f"{type(model).__name__}: Muon updates the matrices of residual branches, and this network has none; "
-            "train it with the optimizer 'adamw' or 'sgd'"
+            f"{type(model).__name__}: the optimizer {optimizer!r} gives Muon the {what} of residual branches, and this network has none; "
+            f"train it with the optimizer {instead!r}"
         )
     return list(found.values())
 
@@ -133,8 +138,9 @@ class SideOptimizer:
 
     def __init__(self, trainer: Trainer, module: nn.Module) -> None:
         self._trainer, self._module = trainer, module
-        recipe = trainer.recipe  # a head beside the network has no residual branches for Muon
-        self._optimizer = optimizer_for(module, replace(recipe, optimizer="adamw") if recipe.optimizer == "muon" else recipe)
+        recipe = trainer.recipe
+        others: dict[str, Optimizer] = {"muon": "adamw", "muon-sgd": "sgd"}  # a head has no residual branches for Muon
+        self._optimizer = optimizer_for(module, replace(recipe, optimizer=others.get(recipe.optimizer, recipe.optimizer)))
 
     def step(self) -> None:
         """Update by the gradients that the run's backward pass left, averaged over the processes; then drop them."""

@@ -89,6 +89,24 @@ def test_a_bounded_run_ends_where_an_unbounded_one_does(monkeypatch: pytest.Monk
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), bounded.model.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("build", [lambda: deepres.create("resnet8-cifar"), lambda: torchvision.models.resnet18()])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_fused_norms_keep_what_pytorch_keeps(build, bf16: bool) -> None:
+    """The outputs of the convolutions and of the ReLUs, and of each norm 4 bytes more: the number of values."""
+    kept = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model = build().to(memory_format=torch.channels_last).train()
+        norms = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+        if fused:
+            deepres.accelerate(model)
+        x = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16), saved_bytes(model) as saved:
+            model(x)
+        kept.append(saved.total)
+    assert kept[1] - kept[0] == 4 * norms
+
+
 def test_counting_what_is_kept_lets_go_of_it() -> None:
     x = torch.randn(4, requires_grad=True)
     with saved_bytes(nn.Identity()) as saved:

@@ -217,7 +217,7 @@ def test_recipes_follow_the_papers() -> None:
         recipe("fast-cifer")
     with pytest.raises(DeepresError, match="epochs must be above 0"):
         recipe("digits", epochs=-1)
-    with pytest.raises(DeepresError, match="optimizer is sgd or adamw or muon, not 'adam'"):
+    with pytest.raises(DeepresError, match="optimizer is sgd or adamw or muon or muon-sgd, not 'adam'"):
         recipe("digits", optimizer="adam")
     with pytest.raises(DeepresError, match="clip is a norm"):
         recipe("digits", clip=-1.0)
