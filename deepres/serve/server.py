@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import signal
 import socket
@@ -25,6 +26,7 @@ from deepres.serve.options import ServeOptions
 from deepres.serve.worker import Spec, Worker
 from deepres.training.distribute import pick_device
 
+BACKLOG = 2048  # connections that wait to be accepted; uvicorn's own number
 LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -49,7 +51,7 @@ def serve(
 
     Raises ``DeepresError`` for a network that cannot be loaded and a port that cannot be had.
     """
-    listening = _listen(host, port)
+    listening = listen(host, port)
     try:
         if vocabulary_of(weights or model) is not None:
             language = open_language_model(model, weights=weights)
@@ -96,6 +98,7 @@ def _run(app: FastAPI, limits: Limits, listening: socket.socket, host: str, what
     )
     place = f"[{host}]" if ":" in host else host
     address = f"http://{place}:{listening.getsockname()[1]}"
+    listening.listen(BACKLOG)  # so that whoever reads the line can connect
     print(f"deepres serves {what.format(address)} /health /metrics /openapi.json", flush=True)
     # uvicorn raises the signal that stopped it once more when it is done; by then it must not end the process
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -107,8 +110,11 @@ def _run(app: FastAPI, limits: Limits, listening: socket.socket, host: str, what
     print("deepres: stopped; every accepted request was answered", flush=True)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket that asyncio's servers take. Raises ``DeepresError`` where the port cannot be had."""
+    # asyncio switches Nagle's algorithm off where the protocol says TCP; with it, an answer's body waits for its head's acknowledgement
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
@@ -130,9 +136,20 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def _acknowledge(transport: Any) -> None:
+    """Acknowledge what was received now, and not up to 40 ms later.
+
+    A client that writes head and body apart, as Python's own do, sends the body when the head is acknowledged (RFC 896), and Linux delays
+    acknowledgements on a connection that has answered. Each answer undoes the setting.
+    """
+    if hasattr(socket, "TCP_QUICKACK") and (connection := transport.get_extra_info("socket")) is not None:
+        with contextlib.suppress(OSError):  # it was closed meanwhile
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+
 def _protocol(seconds: float) -> type[Any]:
     """uvicorn's HTTP protocol with a deadline for a request's head, of which it has none: a connection is closed where no whole head
-    has arrived within ``seconds``."""
+    has arrived within ``seconds``. What arrives is acknowledged at once."""
 
     class Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         head_deadline: asyncio.TimerHandle | None = None
@@ -143,6 +160,7 @@ def _protocol(seconds: float) -> type[Any]:
             self._await_head()
 
         def data_received(self, data: bytes) -> None:
+            _acknowledge(self.transport)
             if self.cycle is None or self.cycle.response_complete:
                 self.begun = True
                 self._await_head()
