@@ -62,7 +62,7 @@ def commands() -> list:
             if match[1] != "sh":
                 continue
             for line in match[2].splitlines():
-                words = shlex.split(line, comments=True)
+                words = [word for word in shlex.split(line, comments=True) if word != "&"]
                 if words[:1] == ["torchrun"]:
                     words = ["deepres", *words[words.index("deepres") + 1 :]]
                 if words[:1] == ["deepres"]:
