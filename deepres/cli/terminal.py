@@ -48,8 +48,11 @@ def _encode(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def tolerate_any_name() -> None:
-    """Let standard output and error take every file name, whatever the locale is."""
+    """Let standard output and error take every file name, whatever the locale is, and nothing where the shell has closed them."""
     codecs.register_error(ERRORS, _encode)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for the life of the process)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=ERRORS)

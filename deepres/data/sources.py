@@ -13,9 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deepres.data.dataset import Data, Resident, Streamed, decode_all, split_off
+from deepres.data.dataset import Data, Resident, Split, Streamed, decode_all, split_off
 from deepres.data.decode import UnreadableImage, open_image
 from deepres.data.files import Item, fingerprint
+from deepres.data.leaks import shared_images
 from deepres.data.prepare import Prepare
 from deepres.data.readers import Arrays, find
 from deepres.data.splits import SPLIT_SEED, complete
@@ -174,6 +175,7 @@ def _found(path: Path, size: int | None, channels: int | None, val_share: float)
     prepare = Prepare.usual(size, channels)
     if size > SMALL or total * channels * size * size > RESIDENT_BYTES:
         train, val, test = (replace(splits[part], channels=channels) for part in ("train", "val", "test"))
+        notes = (*notes, *_leaks(train, test))
         return Data(path.name, found.classes, train, val, test, prepare, notes=notes)
     decoded = [_decoded(splits[part].items, prepare) for part in ("train", "val", "test")]
     bad = tuple(dict.fromkeys(name for _, names in decoded for name in names))
@@ -181,7 +183,17 @@ def _found(path: Path, size: int | None, channels: int | None, val_share: float)
     for part, split in zip(("train", "val", "test"), ready, strict=True):
         if len(splits[part]) and not len(split):
             raise DeepresError(f"{path}: no {part} image can be read, the first that failed: {bad[0]}")
+    notes = (*notes, *(_leaks(ready[0], ready[2]) if splits["train"] is not splits["test"] else ()))
     return _resident(path.name, found.classes, ready[0], ready[1], ready[2], bad, notes)
+
+
+def _leaks(train: Split, test: Split) -> tuple[str, ...]:
+    shared = shared_images(train, test)
+    return (
+        (f"{shared:,} of the {len(test):,} test images are training images as well: the test error is too low",)
+        if shared
+        else ()
+    )
 
 
 def _decoded(items: tuple[Item, ...], prepare: Prepare) -> tuple[Resident, list[str]]:

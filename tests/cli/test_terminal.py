@@ -102,6 +102,13 @@ def test_an_unforeseen_error_has_its_own_code_and_file(
     assert "Traceback" in text and "deepres nets '*50*'" in text and deepres.__version__ in text
 
 
+def test_closed_output_is_no_fault(net: Path, small_folder: Path) -> None:
+    image = str(next(small_folder.rglob("*.png")))
+    command = '"$0" -m deepres predict "$1" "$2" >&-'
+    done = subprocess.run(["sh", "-c", command, sys.executable, str(net), image], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr
+
+
 def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trian"]) == 2
     assert "did you mean 'train'" in capsys.readouterr().err

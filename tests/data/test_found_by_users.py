@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Sequence
@@ -96,6 +97,18 @@ def test_classes_spelled_alike_in_several_splits_are_one(tmp_path: Path) -> None
     assert data.classes == ("black cat", "dog") and "'Black_Cat' as 'black cat'" in str(data)
     write(tmp_path, [f"train/Black_Cat/{i}.png" for i in range(6)])  # now both are in one split, so they are two classes
     assert set(open_data(tmp_path).classes) == {"black cat", "Black_Cat", "dog"}
+
+
+@pytest.mark.parametrize("size", [12, 100])  # kept in memory, decoded when needed
+def test_images_in_two_splits_are_counted(size: int, tmp_path: Path) -> None:
+    for i, name in enumerate(tree("train", "test")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(picture(i, size))
+    assert "training images as well" not in str(open_data(tmp_path))
+    for i in range(3):
+        shutil.copy(tmp_path / f"train/cat/{i}.png", tmp_path / f"test/cat/copy{i}.png")
+    data = open_data(tmp_path, val_share=0.01)
+    assert "of the 15 test images are training images as well" in str(data)
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar.gz", "deep"])
