@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MLPKind = Literal["gelu", "gelu-tanh", "swiglu"]
+SHORT = 128  # positions up to which ``attend`` computes the scores of bfloat16 explicitly on a CPU; their memory grows with the square
 
 
 class KeyValues:
@@ -78,6 +79,22 @@ class Rotary(nn.Module):
         return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
+    """Scaled dot-product attention: queries (N, H, L, D), keys and values (N, G, S, D), of which each serves H / G heads -> (N, H, L, D).
+
+    Few positions of bfloat16 on a CPU are attended to by explicit matrix products while gradients are needed: the backward pass of
+    PyTorch's fused kernel takes four times as long for them, and more than it does in float32.
+    """
+    if q.dtype is torch.bfloat16 and q.device.type == "cpu" and q.requires_grad and mask is None and k.shape[2] <= SHORT:
+        if k.shape[1] != q.shape[1]:
+            k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+        scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+        if causal:
+            scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -torch.inf)
+        return scores.softmax(-1).to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
+
+
 class Attention(nn.Module):
     """Multi-head attention with grouped queries (Vaswani et al. 2017; Ainslie et al. 2023): (N, L, C) -> (N, L, C).
 
@@ -118,7 +135,7 @@ class Attention(nn.Module):
         # One new position sees all before it. Several behind a cache need the lower right corner of the causal mask.
         mask = cache.mask(new, seen) if cache is not None and self.causal else None
         causal = self.causal and new == seen and mask is None
-        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=self.heads != self.kv_heads)
+        y = attend(q, k, v, mask, causal=causal)
         return self.out(y.transpose(1, 2).flatten(2))
 
     def empty_cache(self, rows: int, context: int) -> KeyValues:
@@ -127,13 +144,21 @@ class Attention(nn.Module):
         return KeyValues(rows, self.kv_heads, context, self.head_width, dtype=weight.dtype, device=weight.device)
 
 
+class LayerCaches(list[KeyValues]):
+    """A cache for each attention layer of ``model``, in order. The layers are looked up once, not at each token."""
+
+    def __init__(self, model: nn.Module, caches: Iterable[KeyValues]) -> None:
+        super().__init__(caches)
+        self.model, self.layers = model, attentions(model)
+
+
 @contextmanager
 def cached(model: nn.Module, caches: Sequence[KeyValues]) -> Iterator[None]:
     """While open, the attention layers of ``model`` work with ``caches``, one each, in order.
 
     The cache is not an argument of ``forward``, so that blocks take the signal alone and stand in an ordinary sequence.
     """
-    layers = attentions(model)
+    layers = caches.layers if isinstance(caches, LayerCaches) and caches.model is model else attentions(model)
     for layer, cache in zip(layers, caches, strict=True):
         layer.cache = cache
     try:

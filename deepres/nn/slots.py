@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deepres.nn.attention import KeyValues, attentions
+from deepres.nn.attention import KeyValues, LayerCaches, attentions
 from deepres.nn.transformer import Transformer
 
 
@@ -46,9 +46,13 @@ class SlotCache:
         self.lengths: list[int] = []  # of the running sequences, tokens
         weight = next(model.parameters())
         self.device = weight.device
-        self.layers: list[KeyValues] = [
-            _SlotKeyValues(self, layer.kv_heads, layer.head_width, weight.dtype, weight.device) for layer in attentions(model)
-        ]
+        self.layers: list[KeyValues] = LayerCaches(
+            model,
+            (
+                _SlotKeyValues(self, layer.kv_heads, layer.head_width, weight.dtype, weight.device)
+                for layer in attentions(model)
+            ),
+        )
         self._choose(0, 0)
 
     @property

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deepres.errors import DeepresError
-from deepres.nn.attention import MLP, Attention, KeyValues, MLPKind, Rotary, attentions, cached, positions_from
+from deepres.nn.attention import MLP, Attention, KeyValues, LayerCaches, MLPKind, Rotary, attentions, cached, positions_from
 from deepres.nn.residual import Residual
 
 Part = Literal["attention", "mlp"]
@@ -142,7 +142,7 @@ class Transformer(nn.Module):
 
     def empty_cache(self, rows: int) -> list[KeyValues]:
         """Caches for ``rows`` sequences, one for each attention block."""
-        return [attention.empty_cache(rows, self.config.context) for attention in attentions(self)]
+        return LayerCaches(self, (attention.empty_cache(rows, self.config.context) for attention in attentions(self)))
 
 
 def _norm(config: TransformerConfig) -> nn.Module:

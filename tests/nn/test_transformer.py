@@ -12,7 +12,7 @@ from torch import nn
 
 import deepres
 from deepres import DeepresError
-from deepres.nn.attention import Attention, Rotary, attentions
+from deepres.nn.attention import Attention, Rotary, attend, attentions
 from deepres.nn.generate import generate_tokens, sampling_distribution
 from deepres.nn.residual import Residual
 from deepres.nn.transformer import Transformer, TransformerConfig, deepnorm
@@ -91,6 +91,22 @@ def test_grouped_queries_equal_attention_with_repeated_heads() -> None:
     full.out.load_state_dict(grouped.out.state_dict())
     x = torch.randn(2, 5, 16)
     torch.testing.assert_close(grouped(x), full(x))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_short_attention_in_bfloat16_equals_float32_with_its_gradients(causal: bool) -> None:
+    """On a CPU it is computed another way, which has to give the same answer up to bfloat16's rounding."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 4, 24, 8), torch.randn(2, 2, 24, 8), torch.randn(2, 2, 24, 8)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        parts = [t.detach().to(dtype).requires_grad_() for t in (q, k, v)]
+        out = attend(parts[0], parts[1], parts[2], causal=causal)
+        (out * torch.arange(8.0).to(dtype)).sum().backward()
+        found.append([out, *(part.grad for part in parts)])
+    for exact, rounded in zip(*found, strict=True):
+        assert rounded.dtype is torch.bfloat16
+        assert torch.allclose(exact, rounded.float(), atol=0.02 * float(exact.detach().abs().max()), rtol=0.05)
 
 
 @pytest.mark.parametrize("order", ["pre", "post", "deepnorm"])
