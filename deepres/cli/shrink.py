@@ -35,7 +35,8 @@ class Shrink(ShrinkOptions, OpenOptions, RunOptions, DataOption):
 
     # a name (trained from scratch), a run, a file, torchvision.models:NAME, timm:NAME, hf:FOLDER
     model: Positional[str | None] = None
-    # what remains: time=, macs=, params= or blocks=, or the allowed rise of the error in points, error=+0.3; one network for each
+    # what remains: time=, macs=, params= or blocks=, or the allowed rise of the error in points, error=+0.3, or of the loss in
+    # nats, loss=+0.02; one network for each
     target: tuple[str, ...] = ("time=0.6",)
     out: Path | None = None  # folder for the runs and report.html [runs/shrink-DATE]
     resume: Path | None = None  # continue the command that wrote this folder

@@ -173,8 +173,8 @@ def shrink(
     ``model``: a network with residual sites, a reference as ``open_model`` takes it, or the name of a network of ours, which is then
     trained from scratch. ``trained``: whether a module that is given is trained (default: yes). ``target``: what remains, as
     ``time=0.6``, ``macs=``, ``params=`` or ``blocks=`` (a share or a count), or the allowed rise of the validation error in points,
-    ``error=+0.3``. ``ShrinkOptions``, ``OpenOptions`` and ``RunOptions`` explain the other options; ``run`` takes further fields of
-    ``Run``.
+    ``error=+0.3``, or of the validation loss in nats, ``loss=+0.02``. ``ShrinkOptions``, ``OpenOptions`` and ``RunOptions`` explain the
+    other options; ``run`` takes further fields of ``Run``.
 
     The given model is left unchanged. ``out``: folder to keep the run in; ``resume`` continues a run that was interrupted there.
     ``callbacks`` extend the training run. ``log`` receives remarks, one sentence each.

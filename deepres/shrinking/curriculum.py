@@ -38,7 +38,7 @@ from deepres.shrinking.importance import GREEDY_EXAMPLES, IMPORTANCE_EXAMPLES, b
 from deepres.shrinking.mending import Mended, find_gaps, mend
 from deepres.shrinking.removal import delete_identities
 from deepres.shrinking.schedule import Bound, EpochRatios, ShrinkSchedule
-from deepres.shrinking.target import Target
+from deepres.shrinking.target import HELD, Target
 from deepres.shrinking.teacher import Teacher, running_mean
 from deepres.training import Record, Result, Trainer
 from deepres.training.norms import estimate_norm_statistics
@@ -122,7 +122,7 @@ class InverseCurriculum(Callback):
 
     def _set_costs(self) -> None:
         target = self.schedule.target
-        counted = Target("macs", 0.5) if self.exact and target.quantity in ("time", "error") else target
+        counted = Target("macs", 0.5) if self.exact and target.quantity in ("time", *HELD) else target
         self.costs = counted.costs(self.blocks)
         # all blocks count the same for a target of blocks; of equally important ones, the slower are removed
         timed = counted.quantity == "blocks" and not self.exact
@@ -221,9 +221,9 @@ class InverseCurriculum(Callback):
 
     def _select(self, cost: float, last: bool) -> None:
         """Constrain further blocks, the least important for their cost first, until blocks of ``cost`` in all are selected."""
-        if self.schedule.target.quantity == "error" and not self._error_allows_more():
-            return
         importance = self._importance_per_cost()
+        if self.schedule.target.quantity in HELD and not self._target_allows_more(importance):
+            return
         free = [i for i in importance if i not in self.bounds]
         reversible = [i for i in self.bounds if self.constraint.scales[i] > 0.25 and not last]
         # release a block that has become more than twice as important as one that is still free
@@ -283,23 +283,38 @@ class InverseCurriculum(Callback):
         importance = {i: math.copysign(abs(rise) ** RECOVERY_EXPONENT, rise) for i, rise in rises.items()}
         return {i: value / max(self.ranking_costs[i], 1e-12) for i, value in importance.items()}
 
-    def _error_allows_more(self) -> bool:
-        """Whether the validation error without the selected blocks is within the target. If not, release those with a bound."""
-        kept = list(self.constraint.scales)
+    def _target_allows_more(self, importance: dict[int, float]) -> bool:
+        """Whether the validation error, or loss, without the selected blocks is within the target.
+
+        If not, blocks with a bound are released, the most important for their cost first, until it is.
+        """
         if self.error_before is None:
-            self.error_before = self.trainer.measure("val", self.trainer.model).top1
+            self.error_before = self._held_quantity()
+        target = self.schedule.target
+        allowed = self.error_before + target.value
+        first = found = self._held_quantity() if self._selected() else self.error_before
+        while found > allowed and self.bounds:
+            most = max(self.bounds, key=lambda i: importance.get(i, 0.0))
+            self._drop_bound(most)
+            self.released.add(most)
+            found = self._held_quantity()
+        if first <= allowed:
+            return True
+        self.rounds = SELECTIONS
+        self.log(
+            f"no further block is removed: the validation {target.quantity} would rise from {self.error_before:.4g} to {first:.4g} "
+            f"{HELD[target.quantity]}"
+        )
+        return False
+
+    def _held_quantity(self) -> float:
+        """The validation error in percent, or loss in nats, with all selected blocks as identities."""
+        kept = list(self.constraint.scales)
         for i in self.bounds:
             self.constraint.scales[i] = 0.0
-        error = self.trainer.measure("val", self.trainer.model).top1 if self._selected() else self.error_before
+        found = self.trainer.measure("val", self.trainer.model)
         self.constraint.scales = kept
-        if error <= self.error_before + self.schedule.target.value:
-            return True
-        self.log(f"no further block is removed: the validation error would rise from {self.error_before:.2f} to {error:.2f} %")
-        self.released |= set(self.bounds)
-        for i in list(self.bounds):
-            self._drop_bound(i)
-        self.rounds = SELECTIONS
-        return False
+        return found.loss if self.schedule.target.quantity == "loss" else found.top1
 
     # ---- the end of the constrain phase
 

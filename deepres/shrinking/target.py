@@ -1,4 +1,4 @@
-"""Targets of shrinking: ``time=0.6``, ``blocks=0.5``, ``macs=``, ``params=``, ``error=+0.3``."""
+"""Targets of shrinking: ``time=0.6``, ``blocks=0.5``, ``macs=``, ``params=``, ``error=+0.3``, ``loss=+0.02``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from deepres.adapters import Block
 from deepres.deprecation import renamed_fields
 from deepres.errors import DeepresError
 
-Quantity = Literal["time", "blocks", "macs", "params", "error"]
+Quantity = Literal["time", "blocks", "macs", "params", "error", "loss"]
+HELD = {
+    "error": "%",
+    "loss": "nats",
+}  # quantities of which a target is the allowed rise on the validation split, and their units
 
 
 @renamed_fields(what="quantity")
@@ -20,7 +24,8 @@ class Target:
     """A quantity and the share of it that remains after shrinking.
 
     ``value`` is a share of the whole network's time, blocks, multiply-adds or weights. For ``blocks``, a value of 1 or more is a
-    count. For ``error``, it is the allowed rise of the validation error in points.
+    count. For ``error``, it is the allowed rise of the validation error in points, and for ``loss`` that of the validation loss in
+    nats, which suits language models.
     """
 
     quantity: Quantity
@@ -29,11 +34,11 @@ class Target:
     @classmethod
     def parse(cls, text: str) -> Target:
         """Read ``QUANTITY=VALUE``. Raises ``DeepresError`` for an unknown quantity or a value out of range."""
-        match = re.fullmatch(r"(time|blocks|macs|params|error)=\+?(\d+(?:\.\d+)?|\.\d+)", text.strip())
+        match = re.fullmatch(r"(time|blocks|macs|params|error|loss)=\+?(\d+(?:\.\d+)?|\.\d+)", text.strip())
         if match is None:
             raise DeepresError(
                 f"--target {text!r} is not a target: give what remains, such as time=0.6, blocks=14, macs=0.5 or params=0.5, or the "
-                "allowed rise of the error in points, such as error=+0.3"
+                "allowed rise of the error in points, such as error=+0.3, or of the loss in nats, such as loss=+0.02"
             )
         quantity, value = match[1], float(match[2])
         if quantity in ("time", "macs", "params") and not 0 < value < 1:
@@ -43,10 +48,10 @@ class Target:
         return cls(quantity, value)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        return f"{self.quantity}={'+' if self.quantity == 'error' else ''}{self.value:g}"
+        return f"{self.quantity}={'+' if self.quantity in HELD else ''}{self.value:g}"
 
     def costs(self, blocks: Sequence[Block]) -> list[float]:
-        """Cost of each block in the target's quantity, as a share of the whole network; for ``error``, its time."""
+        """Cost of each block in the target's quantity, as a share of the whole network; for ``error`` and ``loss``, its time."""
         if self.quantity == "blocks":
             return [1 / len(blocks)] * len(blocks)
         if self.quantity in ("macs", "params"):
@@ -55,13 +60,13 @@ class Target:
         return [block.time for block in blocks]
 
     def to_remove(self, blocks: Sequence[Block]) -> float:
-        """Total cost to remove, in the unit of ``costs``; for ``error``, the cost of all removable blocks.
+        """Total cost to remove, in the unit of ``costs``; for ``error`` and ``loss``, the cost of all removable blocks.
 
         Raises ``DeepresError`` if the removable blocks cost less than that, or if the target removes nothing.
         """
         costs = self.costs(blocks)
         most = sum(cost for block, cost in zip(blocks, costs, strict=True) if block.removable)
-        if self.quantity == "error":
+        if self.quantity in HELD:
             return most
         if self.quantity == "blocks":
             share = 1 - self.value / (len(blocks) if self.value >= 1 else 1)

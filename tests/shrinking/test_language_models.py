@@ -27,3 +27,17 @@ def test_parts_of_a_language_model_go_at_a_held_loss(tmp_path: Path) -> None:
     after = deepres.evaluate(opened.model, play)
     assert after.loss < before.loss + 0.1
     assert "".join(deepres.generate(tmp_path / "small", "to be, or", max_tokens=7, temperature=0)) == " not to"
+
+
+def test_a_loss_that_may_not_rise_keeps_the_parts_that_matter(tmp_path: Path) -> None:
+    """Of the same network: parts go while the validation loss is held, and the log says why no more of them do."""
+    play = tmp_path / "play.txt"
+    play.write_text("to be, or not to be: that is the question.\n" * 80)
+    run = deepres.Run("gpt-tiny", str(play), "language", str(tmp_path / "run"), epochs=6, batch=8, lr=1e-2, size=16,
+                      speed="float32", options={"depth": 3, "width": 16, "heads": 2})  # fmt: skip
+    deepres.train(run, show=False)
+    said: list[str] = []
+    kept = deepres.shrink(tmp_path / "run", play, "loss=+0.02", epochs=4, batch=8, lr=3e-3, speed="float32", show=False,
+                          log=said.append)  # fmt: skip
+    assert kept.target == "loss=+0.02" and kept.blocks[1] >= 2
+    assert any("the validation loss would rise from" in line and line.endswith("nats") for line in said)
