@@ -57,6 +57,11 @@ def _holds_texts(path: Path) -> bool:
     return isinstance(first, dict) and isinstance(first.get(FIELD), str)
 
 
+def text_files(path: Path) -> list[tuple[str, Path]]:
+    """The files of a text, each with its name within it, in the order in which they are read."""
+    return [(str(file.relative_to(path)), file) for file in sorted(_texts(path))] if path.is_dir() else [(path.name, path)]
+
+
 def read_documents(path: Path) -> dict[str, list[str]]:
     """The documents of each split ("" where none is named), in the order of the files' names and of their lines.
 
@@ -64,9 +69,8 @@ def read_documents(path: Path) -> dict[str, list[str]]:
 
     Raises ``DeepresError`` for what is no UTF-8, with file and offset, and for a line without a text.
     """
-    files = sorted(_texts(path)) if path.is_dir() else [path]
     found: dict[str, list[str]] = {}
-    for file in files:
+    for _, file in text_files(path):
         names = [*file.relative_to(path).parts[:-1], file.stem] if path.is_dir() else []
         split = next((_SPLITS[name.lower()] for name in names if name.lower() in _SPLITS), "")
         content = _decoded(file)

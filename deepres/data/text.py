@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import numpy as np
 import torch
 
 from deepres.data.dataset import Data, Resident
-from deepres.data.documents import is_text, read_documents
+from deepres.data.documents import is_text, read_documents, text_files
 from deepres.data.prepare import Tokens
 from deepres.data.splits import SPLIT_SEED
+from deepres.data.text_cache import Encoded, keep_tokens, read_tokens, text_key
 from deepres.data.vocabulary import END, BytePairs, Characters, Vocabulary, train_byte_pairs
 from deepres.errors import DeepresError
 
@@ -36,17 +38,14 @@ def read_text(
 
     Raises ``DeepresError`` for a text that is no UTF-8, has too many kinds of characters, or is too short.
     """
-    documents = read_documents(path)
-    several = sum(map(len, documents.values())) > 1
-    splits = _split(documents, val_share)
-    if not any(map(len, splits["train"])):
-        raise DeepresError(f"{path}: the text is empty" if not any(documents.values()) else f"{path}: no text to train on")
     context = context or CONTEXT
-    try:
-        vocabulary = _vocabulary(path, splits, several, tokens)
-        encoded = {name: _encoded(part, vocabulary, several) for name, part in splits.items()}
-    except DeepresError as error:
-        raise DeepresError(f"{path}: {error}") from error
+    files = text_files(path)
+    key = text_key(files, val_share, _named(tokens))
+    if (kept := read_tokens(key)) is not None:
+        vocabulary, encoded = kept
+    else:
+        vocabulary, encoded = _tokenised(path, val_share, tokens)
+        keep_tokens(key, vocabulary, encoded, sum(file.stat().st_size for _, file in files))
     short = min(encoded, key=lambda name: len(encoded[name]))
     if len(encoded[short]) < context + 1:
         raise DeepresError(
@@ -55,6 +54,27 @@ def read_text(
         )
     train, val, test = (_pieces(encoded[name], context, len(vocabulary)) for name in ("train", "val", "test"))
     return Data(path.name, vocabulary.names, train, val, test, Tokens(context, vocabulary=vocabulary))
+
+
+def _tokenised(path: Path, val_share: float, tokens: str | Path | Vocabulary | None) -> tuple[Vocabulary, Encoded]:
+    documents = read_documents(path)
+    several = sum(map(len, documents.values())) > 1
+    splits = _split(documents, val_share)
+    if not any(map(len, splits["train"])):
+        raise DeepresError(f"{path}: the text is empty" if not any(documents.values()) else f"{path}: no text to train on")
+    try:
+        vocabulary = _vocabulary(path, splits, several, tokens)
+        return vocabulary, {name: _encoded(part, vocabulary, several) for name, part in splits.items()}
+    except DeepresError as error:
+        raise DeepresError(f"{path}: {error}") from error
+
+
+def _named(tokens: str | Path | Vocabulary | None) -> str:
+    """What the tokens depend on, beside the text."""
+    if isinstance(tokens, Vocabulary):
+        return json.dumps(tokens.to_notes())
+    path = Path(str(tokens or "characters"))
+    return path.read_bytes().hex() if path.is_file() else str(path)
 
 
 def _vocabulary(path: Path, splits: Splits, several: bool, tokens: str | Path | Vocabulary | None) -> Vocabulary:

@@ -177,3 +177,22 @@ def test_bad_texts_get_a_sentence(tmp_path: Path) -> None:
         Characters("abc").encode("abc" * 11 + "aq")
     with pytest.raises(DeepresError, match=r"play.txt: the character 't' at position 0"):
         open_data(tmp_path / "play.txt", tokens=Characters("abc"))
+
+
+def test_byte_pairs_are_found_once_for_the_same_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second start reads the kept tokens: equal to the bit, until text or tokens change, and made again where the file is damaged."""
+    monkeypatch.setenv("DEEPRES_CACHE", str(tmp_path / "cache"))
+    play = tmp_path / "play.txt"
+    play.write_text("to be, or not to be: that is the question.\n" * 60)
+    first = open_data(play, size=8, tokens="bpe:270")
+    kept = list((tmp_path / "cache" / "texts").iterdir())
+    again = open_data(play, size=8, tokens="bpe:270")
+    assert [one.suffix for one in kept] == [".npz"] and again.prepare.vocabulary == first.prepare.vocabulary
+    for split in ("train", "val", "test"):
+        assert torch.equal(getattr(first, split).pixels, getattr(again, split).pixels)
+        assert torch.equal(getattr(first, split).labels, getattr(again, split).labels)
+    kept[0].write_bytes(kept[0].read_bytes()[:100])
+    assert torch.equal(open_data(play, size=8, tokens="bpe:270").train.pixels, first.train.pixels)
+    play.write_text("that is another question.\n" * 100)
+    assert read_back(open_data(play, size=8, tokens="bpe:270"), "train").startswith("that is another")
+    assert len(list((tmp_path / "cache" / "texts").iterdir())) == 2
