@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 
 from tyro.conf import OmitArgPrefixes, Positional
 
+from deepres.cli.common import keywords
 from deepres.evaluation.sampling import Sampling
+from deepres.ghosting.options import DecodingOptions
 from deepres.models.options import WeightsOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate(WeightsOptions):
+class Generate(DecodingOptions, WeightsOptions):
     """Continue a text with a language model, and print it as it comes."""
 
     model: Positional[str]  # a run's folder, a weights file, or hf:FOLDER
@@ -23,8 +25,13 @@ class Generate(WeightsOptions):
 
     def run(self) -> int:
         from deepres.evaluation.generation import generate
+        from deepres.ghosting.decoding import generate_faster
 
-        pieces = generate(self.model, self.prompt, self.sampling, weights=self.weights)
+        if self.speculate is None and self.depth is None:
+            pieces = generate(self.model, self.prompt, self.sampling, weights=self.weights)
+        else:
+            decoding = DecodingOptions(**keywords(self, DecodingOptions))
+            pieces = generate_faster(self.model, self.prompt, self.sampling, decoding, weights=self.weights)
         if self.echo:
             sys.stdout.write(self.prompt)
             sys.stdout.flush()

@@ -32,3 +32,14 @@ class GhostOptions:
     exits: bool = True  # let inputs exit early
     examples: int = 2000  # training examples to fit gates on, and validation examples to select settings on
     confirm: int = 4000  # further validation examples, at most, on which a rise of the error is confirmed
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingOptions:
+    """Options of generating text with less depth. Give at most one of ``speculate`` and ``depth``."""
+
+    # number of the network's blocks that draft tokens, which the whole network verifies: the same distribution, often sooner
+    speculate: int | None = None
+    ahead: int = 4  # tokens that are drafted at a time
+    # share of the blocks that a token passes on average, such as 0.7: tokens of which the network is sure early are answered early
+    depth: float | None = None

@@ -104,15 +104,18 @@ def speculate(
     blocks: Sequence[int],
     *,
     ahead: int = 4,
+    sure: float = 0.0,
     temperature: float = 1.0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
     counts: Speculation | None = None,
 ) -> Iterator[int]:
-    """Yield up to ``count`` next tokens behind ``prompt`` (1, L), of which the blocks ``blocks`` draft ``ahead`` at a time.
+    """Yield up to ``count`` next tokens behind ``prompt`` (1, L), of which the blocks ``blocks`` draft up to ``ahead`` at a time.
 
     The tokens have the distribution of ``generate_tokens``, and at temperature 0 are the same tokens: each is decided by the whole model.
     A pass over several tokens rounds differently from passes over one, so that two logits that agree to rounding may change places.
+    ``sure``: the draft ends behind a token where its likeliest one had less than this probability, since what follows is then likely in
+    vain. The rule looks at the draft alone, so it does not change the distribution.
 
     Draft and whole model have a cache of keys and values each. Both are cut back to the tokens that were accepted.
 
@@ -130,15 +133,26 @@ def speculate(
             for one in (*whole_cache, *draft_cache):
                 one.truncate(0)
         before = seen.shape[1]
-        guesses, tried = [], seen
+        parts, guesses = [seen], []
+        new = seen[:, draft_cache[0].length :]
         for _ in range(min(ahead, count - made - 1, context - before)):
-            logits = draft(tried[:, draft_cache[0].length :], draft_cache)[:, -1]
-            guesses.append(sampling_distribution(logits, temperature, top_p))
-            tried = torch.cat((tried, draw(guesses[-1], generator)), dim=1)
-        logits = model(tried[:, whole_cache[0].length :], whole_cache)[0, -1 - len(guesses) :]
-        truth = sampling_distribution(logits, temperature, top_p)
+            logits = draft(new, draft_cache)[:, -1]
+            if temperature == 0:
+                new = logits.argmax(-1, keepdim=True)
+            else:
+                guesses.append(sampling_distribution(logits, temperature, top_p))
+                new = draw(guesses[-1], generator)
+            parts.append(new)
+            if sure and float(logits.float().softmax(-1).max()) < sure:
+                break
+        tried = torch.cat(parts, dim=1)
         drafted = tried[0, before:].tolist()
-        tokens = verify_draft(drafted, torch.cat(guesses) if guesses else truth[:0], truth, generator)
+        logits = model(tried[:, whole_cache[0].length :], whole_cache)[0, -1 - len(drafted) :]
+        if temperature == 0:
+            tokens = _agreed(drafted, logits.argmax(-1).tolist())
+        else:
+            truth = sampling_distribution(logits, temperature, top_p)
+            tokens = verify_draft(drafted, torch.cat(guesses) if guesses else truth[:0], truth, generator)
         seen = torch.cat((seen, torch.tensor([tokens], device=seen.device)), dim=1)
         for one in (*whole_cache, *draft_cache):
             one.truncate(before + len(tokens) - 1)
@@ -147,6 +161,12 @@ def speculate(
         counts.accepted += len(tokens) - 1
         made += len(tokens)
         yield from tokens
+
+
+def _agreed(drafted: list[int], best: list[int]) -> list[int]:
+    """The drafted tokens up to the first that is not the whole model's, and the whole model's own there: ``verify_draft``, greedy."""
+    kept = next((i for i, token in enumerate(drafted) if token != best[i]), len(drafted))
+    return best[: kept + 1]
 
 
 @dataclass(frozen=True)
@@ -161,7 +181,14 @@ class SpeculationTiming:
 
 
 def time_speculation(
-    model: Transformer, prompts: Sequence[Tensor], count: int, blocks: Sequence[int], *, ahead: int = 4, turns: int = 5
+    model: Transformer,
+    prompts: Sequence[Tensor],
+    count: int,
+    blocks: Sequence[int],
+    *,
+    ahead: int = 4,
+    sure: float = 0.0,
+    turns: int = 5,
 ) -> SpeculationTiming:
     """Measure what speculation gains on ``prompts``, each (1, L), of which ``count`` tokens are generated."""
     counts = Speculation()
@@ -173,7 +200,7 @@ def time_speculation(
 
     def speculative() -> None:
         for prompt in prompts:
-            for _ in speculate(model, prompt, count, blocks, ahead=ahead, temperature=0, counts=counts):
+            for _ in speculate(model, prompt, count, blocks, ahead=ahead, sure=sure, temperature=0, counts=counts):
                 pass
 
     times = alternate({"plain": plain, "speculative": speculative}, device_of(model), turns=turns, warmup=1)

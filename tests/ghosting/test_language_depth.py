@@ -11,6 +11,7 @@ from torch import Tensor
 
 import deepres
 from deepres import DeepresError
+from deepres.cli.main import main
 from deepres.ghosting.speculation import Speculation, draft_blocks, speculate, time_speculation, verify_draft, with_blocks
 from deepres.ghosting.token_depth import ALWAYS, DepthCounts, TokenSegments, confidence_for, generate_by_depth
 from deepres.nn.generate import generate_tokens, sampling_distribution
@@ -49,7 +50,7 @@ def test_greedy_speculation_gives_the_same_tokens_even_beyond_the_context(name: 
     plain = tokens_of(generate_tokens(model, prompt, 50, temperature=0))
     for blocks in ([0, 1], range(6)):
         counts = Speculation()
-        made = tokens_of(speculate(model, prompt, 50, [*blocks], ahead=ahead, temperature=0, counts=counts))
+        made = tokens_of(speculate(model, prompt, 50, [*blocks], ahead=ahead, sure=ahead / 100, temperature=0, counts=counts))
         assert made == plain
     assert counts.acceptance == 1.0 and counts.passes < 50  # the whole model as its own draft
 
@@ -69,13 +70,16 @@ def test_speculation_draws_from_the_exact_distribution() -> None:
     generator, counts = torch.Generator().manual_seed(0), Speculation()
     seen = [0] * 27
     for _ in range(1200):
-        made = tokens_of(speculate(model, prompt, 3, [0], ahead=2, temperature=0.9, generator=generator, counts=counts))
+        made = tokens_of(
+            speculate(model, prompt, 3, [0], ahead=2, sure=0.5, temperature=0.9, generator=generator, counts=counts)
+        )
         seen[words.index(tuple(made))] += 1  # type: ignore[arg-type]
     common = [i for i in range(27) if 1200 * float(expected[i]) >= 5]
     rest = [1200 - sum(seen[i] for i in common), 1200 * (1 - sum(float(expected[i]) for i in common))]
     pairs = [(seen[i], 1200 * float(expected[i])) for i in common] + ([tuple(rest)] if rest[1] >= 5 else [])
     statistic = sum((have - want) ** 2 / want for have, want in pairs)
     assert statistic < stats.chi2.ppf(1 - 1e-4, len(pairs) - 1) and 0.05 < counts.acceptance < 0.95
+    assert counts.passes < counts.drafted < 2 * counts.passes  # the rule ended some drafts
 
 
 def test_verification_keeps_the_distribution_whatever_the_draft() -> None:
@@ -150,3 +154,37 @@ def test_a_budget_chooses_the_confidence() -> None:
             confidence_for(model, tokens, [2, 4], wrong)
     with pytest.raises(DeepresError, match="rising order"):
         next(generate_by_depth(model, tokens[:1, :5], 4, exits=[4, 2], confidence=0.5))
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small language model with its tokens, on disk."""
+    path = tmp_path_factory.mktemp("reader") / "net.safetensors"
+    torch.manual_seed(0)
+    model = deepres.create("gpt-tiny", depth=4, width=16, heads=2, vocabulary=6, context=24)
+    tokens = {"size": 24, "channels": 0, "tokens": {"kind": "characters", "names": list("abcde\n")}}
+    deepres.save(model, path, classes=list("abcde\n"), prepare=tokens)
+    return str(path)
+
+
+def test_the_command_speculates_with_the_same_text_and_takes_less_depth(
+    reader: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = []
+    for more in ([], ["--speculate", "3"], ["--speculate", "2", "--ahead", "2"], ["--depth", "1"]):
+        assert main(["generate", reader, "--prompt", "abc", "--temperature", "0", "--max-tokens", "40", *more]) == 0
+        said.append(capsys.readouterr().out)
+    assert len(set(said)) == 1
+    assert main(["generate", reader, "--prompt", "abc", "--depth", "0.5", "--max-tokens", "40", "--seed", "3"]) == 0
+    assert len(capsys.readouterr().out) == len("abc") + 40 + 1
+
+
+def test_wrong_ways_to_generate_get_a_sentence(reader: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, says in (
+        (["--speculate", "8"], "the draft has 1 to 7 of the network's 8 blocks"),
+        (["--speculate", "2", "--depth", "0.5"], "either --speculate"),
+        (["--speculate", "2", "--ahead", "0"], "--ahead is the number of tokens"),
+        (["--depth", "1.5"], "--depth 1.5: give a share"),
+    ):
+        assert main(["generate", reader, *options]) == 2
+        assert says in capsys.readouterr().err
