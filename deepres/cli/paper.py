@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +20,9 @@ class Paper(ScaleOptions):
 
     name: Positional[str] = "list"  # an experiment, `all`, or `list`
     scale: str = "quick"  # quick (digits, minutes), or the paper's own schedules: cifar, imagenet (with --data FOLDER)
-    budget: str | None = None  # time for `all`, such as 20m or 2h; the cheapest experiments that fit are run [no limit]
+    # time, such as 20m or 2h: of `all`, the cheapest experiments that fit are run; one experiment stops behind it, between two
+    # trainings, and goes on from there when the command is given again with the same --out [no limit]
+    budget: str | None = None
     speed: str = SPEED  # precision and memory layout, by the names that `train` has
     # folder for report.html, outcomes.json and the runs; one used before is continued [runs/paper-DATE]
     out: Path | None = None
@@ -42,8 +46,10 @@ class Paper(ScaleOptions):
         chosen = served(chosen_scale) if self.name == "all" else [experiment(self.name)]
         first = first_of_several(self.out)
         out = self.out or default_out("paper")
-        planner = Planner(chosen, seconds_of(self.budget) if self.budget else None, Console(stderr=True))
-        lab = Lab(chosen_scale, out, self.speed, planner.show_epoch)
+        budget = seconds_of(self.budget) if self.budget else None
+        planner = Planner(chosen, budget, Console(stderr=True))
+        ends = time.perf_counter() + budget if budget is not None and self.name != "all" else math.inf
+        lab = Lab(chosen_scale, out, self.speed, planner.show_epoch, ends)
         outcomes = []
         lab.at(chosen[0].kind).data  # noqa: B018 (unknown data is told before anything is trained)
         with resumable(f"deepres paper {self.name} --out {out}"), planner:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import statistics
 import time
@@ -26,7 +27,7 @@ from deepres.evaluation.options import SHORT_SIDES, Protocol
 from deepres.models import load
 from deepres.nn import ResNet, config
 from deepres.paper.options import ScaleOptions
-from deepres.training import Recipe, Record, Run, Trainer, read_log, recipe, train
+from deepres.training import Interrupted, Recipe, Record, Run, Trainer, read_log, recipe, train
 from deepres.training.distribute import pick_device
 
 NetworkFamily = Literal["cifar", "imagenet"]
@@ -229,6 +230,7 @@ class Lab:
     out: Path
     speed: str = "float32-channels-last"
     progress: Callable[[str, Record], None] | None = None  # called after each epoch with the network's name
+    ends: float = math.inf  # by `time.perf_counter`, the time after which no further training begins
     _data: Data | None = field(default=None, repr=False)
     _beside: Lab | None = field(default=None, repr=False)
 
@@ -263,7 +265,7 @@ class Lab:
             fit = [one.name for one in EXPERIMENT_SCALES.values() if one.serving(kind)]
             raise DeepresError(f"this experiment cannot run at the scale {self.scale.name!r}; it runs at {' and '.join(fit)}")
         if serving is not self.scale and self._beside is None:
-            self._beside = Lab(serving, self.out / kind, self.speed, self.progress)
+            self._beside = Lab(serving, self.out / kind, self.speed, self.progress, self.ends)
         return self if serving is self.scale or self._beside is None else self._beside
 
     @property
@@ -284,8 +286,8 @@ class Lab:
         ``label``: suffix of the run's name, which tells networks of different ``options`` apart. ``start``: network to start from
         instead of a new one. ``changes``: fields of the recipe to replace. ``options``: fields of the network's configuration.
 
-        Raises ``Interrupted`` after Ctrl-C; the run is kept, and the next call continues it. Raises ``DeepresError`` if ``out`` holds
-        a run of this name with other settings.
+        Raises ``Interrupted`` after Ctrl-C, and behind ``ends``; the run is kept, and the next call continues it. Raises
+        ``DeepresError`` if ``out`` holds a run of this name with other settings.
         """
         width = self.scale.width if width is None else width
         name = f"{net}{f'-{label}' if label else ''}"
@@ -297,6 +299,8 @@ class Lab:
             if (saved.recipe, saved.options, saved.width) != (run.recipe, run.options, run.width):
                 raise DeepresError(f"{folder}: trained with other settings; choose another --out")
         else:
+            if time.perf_counter() > self.ends:
+                raise Interrupted(f"the time that was given is over before {name}, seed {seed}, is trained")
             callbacks = [] if self.progress is None else [_Report(self.progress, f"{name}, seed {seed}")]
             train(run, resume=True, show=False, data=self.data, model=start, callbacks=callbacks)
         history = tuple(Record(**line) for line in read_log(folder))

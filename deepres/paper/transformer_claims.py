@@ -24,6 +24,7 @@ from deepres.training import recipe
 NET, WIDTH, HEADS = "gpt-tiny", 32, 2
 SIDE, LEVELS = 8, 16  # an image becomes a sequence of SIDE x SIDE tokens, one of LEVELS shades of grey each
 BATCH, SHARE = 16, 0.2  # of small batches, a fifth of the scale's epochs is enough
+FIRST = 1  # seed; the rule of the claim was set after a run with seed 0, which therefore does not count
 STEEP = 2.0  # a gradient that is this many times larger in the last layers than in the first ones counts as growing
 
 
@@ -33,7 +34,7 @@ def sequences(lab: Lab) -> Lab:
     classes = tuple(f"grey {level}" for level in range(LEVELS))
     parts = [_sequences(part) for part in (data.train, data.val, data.test)]
     read = Data(f"{data.name}, pixel by pixel", classes, parts[0], parts[1], parts[2], Tokens(SIDE * SIDE - 1))
-    return Lab(lab.scale, lab.out / "sequences", lab.speed, lab.progress, _data=read)
+    return Lab(lab.scale, lab.out / "sequences", lab.speed, lab.progress, lab.ends, _data=read)
 
 
 def _sequences(part: Split) -> Resident:
@@ -85,11 +86,16 @@ def growth(norms: list[float]) -> float:
     return statistics.fmean(norms[-part:]) / max(statistics.fmean(norms[:part]), 1e-20)
 
 
+def fresh_seeds(lab: Lab) -> range:
+    """As many seeds as the lab has, none of which the claim's rule was set on."""
+    return range(FIRST, FIRST + len(lab.seeds))
+
+
 def _train(lab: Lab, depth: int, order: str, *, shortcut: bool = True, warmup: float = 0.1) -> list[Trained]:
     label = f"{order}-{depth}" + ("" if shortcut else "-plain") + ("" if warmup else "-cold")
     changes = _recipe_changes(lab, warmup=warmup)
     runs = []
-    for seed in lab.seeds:
+    for seed in fresh_seeds(lab):
         start = decoder(lab, depth, order, seed, shortcut=shortcut)
         options: dict[str, Any] = {"depth": depth, "order": order, "shortcuts": shortcut}
         runs.append(lab.train(NET, seed, label=label, start=start, changes=changes, **options))
@@ -108,7 +114,7 @@ def _losses(runs: list[Trained]) -> tuple[float, ...]:
     "cifar",
 )
 def transformer_degradation(lab: Lab, me: Experiment) -> Outcome:
-    """The rule below was set after a first run on digits with one seed (docs/log.md), so on digits it describes, and tests nothing."""
+    """The rule below was set after a first run on digits with seed 0 (docs/log.md); it is tested on other seeds."""
     depths = shallow, middle, deep = lab.scale.layers
     lab = sequences(lab)
     losses: dict[str, dict[int, tuple[float, ...]]] = {}
@@ -124,7 +130,7 @@ def transformer_degradation(lab: Lab, me: Experiment) -> Outcome:
     tokens, labels = lab.batch(64)
     curves, grown, carried = [], {}, {}
     for order in ("pre", "post"):
-        models = [decoder(lab, middle, order, seed) for seed in lab.seeds]
+        models = [decoder(lab, middle, order, seed) for seed in fresh_seeds(lab)]
         norms = [layer_gradients(model, tokens, labels) for model in models]
         grown[order] = tuple(growth(one) for one in norms)
         curves.append(
@@ -166,7 +172,7 @@ def transformer_degradation(lab: Lab, me: Experiment) -> Outcome:
         f"{_mean(losses['pre-norm, no shortcuts'][deep])} without shortcuts and from {_mean(losses['pre-norm'][shallow])} to "
         f"{_mean(losses['pre-norm'][deep])} with them (pre-norm). Of Xiong et al. 2020: "
         + "; ".join(f"{what}: {'seen' if yes else 'not seen'}" for what, yes in seen.items())
-        + ". The rule for this claim was set after a first run on digits with one seed.",
+        + f". The rule for this claim was set after a first run on digits with seed 0; these are seeds {FIRST} to {len(lab.seeds)}.",
         rows,
         (Curves("Training loss at the end by depth, mean over the seeds.", "layers", "training loss, nats", loss_curves), figure),
         likely="In so short a run the deepest network with shortcuts may still be on its way.",

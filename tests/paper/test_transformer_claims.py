@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from deepres.cli.main import main
 from deepres.models import load, save
 from deepres.paper.lab import Lab, scale
-from deepres.paper.transformer_claims import decoder, growth, layer_gradients, sequences, without_shortcuts
+from deepres.paper.transformer_claims import decoder, fresh_seeds, growth, layer_gradients, sequences, without_shortcuts
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,16 @@ def test_a_network_without_shortcuts_is_its_branches_alone_and_loads_again(lab: 
     torch.testing.assert_close(model(tokens), model.head(x))
     again = without_shortcuts(load(save(model, tmp_path / "net.safetensors")))
     assert torch.equal(again(tokens), model(tokens))
+
+
+def test_the_seeds_are_none_that_the_rule_was_set_on(lab: Lab) -> None:
+    assert [*fresh_seeds(lab)] == [1, 2, 3]
+
+
+def test_a_budget_stops_between_trainings_and_names_the_way_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["paper", "transformer-degradation", "--budget", "0.001s", "--seeds", "1", "--out", str(tmp_path)]
+    assert main(command) == 1
+    assert "what is done is kept" in capsys.readouterr().err and not list(tmp_path.rglob("result.json"))
 
 
 def test_gradients_by_layer_add_up_to_the_whole(lab: Lab) -> None:
