@@ -3,6 +3,7 @@
 - ``Responses``: train, delete the blocks with the smallest residual ratios at once, fine-tune.
 - ``Lesions``: the same, by the rise of the loss without each block.
 - ``Influence``: the same, by one minus the cosine of a block's input and output (ShortGPT, Men et al. 2024).
+- ``LastLayers``: the same, the blocks nearest to the output first.
 - ``Random``: the same, by chance.
 - ``Threshold``: a residual whose ratio stays below a threshold for some steps becomes zero; the threshold rises until enough blocks
   are the identity (after Learning Strict Identity Mappings, Yu et al. 2018).
@@ -88,6 +89,11 @@ class Influence(_Cut):
         return found
 
 
+class LastLayers(_Cut):
+    def scores(self) -> dict[int, float]:
+        return {i: -float(i) for i in self.removable()}
+
+
 class Random(_Cut):
     def scores(self) -> dict[int, float]:
         found = self.removable()
@@ -148,4 +154,4 @@ class Threshold(InverseCurriculum):
                 self.identity_at[self.blocks[i].path] = done
 
 
-__all__ = ["Influence", "Lesions", "NormScale", "Random", "Responses", "Threshold", "at_once"]
+__all__ = ["Influence", "LastLayers", "Lesions", "NormScale", "Random", "Responses", "Threshold", "at_once"]

@@ -313,6 +313,50 @@ def _monitor(result: dict[str, Any]) -> str:
     )
 
 
+def _language(result: dict[str, Any]) -> str:
+    """Any of the results of language models, by what it holds."""
+    if "tried" in result and "rows" in result:  # of the training
+        rows = [
+            [name, f"{one['val_loss']:.3f} ± {one['deviation']:.3f}", str(one["n"]), f"{min(steps):,}"]
+            for name in ("adamw", "muon")
+            if (one := result.get(name)) and (steps := [row["steps"] for row in result["rows"] if row["optimizer"] == name])
+        ]
+        return f"{result['what']}. To be reached: {result['reach']:g} nats.\n\n" + _table(
+            ["optimizer", "validation loss, nats", "seeds", "steps"], rows
+        )
+    if "ways" in result:  # of shrinking
+        spread = [f" ± {one['deviation']:.3f}" if one["deviation"] is not None else "" for one in result["ways"].values()]
+        rows = [
+            [METHODS.get(name, name), f"{one['test_rise']:+.3f}{more}", f"{one['parts_removed']:g}", str(one["n"])]
+            for (name, one), more in zip(result["ways"].items(), spread, strict=True)
+        ]
+        given = [f"{row['test_loss']:.3f}" for row in result["rows"] if row["way"] == "whole"]
+        return (
+            f"`python -m benchmarks.language_shrink`: {result['what']}. The given networks have a test loss of {', '.join(given)} "
+            "nats; the rise is against them.\n\n" + _table(["", "rise of the test loss, nats", "parts removed", "seeds"], rows)
+        )
+    if "measured_again" in result:  # of speculation
+        found, best = result["measured_again"], result["tried"][result["best"]]
+        return (
+            f"`python -m benchmarks.language_generation speculate`: {result['what']}. The best of {len(result['tried'])} settings "
+            f"({result['best']}; blocks {', '.join(map(str, best['blocks']))}), measured again over {result['n']} turns: "
+            f"{found['ratio']:.2f} times the tokens a second ({found['tokens_per_second']:,.0f} and "
+            f"{found['plain_tokens_per_second']:,.0f}); {100 * found['acceptance']:.0f} % of the drafted tokens are accepted, "
+            f"{found['tokens_per_pass']:.1f} tokens for each pass of the whole."
+        )
+    groups = {name: one for name, one in result.items() if name.startswith("batch ")} or {"": result}
+    rows = [
+        [*([group] if group else []), name, f"{one['tokens_per_second']:,.0f}", f"{one['lowest']:,.0f} to {one['highest']:,.0f}",
+         f"{one['ratio']:.2f} ({one['ratio_lowest']:.2f} to {one['ratio_highest']:.2f})"]
+        for group, ways in groups.items()
+        for name, one in ways.items()
+        if isinstance(one, dict) and "tokens_per_second" in one
+    ]  # fmt: skip
+    n = next(one["n"] for ways in groups.values() for one in ways.values() if isinstance(one, dict) and "n" in one)
+    head = [*(["", ""] if "" not in groups else [""]), "tokens/s, median", "range", "against the best peer"]
+    return f"{result['what']}; {n} turns each, alternating.\n\n{_table(head, rows)}"
+
+
 def _seeds(result: dict[str, Any]) -> str:
     return "1 seed" if result["seeds"] == 1 else f"{result['seeds']} seeds"
 
@@ -358,6 +402,12 @@ SECTIONS = (
     ("detection-bccd", "Detectors in the same training time", _detection),
     ("ghosts-resnet34", "Ghosts of torchvision's ResNet-34", _ghosts),
     ("ghosts-vit", "Ghosts of a vision Transformer of timm's", _ghosts),
+    ("language-training", "Language models: a character model of four layers", _language),
+    ("language-throughput", "Language models: throughput of training", _language),
+    ("language-generation", "Language models: generation with a cache", _language),
+    ("language-generation-gpt2", "Language models: generation with a cache, GPT-2", _language),
+    ("language-speculation", "Language models: self-speculative decoding", _language),
+    ("language-shrink", "Language models: a quarter of the parts removed", _language),
     ("serving", "Serving under load, with and without a ghost", _serving),
     ("serving-rivals", "Serving, beside LitServe and BentoML", _serving_rivals),
     ("monitor-resnet56", "What `--lens every=1epoch` costs", _monitor),
