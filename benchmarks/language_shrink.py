@@ -2,9 +2,9 @@
 
     python -m benchmarks.language_shrink --data tinyshakespeare.txt --seeds 3 --work runs/language-shrink
 
-The network is trained once a seed, in ``--work``, where an interrupted run continues. Each row of ``language-shrink.json`` is one way
-and seed; rows that are there are not computed again. Every way has the same data, steps, rates and teacher, and the parts that go are
-counted, not timed, so that a loaded machine changes nothing but ``seconds``.
+The network is trained once a seed, in ``--work``, where an interrupted run continues. Each way and seed leaves a file there too, and
+what has one is not computed again, so that several processes can share the ways. Every way has the same data, steps, rates and teacher,
+and the parts that go are counted, not timed, so that a loaded machine changes nothing but ``seconds``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import deepres
 from benchmarks import rivals
-from benchmarks.common import BF16, RESULTS, record
+from benchmarks.common import BF16, record
 from benchmarks.shrink import thinned
 from deepres import Run
 from deepres.data import Data, open_data
@@ -34,7 +34,7 @@ from deepres.training import Recipe, recipe
 
 NAME = "language-shrink"
 LAYERS, BATCH, CONTEXT = 12, 24, 64  # of gpt-tiny, 128 wide
-STEPS, FINE_STEPS = 1600, 100  # of the training, and of what each way does
+STEPS, FINE_STEPS = 1600, 60  # of the training, and of what each way does
 LR, FINE_LR = 6e-3, 1.5e-3
 PARTS = 18  # of 24 remain
 SPEED = "bf16" if BF16 else "float32"
@@ -61,7 +61,15 @@ def whole(data: Data, seed: int, work: Path) -> Transformer:
     """The trained network, from ``work`` where it is there."""
     out = work / f"whole-{seed}"
     if not (out / "result.json").exists():
-        run = Run("gpt-tiny", data.name, steps(STEPS, LR), str(out), seed, speed=SPEED, options={"depth": LAYERS})
+        run = Run(
+            "gpt-tiny",
+            data.name,
+            steps(STEPS, LR),
+            str(out),
+            seed,
+            speed=SPEED,
+            options={"depth": LAYERS},
+        )
         deepres.train(run, resume=out.exists(), data=data, show=False)
     model = load(out)
     assert isinstance(model, Transformer)
@@ -82,7 +90,13 @@ def one_way(model: Transformer, data: Data, way: str, seed: int) -> dict[str, An
     curriculum, began = WAYS[way](), time.perf_counter()
     run = Run("gpt-tiny", data.name, steps(FINE_STEPS, FINE_LR), seed=seed, speed=SPEED)
     callbacks = [] if curriculum is None else [curriculum]
-    result = deepres.train(run, data=looked_at(data), model=copy.deepcopy(model), callbacks=callbacks, show=False)
+    result = deepres.train(
+        run,
+        data=looked_at(data),
+        model=copy.deepcopy(model),
+        callbacks=callbacks,
+        show=False,
+    )
     assert isinstance(result.model, Transformer)
     removed = [] if curriculum is None else sorted(int(path.split(".")[-1]) for path in curriculum.removed)
     return {
@@ -100,7 +114,7 @@ def over_seeds(rows: list[dict[str, Any]]) -> dict[str, Any]:
     given = {row["seed"]: row for row in rows if row["way"] == "whole"}
     found = {}
     for way in WAYS:
-        mine = [row for row in rows if row["way"] == way]
+        mine = [row for row in rows if row["way"] == way and row["seed"] in given]
         rises = [row["test_loss"] - given[row["seed"]]["test_loss"] for row in mine]
         if mine:
             found[way] = {
@@ -116,25 +130,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="the text, tinyshakespeare.txt")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--work", type=Path, default=Path("runs/language-shrink"), help="where the trained networks are")
+    parser.add_argument("--ways", nargs="+", choices=["whole", *WAYS], default=["whole", *WAYS])
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("runs/language-shrink"),
+        help="where networks and rows are",
+    )
     given = parser.parse_args()
-    data, file = open_data(given.data, size=CONTEXT), RESULTS / f"{NAME}.json"
-    known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    rows: list[dict[str, Any]] = known.get("rows", [])
-    about = f"gpt-tiny of {LAYERS} layers on the characters of tinyshakespeare, batches of {BATCH} x {CONTEXT}"
+    data = open_data(given.data, size=CONTEXT)
     for seed in range(given.seeds):
-        for way in ("whole", *WAYS):
-            if any((row["way"], row["seed"]) == (way, seed) for row in rows):
-                continue
-            model = whole(data, seed, given.work)
-            rows.append(
-                {"way": way, "seed": seed, "test_loss": test_loss(model, data)}
-                if way == "whole"
-                else one_way(model, data, way, seed)
-            )
-            what = f"{about}; {STEPS} steps of training, then {FINE_STEPS} for each way, to {PARTS} of {2 * LAYERS} parts"
-            note = {"note": known["note"]} if "note" in known else {}
-            record(NAME, {"what": what, "lr": [LR, FINE_LR], "speed": SPEED, **note, "rows": rows, "ways": over_seeds(rows)})
+        model = whole(data, seed, given.work)
+        for way in given.ways:
+            path = given.work / f"{way.replace(' ', '-')}-{seed}.json"
+            if not path.exists():
+                found = (
+                    {"way": way, "seed": seed, "test_loss": test_loss(model, data)}
+                    if way == "whole"
+                    else one_way(model, data, way, seed)
+                )
+                path.write_text(json.dumps(found))
+                print(found, flush=True)
+    rows = [json.loads(path.read_text()) for path in sorted(given.work.glob("*.json"))]
+    if any(row["way"] == "whole" for row in rows):
+        about = f"gpt-tiny of {LAYERS} layers on the characters of tinyshakespeare, batches of {BATCH} x {CONTEXT}"
+        what = f"{about}; {STEPS} steps of training, then {FINE_STEPS} for each way, to {PARTS} of {2 * LAYERS} parts"
+        record(
+            NAME,
+            {
+                "what": what,
+                "lr": [LR, FINE_LR],
+                "speed": SPEED,
+                "rows": rows,
+                "ways": over_seeds(rows),
+            },
+        )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from deepres.training import recipe
 NET, WIDTH, HEADS = "gpt-tiny", 32, 2
 SIDE, LEVELS = 8, 16  # an image becomes a sequence of SIDE x SIDE tokens, one of LEVELS shades of grey each
 BATCH, SHARE = 16, 0.2  # of small batches, a fifth of the scale's epochs is enough
-FIRST = 1  # seed; the rule of the claim was set after a run with seed 0, which therefore does not count
+FRESH_SEED = 1  # seed; the rule of the claim was set after a run with seed 0, which therefore does not count
 STEEP = 2.0  # a gradient that is this many times larger in the last layers than in the first ones counts as growing
 
 
@@ -88,7 +88,7 @@ def growth(norms: list[float]) -> float:
 
 def fresh_seeds(lab: Lab) -> range:
     """As many seeds as the lab has, none of which the claim's rule was set on."""
-    return range(FIRST, FIRST + len(lab.seeds))
+    return range(FRESH_SEED, FRESH_SEED + len(lab.seeds))
 
 
 def _train(lab: Lab, depth: int, order: str, *, shortcut: bool = True, warmup: float = 0.1) -> list[Trained]:
@@ -172,7 +172,7 @@ def transformer_degradation(lab: Lab, me: Experiment) -> Outcome:
         f"{_mean(losses['pre-norm, no shortcuts'][deep])} without shortcuts and from {_mean(losses['pre-norm'][shallow])} to "
         f"{_mean(losses['pre-norm'][deep])} with them (pre-norm). Of Xiong et al. 2020: "
         + "; ".join(f"{what}: {'seen' if yes else 'not seen'}" for what, yes in seen.items())
-        + f". The rule for this claim was set after a first run on digits with seed 0; these are seeds {FIRST} to {len(lab.seeds)}.",
+        + f". The rule for this claim was set after a first run on digits with seed 0; these are seeds {FRESH_SEED} to {len(lab.seeds)}.",
         rows,
         (Curves("Training loss at the end by depth, mean over the seeds.", "layers", "training loss, nats", loss_curves), figure),
         likely="In so short a run the deepest network with shortcuts may still be on its way.",
