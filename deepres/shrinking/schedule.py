@@ -9,7 +9,7 @@ from typing import Any
 from deepres.deprecation import renamed_fields
 from deepres.errors import DeepresError
 from deepres.shrinking.options import Mend, Removal, Selection
-from deepres.shrinking.target import Target
+from deepres.shrinking.target import HELD, Target
 
 FEATURE_SHARE = 0.1  # share of the recovery in which signals inside the network follow the teacher's
 
@@ -71,7 +71,7 @@ class ShrinkSchedule:
             raise DeepresError(
                 f"mend={self.mend} needs removal=at-once: a block that has become the identity leaves nothing to mend"
             )
-        if self.target.quantity == "error" and self.removal == "at-once":
+        if self.target.quantity in HELD and self.removal == "at-once":
             raise DeepresError(
                 f"the target {self.target} needs removal=gradual: how far the error rises is known only after training; give what "
                 "remains, such as time=0.6"
