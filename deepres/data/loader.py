@@ -42,9 +42,12 @@ class Shard:
     world: int = 1
 
     def of(self, count: int) -> slice:
-        """A contiguous part of ``count`` rows, perhaps empty. Neighbours (0, 1), (2, 3), ... stay together, as mixing needs them."""
+        """A contiguous part of ``count`` rows, perhaps empty. Neighbours (0, 1), (2, 3), ... stay together, as mixing needs them.
+
+        The first process has as many rows as any other: the running statistics of its norms are those that are saved.
+        """
         pairs = -(-count // 2)
-        first, last = (pairs * rank // self.world for rank in (self.rank, self.rank + 1))
+        first, last = (-(-pairs * rank // self.world) for rank in (self.rank, self.rank + 1))
         return slice(min(2 * first, count), min(2 * last, count))
 
 

@@ -8,14 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
-from PIL import Image
 
 import deepres
 from deepres import Run
+from deepres.cli.main import main
 from deepres.models import read_checkpoint
 from deepres.nn.fused import FusedNorm
 from deepres.training import read_log, recipe
@@ -58,24 +57,6 @@ def test_two_processes_follow_one(two: Path, tmp_path: Path) -> None:
         assert json.loads((folder / "result.json").read_text())["test"]["n"] == 359
 
 
-def test_fewer_examples_than_processes(tmp_path: Path) -> None:
-    """12 examples in batches of 5 and 2 on four processes: in each step at least one has none."""
-    for label in ("a", "b"):
-        for part in ("train", "val", "test"):
-            (tmp_path / "data" / part / label).mkdir(parents=True)
-            for i in range(6):
-                image = Image.new("L", (8, 8), 20 * i + (130 if label == "b" else 0))
-                image.save(tmp_path / "data" / part / label / f"{i}.png")
-    options = ["--net", "resnet8-cifar", "--width", "0.25", "--recipe", "digits", "--speed", "float32", "--epochs", "2"]
-    done = torchrun(
-        "train", *options, "--data", str(tmp_path / "data"), "--batch", "5", "--out", str(tmp_path / "run"), world=4
-    )
-    assert "nan" not in done.stdout + done.stderr
-    assert all(np.isfinite(line["loss"]) for line in read_log(tmp_path / "run"))
-    state = deepres.load(tmp_path / "run").state_dict()
-    assert all(bool(tensor.isfinite().all()) for tensor in state.values())
-
-
 def test_a_run_resumes_on_another_number_of_processes(two: Path, tmp_path: Path) -> None:
     """The first epoch on two processes, the second on one."""
     out = tmp_path / "moved"
@@ -115,9 +96,13 @@ def test_a_port_in_use_is_named() -> None:
     assert "Traceback" not in done.stderr
 
 
-def _normalise(rank: int, port: int, folder: str, fused: bool, empty: bool) -> None:
+def _images(dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def _normalise(rank: int, port: int, folder: str, fused: bool, empty: bool, dtype: torch.dtype) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    x = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    x = _images(dtype)
     part = x[:2] if rank == 0 else x[2:]  # parts of unequal size
     if empty:
         part = x if rank == 0 else x[:0]
@@ -133,23 +118,33 @@ def _normalise(rank: int, port: int, folder: str, fused: bool, empty: bool) -> N
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize(("fused", "empty"), [(False, False), (True, False), (True, True)])
-def test_synchronised_norms_are_those_of_the_whole_batch(tmp_path: Path, fused: bool, empty: bool) -> None:
+@pytest.mark.parametrize(
+    ("fused", "empty", "dtype"),
+    [
+        (False, False, torch.float32),
+        (False, False, torch.bfloat16),  # on a CPU too, where PyTorch's own takes none
+        (True, False, torch.float32),
+        (True, True, torch.float32),
+    ],
+)
+def test_synchronised_norms_are_those_of_the_whole_batch(tmp_path: Path, fused: bool, empty: bool, dtype: torch.dtype) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_normalise, args=(port, str(tmp_path), fused, empty), nprocs=2)
-    x = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    mp.spawn(_normalise, args=(port, str(tmp_path), fused, empty, dtype), nprocs=2)
+    x = _images(dtype).float().requires_grad_()
     norm = torch.nn.BatchNorm2d(3)
     out = norm(x)
     (out**3).sum().backward()
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    torch.testing.assert_close(torch.cat([part[0] for part in parts]), out.detach(), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(torch.cat([part[1] for part in parts]), x.grad, rtol=1e-4, atol=1e-4)
+    near = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.05}
+    assert parts[0][0].dtype == dtype and x.grad is not None
+    torch.testing.assert_close(torch.cat([part[0] for part in parts]).float(), out.detach(), **near)
+    torch.testing.assert_close(torch.cat([part[1] for part in parts]).float(), x.grad, **near)
     torch.testing.assert_close(parts[0][2], norm.running_var)
 
 
-def _few(out: Path | None, batch: int, exits: float | None) -> dict[str, torch.Tensor]:
+def _few(out: Path | None, batch: int, exits: float | None, sync_norm: bool) -> dict[str, torch.Tensor]:
     """Weights after training on 10 digits, in batches of which some have fewer examples than there are processes."""
     digits = deepres.data.open_data("digits")
     data = dataclasses.replace(digits, train=digits.train.take(torch.arange(10)), val=digits.val.take(torch.arange(5)))
@@ -163,7 +158,7 @@ def _few(out: Path | None, batch: int, exits: float | None) -> dict[str, torch.T
         batch=batch,
         exits=exits,
         speed="exact",
-        sync_norm=True,
+        sync_norm=sync_norm,
     )
     return deepres.train(run, data=data, show=False).model.state_dict()
 
@@ -171,11 +166,12 @@ def _few(out: Path | None, batch: int, exits: float | None) -> dict[str, torch.T
 def _train_on_few(rank: int, world: int, port: int, folder: str) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_PORT": str(port)}
     os.environ["MASTER_ADDR"] = "127.0.0.1"
-    for name, batch, exits in FEW:
-        torch.save(_few(Path(folder) / name, batch, exits), f"{folder}/{name}-{rank}.pt")
+    for name, *options in FEW:
+        torch.save(_few(Path(folder) / name, *options), f"{folder}/{name}-{rank}.pt")
 
 
-FEW = (("tail", 4, None), ("ones", 1, 0.5))  # 4, 4 and 2 examples; one at a time, with exit heads
+# 4, 4 and 2 examples; one at a time, with exit heads, and with norms of each process's own, which are then those of the whole batch
+FEW = (("tail", 4, None, True), ("ones", 1, 0.5, True), ("local", 1, None, False))
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -184,10 +180,12 @@ def test_processes_without_an_example_change_nothing(world: int, tmp_path: Path)
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     mp.spawn(_train_on_few, args=(world, port, str(tmp_path)), nprocs=world)
-    for name, batch, exits in FEW:
-        alone = _few(None, batch, exits)
+    for name, *options in FEW:
+        alone = _few(None, *options)
         for rank in range(world):
             for key, value in torch.load(tmp_path / f"{name}-{rank}.pt").items():
+                if name == "local" and rank and "running" in key:
+                    continue  # each process has its own; those of the first are saved
                 torch.testing.assert_close(
                     value, alone[key], rtol=1e-3, atol=1e-4, msg=lambda text, at=(name, rank, key): f"{at}: {text}"
                 )
@@ -204,14 +202,6 @@ def test_the_lens_on_one_process_does_not_wait_for_synchronised_norms(two: Path,
     assert all(torch.equal(one[name], other[name]) for name in one)  # and it leaves the run as it was
 
 
-def test_synchronised_norms_in_bf16_on_a_cpu(tmp_path: Path) -> None:
-    out = tmp_path / "low"
-    options = ["bf16" if option == "exact" else option for option in COMMON]
-    torchrun("train", *options, "--epochs", "2", "--out", str(out))
-    losses = [line["loss"] for line in read_log(out)]
-    assert losses[1] < losses[0]
-
-
 def test_shrinking_on_two_processes(tmp_path: Path) -> None:
     """Both come to the same network, whose removal of blocks they decided together; one of them speaks and writes."""
     out = tmp_path / "small"
@@ -222,8 +212,11 @@ def test_shrinking_on_two_processes(tmp_path: Path) -> None:
     assert (out / "report.html").exists() and json.loads((out / "blocks-4" / "shrink.json").read_text())["difference"] < 1e-5
 
 
-def test_a_claim_of_the_paper_on_two_processes(tmp_path: Path) -> None:
+def test_a_claim_of_the_paper_on_two_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "paper"
     done = torchrun("paper", "responses", "--epochs", "0.1", "--seeds", "1", "--out", str(out))
     assert done.stdout.count("The whole:") == 1 and (out / "report.html").exists()
-    assert torchrun("paper", "responses", check=False).returncode != 0
+    monkeypatch.setenv("RANK", "1")
+    assert main(["paper", "responses"]) == 2 and "give --out" in capsys.readouterr().err
