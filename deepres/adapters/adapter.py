@@ -90,6 +90,12 @@ class Adapter:
         """Dimensions of the signal at a site of ``block``."""
         return pattern.layout
 
+    def classes_changed(self, model: nn.Module, classes: int) -> None:
+        """Bring the configuration up to date after the last layer was replaced by one of ``classes`` outputs."""
+        config: Any = getattr(model, "config", None)
+        if hasattr(config, "num_labels"):
+            config.num_labels = classes  # Hugging Face's, also in families that have no adapter; its place-holder labels follow
+
     def spec(self, model: nn.Module) -> dict[str, Any]:
         """Fields of the ``ModelSpec`` that this family's library notes somewhere."""
         return {}
@@ -145,6 +151,11 @@ def adapter_of(module: nn.Module) -> Adapter | None:
             if any(kind.__module__ == prefix or kind.__module__.startswith(prefix + ".") for prefix in adapter.modules):
                 return adapter
     return None
+
+
+def note_classes(model: nn.Module, classes: int) -> None:
+    """Tell the configuration of ``model`` that its last layer now has ``classes`` outputs."""
+    (adapter_of(model) or _USERS).classes_changed(model, classes)
 
 
 def folds_rows(module: nn.Module) -> bool:

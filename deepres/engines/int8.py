@@ -63,6 +63,7 @@ def quantize(source: Source, data: Data, *, error: float = 0.3, log: Callable[[s
     calibration, _ = some_inputs(data.train, data.prepare, CALIBRATION)
     batch = min(len(source.example), len(calibration))
     batches = [part.numpy() for part in calibration.split(batch) if len(part) == batch]
+    # what NNCF calls the model's type: it leaves parts of attention in float
     kind = nncf.ModelType.TRANSFORMER if any(isinstance(m, nn.LayerNorm) for m in source.model.modules()) else None
     options: dict[str, Any] = {"subset_size": len(batches), "model_type": kind}
     log("calibrating int8")

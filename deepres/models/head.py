@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from deepres.adapters import spec_of
+from deepres.adapters.adapter import note_classes
 from deepres.adapters.surgery import NOTE
 from deepres.errors import DeepresError
 from deepres.models.builders import Origin
@@ -49,11 +49,7 @@ def select_outputs(model: nn.Module, order: Sequence[int]) -> None:
 
 
 def _note(model: nn.Module, classes: int) -> None:
-    config: Any = getattr(model, "config", None)
-    if dataclasses.is_dataclass(config) and hasattr(config, "num_classes"):
-        model.config = dataclasses.replace(config, num_classes=classes)  # type: ignore[assignment, type-var]
-    elif hasattr(config, "num_labels"):
-        config.num_labels = classes  # Hugging Face; its place-holder labels follow
+    note_classes(model, classes)
     for attribute in ("num_classes", "num_labels"):
         if isinstance(getattr(model, attribute, None), int):
             setattr(model, attribute, classes)

@@ -19,6 +19,7 @@ from deepres.data.options import parse_bytes
 from deepres.errors import DeepresError
 from deepres.evaluation import Evaluation, measure
 from deepres.models import read_checkpoint, save
+from deepres.nn import ResNet
 from deepres.training import checkpoint, memory
 from deepres.training.distribute import DistributedContext, synchronise_norms
 from deepres.training.fusion import accelerate
@@ -107,7 +108,7 @@ class Trainer:
             for parameter in group["params"]:
                 if parameter in before:
                     self.optimizer.state[parameter] = before[parameter]
-        drops = getattr(getattr(self.model, "config", None), "survival", 1.0) < 1
+        drops = isinstance(self.model, ResNet) and self.model.config.survival < 1
         # gradients made anew in each backward pass would lie between the activations and keep the heap from shrinking; and a
         # branch that a step leaves out has a gradient of zero, not none
         self.keeps_gradients = drops or bool(self.plan.length)
@@ -221,8 +222,8 @@ class Trainer:
         self.context.broadcast_weights(final)  # the folder may be on one machine only
 
     def _starts_gently(self) -> bool:
-        config = getattr(self.model, "config", None)
-        return bool(self.recipe.gentle_depth) and getattr(config, "depth", 0) >= self.recipe.gentle_depth
+        deep = isinstance(self.model, ResNet) and self.model.config.depth >= self.recipe.gentle_depth
+        return bool(self.recipe.gentle_depth) and deep
 
     def _augment(self) -> Augment:
         """Crops of large views make no sense of small images kept at one size, nor the other way round."""

@@ -51,6 +51,10 @@ class Ours(Adapter):
     def layout(self, block: nn.Module, pattern: SitePattern) -> Layout:
         return "NLC" if isinstance(getattr(block.branch, "core", None), Attention | MLP) else pattern.layout
 
+    def classes_changed(self, model: nn.Module, classes: int) -> None:
+        if isinstance(model, ResNet | Transformer):
+            model.config = dataclasses.replace(model.config, num_classes=classes)
+
     def spec(self, model: nn.Module) -> dict[str, Any]:
         if isinstance(model, ResNet):
             return {"usual_size": 32 if model.config.stem == "cifar" else 224}
