@@ -28,6 +28,7 @@ class ModelSpec:
     usual_size: int = 224  # side of the images where neither the network nor the user asks for one
     channels: int | None = None  # of the images
     classes: int | None = None  # outputs of the classifier; of a language model its vocabulary
+    vocabulary: int | None = None  # tokens that the first layer embeds
     labels: tuple[str, ...] | None = None  # names of the classes, in the order of the outputs
     mean: tuple[float, ...] | None = None  # per channel, of pixels in 0..1
     std: tuple[float, ...] | None = None
@@ -46,6 +47,11 @@ class ModelSpec:
     def longest(self) -> int | None:
         """Longest sequence that a language model reads, in tokens; None for images or where any length will do."""
         return self.size if self.inputs == "tokens" else None
+
+    @property
+    def classifies_texts(self) -> bool:
+        """True if the network reads tokens and answers with other classes than the next token."""
+        return self.inputs == "tokens" and self.classes is not None and self.classes != self.vocabulary
 
     def with_processor(self, settings: Mapping[str, Any]) -> ModelSpec:
         """The spec with the preprocessing of a Hugging Face ``preprocessor_config.json``, given as a dictionary."""
@@ -86,6 +92,7 @@ def spec_of(model: nn.Module) -> ModelSpec:
         "inputs": "tokens" if tokens else "images",
         "channels": channels,
         "classes": None if classifier is None else model.get_submodule(classifier).out_features,
+        "vocabulary": model.get_submodule(embedding).num_embeddings if tokens and embedding else None,
         "classifier": classifier,
         "folds_rows": any(map(folds_rows, model.modules())),
         "first": embedding if tokens else convolution,

@@ -75,6 +75,11 @@ def data_for(opened: OpenedModel, data: Data | str | Path, *, size: int | None =
     spec, fixed = opened.spec, isinstance(data, Data)
     if known is None and isinstance(data, Data):
         known = data
+    if spec.classifies_texts:
+        raise DeepresError(
+            f"{opened.name}: classifies texts ({spec.classes} classes, and {spec.vocabulary:,} tokens), and labelled texts are not "
+            "supported as data, only images with labels, and texts for language models; from Python, lens.look takes batches of any input"
+        )
     if (known is not None and known.is_text) or (not isinstance(data, Data) and is_text(data)):
         return _text_for(opened, data, size, known)
     if spec.inputs == "tokens" or spec.channels is None:
