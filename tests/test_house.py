@@ -18,7 +18,7 @@ PACKAGE = ROOT / "deepres"
 
 # From the ground up. A package imports packages of lower rows; within its own row it may import others as long as there is no cycle.
 FLOORS = (
-    ("errors", "callback", "deprecation", "paths"),
+    ("errors", "callback", "deprecation", "options", "paths"),
     ("kernels",),
     ("data", "nn", "report"),
     ("adapters",),

@@ -56,13 +56,6 @@ class DataOption:
     data: str = "digits"  # digits, cifar10, or a folder of images or tar shards
 
 
-@dataclass(frozen=True, kw_only=True)
-class DeviceOption:
-    """The device that a command computes on."""
-
-    device: str = "auto"  # auto, cpu, cuda
-
-
 def keywords(command: Any, *kinds: type[Any]) -> dict[str, Any]:
     """The options of a command that it inherits from the dataclasses ``kinds``, as keyword arguments."""
     return {field.name: getattr(command, field.name) for kind in kinds for field in dataclasses.fields(kind)}

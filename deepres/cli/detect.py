@@ -12,26 +12,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import OmitArgPrefixes, Positional, Suppress, subcommand
+from tyro.conf import Positional, Suppress, arg, subcommand
 
-from deepres.cli.common import counted, default_out, say
+from deepres.cli.common import counted, default_out, keywords, say
+from deepres.cli.parsing import BuilderOption
+from deepres.detection.options import DrawOptions, PassOptions
 from deepres.detection.run import DetectRun
 from deepres.errors import DeepresError
+from deepres.options import DeviceOption
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxesOption:
+    """The data of a command on detectors."""
+
+    data: str  # a folder of images with boxes, as Pascal VOC, COCO or YOLO
 
 
 @dataclass(frozen=True)
-class DetectTrain(DetectRun):
+class DetectTrain(BuilderOption, DetectRun):
     """Train a detector on a folder of images with boxes. Under torchrun: torchrun --nproc-per-node 2 -m deepres detect train ..."""
 
-    # a field of ``DetectRun`` is given anew only where the command line may leave it open
-    net: str = (
-        "resnet18"  # the backbone: a name from `deepres nets`, timm:NAME, torchvision.models:NAME, a run or a file of weights
-    )
-    data: str | None = None  # a folder of images with boxes, as Pascal VOC, COCO or YOLO
+    # A field of ``DetectRun`` is given anew only where the command line may leave it open.
+
+    # the backbone: a name from `deepres nets`, timm:NAME, torchvision.models:NAME, a run or a file of weights
+    net: str = "resnet18"
+    data: str | None = None  # a folder of images with boxes, as Pascal VOC, COCO or YOLO; needed without --resume
     recipe: str | None = None  # small, fine-tune, paper-voc, paper-coco [fine-tune with pretrained weights, else small]
     out: str | None = None  # folder for weights, checkpoints, logs and report.html [runs/detect-NET-DATE]
     options: Suppress[dict[str, Any]] = dataclasses.field(default_factory=dict)
-    resume: Path | None = None  # continue the run in this folder; of the other options only --device and --workers count
+    resume: Path | None = None  # folder of a run to continue; of the other options only --device, --workers and --builder count
     survey: bool = False  # only look at the data: classes, box sizes and examples, in OUT/data.html
 
     def __post_init__(self) -> None:
@@ -72,43 +82,34 @@ class DetectTrain(DetectRun):
         return DetectRun(**{**values, "recipe": self.recipe or "auto", "out": str(out)})
 
 
-@dataclass(frozen=True)
-class PassOptions:
-    """Passes over each image (He et al. 2015, table 9)."""
+def _opened(models: tuple[str, ...], device: str, passes: PassOptions | None = None) -> Any:
+    """The detector, or several that answer together or see each image more than once."""
+    from deepres.detection.combining import CombinedDetector
+    from deepres.engines import ExportedDetector, open_detector
+    from deepres.training.distribute import pick_device
 
-    scales: tuple[float, ...] = (1.0,)  # factors of the usual size at which every image is seen
-    flip: bool = False  # also see every image mirrored
-    refine: bool = False  # pool and regress boxes a second time, from where the first pass puts them
-    # of several detectors: fuse their boxes, or let each judge the proposals of all and average
-    join: Literal["boxes", "proposals"] = "boxes"
-    device: str = "auto"  # auto, cpu, cuda
-
-    def open(self, models: tuple[str, ...]) -> Any:
-        """The detector, or several that answer together."""
-        from deepres.detection.combining import CombinedDetector
-        from deepres.engines import ExportedDetector, open_detector
-        from deepres.training.distribute import pick_device
-
-        loaded: list[Any] = [open_detector(model).to(pick_device(self.device)) for model in models]
-        if len(loaded) == 1 and self.scales == (1.0,) and not (self.flip or self.refine):
-            return loaded[0]
-        if any(isinstance(one, ExportedDetector) for one in loaded):
-            raise DeepresError(
-                f"{models[0]}: an exported detector sees an image once, as it is; --scales, --flip and --refine need a run"
-            )
-        return CombinedDetector(loaded, scales=self.scales, flip=self.flip, refine=self.refine, join=self.join).eval()
+    if not models:
+        raise DeepresError("which detector? Give a run's folder or a file of `deepres detect train`")
+    loaded: list[Any] = [open_detector(model).to(pick_device(device)) for model in models]
+    asked = keywords(passes or PassOptions(), PassOptions)
+    if len(loaded) == 1 and asked == keywords(PassOptions(), PassOptions):
+        return loaded[0]
+    if any(isinstance(one, ExportedDetector) for one in loaded):
+        raise DeepresError(
+            f"{models[0]}: an exported detector sees an image once, as it is; --scales, --flip and --refine need a run"
+        )
+    return CombinedDetector(loaded, **asked).eval()
 
 
-@dataclass(frozen=True)
-class DetectEvaluate:
+@dataclass(frozen=True, kw_only=True)
+class DetectEvaluate(PassOptions, DeviceOption, BuilderOption, BoxesOption):
     """Measure a detector, or several that answer together, by the COCO and Pascal VOC protocols."""
 
-    models: Positional[tuple[str, ...]]  # runs or files of detectors
-    data: str  # a folder of images with boxes, as Pascal VOC, COCO or YOLO
-    split: Literal["train", "val", "test"] = "test"  # which images
+    # one or more runs or files of detectors, which answer together
+    models: Annotated[Positional[tuple[str, ...]], arg(metavar="DETECTOR ...")] = ()
+    split: Literal["train", "val", "test"] = "test"  # part of the data that is measured
     strict: bool = False  # stop at problems in annotations
-    out: Path | None = None  # folder for report.html and scores.json [only the table]
-    passes: OmitArgPrefixes[PassOptions] = dataclasses.field(default_factory=PassOptions)
+    out: Path | None = None  # folder for report.html and scores.json [nothing is written]
 
     def run(self) -> int:
         from rich.console import Console
@@ -118,7 +119,7 @@ class DetectEvaluate:
         from deepres.detection.measure import measure_detector
         from deepres.detection.page import class_table, detection_page
 
-        model = self.passes.open(self.models)
+        model = _opened(self.models, self.device, self)
         classes = model.config.classes
         data = open_boxes(self.data, classes=classes, strict=self.strict)
         if data.classes != classes:
@@ -140,20 +141,18 @@ class DetectEvaluate:
         return 0
 
 
-@dataclass(frozen=True)
-class DetectPredict:
+@dataclass(frozen=True, kw_only=True)
+class DetectPredict(DrawOptions, PassOptions, DeviceOption, BuilderOption):
     """Detect objects in images. Exit code 1 if some could not be read."""
 
     model: Positional[str]  # a run or a file of a detector, or its ONNX file
-    images: Positional[tuple[Path, ...]]  # image files, or folders of them
+    images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE ...")] = ()  # image files, or folders of them
     out: Path | None = None  # folder for pictures with boxes, detections.json and COCO results [only lines on the terminal]
-    threshold: float = 0.5  # confidence from which boxes are drawn and printed
-    passes: OmitArgPrefixes[PassOptions] = dataclasses.field(default_factory=PassOptions)
 
     def run(self) -> int:
         from deepres.detection.predicting import detect_files, write_detections
 
-        model = self.passes.open((self.model,))
+        model = _opened((self.model,), self.device, self)
         classes = model.config.classes
         answers, bad = [], 0
         for one in detect_files(model, self.images):
@@ -167,18 +166,16 @@ class DetectPredict:
             say(f"{one.file}: {listed or 'nothing'}")
         if self.out is not None:
             with counted("drawing") as progress:
-                say(str(write_detections(answers, classes, self.out, threshold=self.threshold, progress=progress)))
+                say(str(write_detections(answers, classes, self.out, progress=progress, **keywords(self, DrawOptions))))
         return 1 if bad else 0
 
 
-@dataclass(frozen=True)
-class DetectLook:
+@dataclass(frozen=True, kw_only=True)
+class DetectLook(DeviceOption, BuilderOption, BoxesOption):
     """Leave out each branch of a detector's network in turn, and measure what that costs in mAP."""
 
     model: Positional[str]  # a run or a file of a detector
-    data: str  # a folder of images with boxes, as Pascal VOC, COCO or YOLO
-    split: Literal["train", "val", "test"] = "val"  # which images
-    device: str = "auto"  # auto, cpu, cuda
+    split: Literal["train", "val", "test"] = "val"  # part of the data that is looked at
     out: Path | None = None  # JSON file to write the figures to [only the table]
 
     def run(self) -> int:
@@ -188,7 +185,7 @@ class DetectLook:
         from deepres.data.detection import open_boxes
         from deepres.detection.blocks import look_at_detector
 
-        model = PassOptions(device=self.device).open((self.model,))
+        model = _opened((self.model,), self.device)
         examples = getattr(open_boxes(self.data, classes=model.config.classes), self.split)
         with shares("looking") as progress:
             found = look_at_detector(model, examples, progress=progress)
@@ -207,22 +204,20 @@ class DetectLook:
         return 0
 
 
-@dataclass(frozen=True)
-class DetectShrink:
+@dataclass(frozen=True, kw_only=True)
+class DetectShrink(DeviceOption, BuilderOption, BoxesOption):
     """Take blocks out of a detector's network for as long as its mAP on the validation images holds."""
 
     model: Positional[str]  # a run or a file of a detector
-    data: str  # a folder of images with boxes, as Pascal VOC, COCO or YOLO
     out: Path  # file for the smaller detector, such as small.safetensors
     drop: float = 1.0  # points of mAP@.5 that may be lost
-    device: str = "auto"  # auto, cpu, cuda
 
     def run(self) -> int:
         from deepres.data.detection import open_boxes
         from deepres.detection import measure_detector, save_detector
         from deepres.detection.blocks import shrink_detector
 
-        model = PassOptions(device=self.device).open((self.model,))
+        model = _opened((self.model,), self.device)
         data = open_boxes(self.data, classes=model.config.classes)
         result = shrink_detector(model, data.val, drop=self.drop / 100, log=say)
         save_detector(result.model, self.out, removed=list(result.removed))

@@ -5,22 +5,26 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from deepres.cli.common import DataOption, DeviceOption, counted, keywords, say, table
+from deepres.cli.common import DataOption, counted, keywords, say, table
+from deepres.cli.parsing import BuilderOption
 from deepres.errors import DeepresError
 from deepres.evaluation.options import EvaluateOptions
 from deepres.models.options import OpenOptions
+from deepres.options import DeviceOption
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(DeviceOption, OpenOptions, EvaluateOptions, DataOption):
+class Evaluate(DeviceOption, BuilderOption, OpenOptions, EvaluateOptions, DataOption):
     """Test a trained network, or several as an ensemble: errors, by class, confusion, calibration."""
 
-    models: Positional[tuple[str, ...]]  # runs, files, torchvision.models:NAME, timm:NAME, hf:FOLDER
+    # one, or the members of an ensemble: runs, files, torchvision.models:NAME, timm:NAME, hf:FOLDER
+    models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL ...")] = ()
     json: bool = False  # print everything as JSON
-    out: Path | None = None  # folder in which evaluation.json is written too
+    out: Path | None = None  # folder in which evaluation.json is written too [nothing is written]
 
     def run(self) -> int:
         import json as js

@@ -9,17 +9,17 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from deepres.cli.common import keywords, say
+from deepres.cli.parsing import BuilderOption
 from deepres.engines.options import ExportOptions
 from deepres.models.options import OpenOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export(OpenOptions, ExportOptions):
+class Export(BuilderOption, OpenOptions, ExportOptions):
     """Export a trained network or a detector to a file of another engine, checked there against the original."""
 
-    model: Positional[
-        str
-    ]  # a run's folder or a detector's, a weights file, a ghost's folder, torchvision.models:NAME, timm:NAME, hf:FOLDER
+    # a run's folder or a detector's, a weights file, a ghost's folder, torchvision.models:NAME, timm:NAME, hf:FOLDER
+    model: Positional[str]
     to: Literal["onnx", "openvino", "torch-export", "aoti"] = "onnx"  # aoti: a package for C++ on this kind of processor
     out: Path | None = None  # the file [the network's name, with .onnx, .xml or .pt2]
 

@@ -9,17 +9,19 @@ from dataclasses import dataclass, field
 from tyro.conf import OmitArgPrefixes, Positional
 
 from deepres.cli.common import keywords
+from deepres.cli.parsing import BuilderOption
 from deepres.evaluation.sampling import Sampling
 from deepres.ghosting.options import DecodingOptions
 from deepres.models.options import WeightsOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate(DecodingOptions, WeightsOptions):
+class Generate(DecodingOptions, BuilderOption, WeightsOptions):
     """Continue a text with a language model, and print it as it comes."""
 
     model: Positional[str]  # a run's folder, a weights file, or hf:FOLDER
     prompt: str = ""  # the text to continue
+    # how the next tokens are drawn
     sampling: OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
     echo: bool = True  # print the prompt in front
 

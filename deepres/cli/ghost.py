@@ -8,25 +8,19 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from deepres.cli.common import (
-    DataOption,
-    default_out,
-    keywords,
-    say,
-    shares,
-    table,
-)
+from deepres.cli.common import DataOption, default_out, keywords, say, shares, table
+from deepres.cli.parsing import BuilderOption
 from deepres.errors import DeepresError
 from deepres.ghosting.options import GhostOptions
 from deepres.models.options import OpenOptions
+from deepres.options import DeviceOption
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ghost(GhostOptions, OpenOptions, DataOption):
+class Ghost(GhostOptions, DeviceOption, BuilderOption, OpenOptions, DataOption):
     """Make a ghost of a trained network: it skips blocks for the inputs that do not need them, and lets easy inputs exit early."""
 
     model: Positional[str]  # a run, a file, torchvision.models:NAME, timm:NAME, hf:FOLDER
-    device: str = "auto"  # auto, cpu, cuda
     out: Path | None = None  # folder for the ghost, report.html and ghost.json [runs/ghost-DATE]
 
     def run(self) -> int:

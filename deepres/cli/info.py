@@ -8,19 +8,21 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from deepres.cli.common import say, table
+from deepres.cli.parsing import BuilderOption
 from deepres.errors import DeepresError
 from deepres.models.options import NetOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Info(NetOptions):
+class Info(BuilderOption, NetOptions):
     """Describe a network: stages, blocks, parameters, multiply-adds, memory. Without a network: this machine and its versions."""
 
     # a name from `deepres nets`, a run, a file, torchvision.models:NAME, timm:NAME, hf:FOLDER
+    # [no network: the versions and devices of this machine]
     net: Positional[str | None] = None
-    size: int | None = None  # side of the input in pixels [the network's usual size]
+    size: int | None = None  # side of the images in pixels [the network's usual size]
     batch: int = 128  # images of the training step whose memory is estimated
-    width: float = 1.0  # factor for the network's channels
+    width: float = 1.0  # multiplies the network's channels
     num_classes: int | None = None  # number of classes [the network's usual number]
     in_channels: int | None = None  # channels of the images [the network's usual number]
 

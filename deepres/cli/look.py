@@ -5,29 +5,25 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from deepres.cli.common import (
-    DataOption,
-    DeviceOption,
-    default_out,
-    keywords,
-    say,
-    shares,
-)
+from deepres.cli.common import DataOption, default_out, keywords, say, shares
+from deepres.cli.parsing import BuilderOption
 from deepres.errors import DeepresError
 from deepres.lens.options import LookOptions
 from deepres.models.options import OpenOptions
+from deepres.options import DeviceOption
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look(DeviceOption, OpenOptions, LookOptions, DataOption):
+class Look(DeviceOption, BuilderOption, OpenOptions, LookOptions, DataOption):
     """Show what the depth of a network does: one interactive page for one network, or several side by side."""
 
-    models: Positional[tuple[str, ...]]  # runs, files, names of ours, torchvision.models:NAME, timm:NAME, hf:FOLDER
-    split: Literal["train", "val", "test"] = "val"  # which part of the data is looked at
+    # one or more: runs, files, names of ours, torchvision.models:NAME, timm:NAME, hf:FOLDER
+    models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL ...")] = ()
+    split: Literal["train", "val", "test"] = "val"  # part of the data that is looked at
     examples: int = 1000  # number of examples, at most
     batch: int = 100  # images of a pass
     out: Path | None = None  # folder for report.html and findings.json [runs/look-DATE]

@@ -7,9 +7,8 @@ import os
 import sys
 from typing import Any
 
-import tyro
-
 from deepres import __version__
+from deepres.cli.parsing import BuilderOption, parse
 from deepres.cli.terminal import expand_home, rename_options, report_unforeseen, tolerate_any_name
 from deepres.errors import DeepresError, nearest
 
@@ -44,7 +43,7 @@ EXIT_CODES = """exit codes:
   2   bad input, or a machine that lacks something; one sentence says what
   70  an unforeseen error, a fault of deepres; one line says where its traceback was written"""
 ENVIRONMENT = """environment:
-  DEEPRES_BUILDERS  MODULE:FUNCTION of yours, several with commas between, that files may name as the builder of their network
+  DEEPRES_BUILDERS  MODULE:FUNCTION of yours, as --builder of the commands that open a network
   DEEPRES_CACHE     folder for decoded data sets, measured speeds and compiled kernels [~/.cache/deepres]
   DEEPRES_KERNELS   eager: use no compiled kernels"""
 UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
@@ -86,7 +85,10 @@ def _run(argv: list[str]) -> int:
     if name not in COMMANDS:
         raise DeepresError(f"there is no command {name!r}{nearest(name, COMMANDS) or '; `deepres --help` lists them'}")
     rest = rename_options(rest, RENAMED.get(name, {}))
-    return int(tyro.cli(command(name), prog=f"deepres {name}", args=rest).run())
+    asked = parse(command(name), f"deepres {name}", rest)
+    if isinstance(asked, BuilderOption):
+        asked.allow_builders()
+    return int(asked.run())
 
 
 def command(name: str) -> Any:

@@ -13,7 +13,7 @@ from deepres.errors import DeepresError
 class Nets:
     """List the networks that have a name; other depths of 6n+2 and 9n+2 work too."""
 
-    pattern: Positional[str] = "*"  # such as "*cifar*"
+    pattern: Positional[str] = "*"  # names to list, such as "*cifar*"
 
     def run(self) -> int:
         from deepres.nn import names

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from deepres.cli.common import DeviceOption, keywords, say, table
+from deepres.cli.common import keywords, say, table
+from deepres.cli.parsing import BuilderOption
 from deepres.engines.options import OptimizeOptions
 from deepres.models.options import OpenOptions
+from deepres.options import DeviceOption
 
 if TYPE_CHECKING:
     import torch
@@ -24,13 +26,15 @@ NOISE = 64  # inputs without data
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimize(DeviceOption, OpenOptions, OptimizeOptions):
+class Optimize(DeviceOption, BuilderOption, OpenOptions, OptimizeOptions):
     """Find the fastest engine of this machine that keeps a network's answers, and measure it beside all others."""
 
     model: Positional[str]  # a name, a run's folder or a weights file
-    data: str | None = None  # data of the network: validation images to compare answers on, training images to calibrate int8
+    # data of the network: validation images to compare answers on, training images to calibrate int8 [noise, and no int8]
+    data: str | None = None
     batch: int = 32  # images of a pass
-    out: Path | None = None  # keep the choice in this folder, for `deepres.engines.build_choice`
+    # folder to keep the choice in, for `serve --engine FOLDER` and `deepres.engines.build_choice` [it is not kept]
+    out: Path | None = None
 
     def run(self) -> int:
         from deepres.engines import optimize

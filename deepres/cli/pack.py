@@ -17,7 +17,7 @@ from deepres.errors import DeepresError
 class Pack(PackOptions):
     """Pack a folder of images into tar shards. Exit code 1 if some images could not be read; they are named and left out."""
 
-    folder: Positional[Path]  # CLASS/x.jpg or SPLIT/CLASS/x.jpg
+    folder: Positional[Path]  # folder of images, as CLASS/x.jpg or SPLIT/CLASS/x.jpg
     out: Path | None = None  # folder for the shards [runs/pack-DATE]
 
     def run(self) -> int:

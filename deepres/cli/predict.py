@@ -7,21 +7,22 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from deepres.cli.common import keywords, output
+from deepres.cli.parsing import BuilderOption
 from deepres.evaluation.options import PredictOptions
 from deepres.models.options import OpenOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(OpenOptions, PredictOptions):
+class Predict(BuilderOption, OpenOptions, PredictOptions):
     """Classify images with a trained network. Exit code 1 if some could not be read."""
 
     model: Positional[str]  # a run, a file, torchvision.models:NAME, timm:NAME, hf:FOLDER
-    images: Positional[tuple[Path, ...]]  # image files, or folders of them
+    images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE ...")] = ()  # image files, or folders of them
     format: Literal["text", "csv", "json"] = "text"  # format of the output
     out: Path | None = None  # file to write to [the terminal]
 

@@ -21,6 +21,7 @@ from deepres.cli.common import (
     say,
     table,
 )
+from deepres.cli.parsing import BuilderOption
 from deepres.errors import DeepresError
 from deepres.models.options import OpenOptions
 from deepres.shrinking.options import ShrinkOptions
@@ -30,21 +31,22 @@ OLD_OPTIONS = {"press": "constrain"}  # in folders that were written before
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shrink(ShrinkOptions, OpenOptions, RunOptions, DataOption):
+class Shrink(ShrinkOptions, BuilderOption, OpenOptions, RunOptions, DataOption):
     """Train a network and remove the blocks that it needs least, until it meets a target of time, size or error."""
 
-    # a name (trained from scratch), a run, a file, torchvision.models:NAME, timm:NAME, hf:FOLDER
+    # a name (trained from scratch), a run, a file, torchvision.models:NAME, timm:NAME, hf:FOLDER; needed without --resume
     model: Positional[str | None] = None
     # what remains: time=, macs=, params= or blocks=, or the allowed rise of the error in points, error=+0.3, or of the loss in
     # nats, loss=+0.02; one network for each
     target: tuple[str, ...] = ("time=0.6",)
     out: Path | None = None  # folder for the runs and report.html [runs/shrink-DATE]
-    resume: Path | None = None  # continue the command that wrote this folder
+    # folder of a command to continue, with its own options; of those given here only --builder counts
+    resume: Path | None = None
 
     def run(self) -> int:
         if self.resume is not None:
             saved = saved_options(self.resume, Shrink, OLD_OPTIONS)
-            return dataclasses.replace(saved, out=self.resume, resume=None)._shrink(resume=True)
+            return dataclasses.replace(saved, out=self.resume, resume=None, builder=self.builder)._shrink(resume=True)
         return self._shrink(resume=False)
 
     def _shrink(self, resume: bool) -> int:

@@ -15,24 +15,27 @@ from tyro.conf import Suppress
 
 from deepres.callback import Callback
 from deepres.cli.common import default_out, say
+from deepres.cli.parsing import BuilderOption
 from deepres.errors import DeepresError
 from deepres.models.options import NetOptions
 from deepres.training.run import Run
 
 
 @dataclass(frozen=True)
-class Train(NetOptions, Run):
+class Train(BuilderOption, NetOptions, Run):
     """Train a network. Under torchrun, over several processes: torchrun --nproc-per-node 2 -m deepres train ..."""
 
-    # a field of ``Run`` is given anew only where the command line may leave it open
-    net: str | None = None  # a name from `deepres nets`, such as resnet20-cifar
+    # A field of ``Run`` is given anew only where the command line may leave it open.
+
+    # a name from `deepres nets`, such as resnet20-cifar, or a reference such as timm:resnet26; needed without --resume or --again
+    net: str | None = None
     # paper-cifar, paper-imagenet, fast-cifar, muon-cifar, modern-imagenet, finetune, transformer, language, language-muon, digits
     # [transformer for layer norms, else fast-cifar]
     recipe: str | None = None
     out: str | None = None  # folder for weights, checkpoints and logs [runs/NET-DATE]
     options: Suppress[dict[str, Any]] = dataclasses.field(default_factory=dict)
-    resume: Path | None = None  # continue the run in this folder; of the other options only --device and --workers count
-    again: Path | None = None  # repeat the run saved in this run.json (or run's folder), into --out
+    resume: Path | None = None  # folder of a run to continue; of the other options only --device, --workers and --builder count
+    again: Path | None = None  # folder of a run, or its run.json, to repeat from the beginning, into --out
     lens: str | None = None  # how often to measure every site, every=1epoch or every=200steps; `deepres look` shows it [never]
 
     def __post_init__(self) -> None:

@@ -15,12 +15,12 @@ from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import box_iou
 
 from deepres.detection.faster_rcnn import Detector
+from deepres.detection.options import Join, PassOptions
 from deepres.errors import DeepresError
 
 OVERLAP = 0.55  # IoU from which detections of two passes are taken as of one object (Solovyev et al. 2021)
 
 Detection = dict[str, Tensor]
-Join = Literal["boxes", "proposals"]
 
 
 class CombinedDetector(nn.Module):
@@ -37,10 +37,10 @@ class CombinedDetector(nn.Module):
         self,
         models: Sequence[Detector],
         *,
-        scales: Sequence[float] = (1.0,),
-        flip: bool = False,
-        refine: bool = False,
-        join: Join = "boxes",
+        scales: Sequence[float] = PassOptions.scales,
+        flip: bool = PassOptions.flip,
+        refine: bool = PassOptions.refine,
+        join: Join = PassOptions.join,
     ) -> None:
         super().__init__()
         if len({model.config.classes for model in models}) != 1:

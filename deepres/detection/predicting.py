@@ -18,6 +18,7 @@ from deepres.data import UnreadableImage, is_image_name, open_image
 from deepres.detection.coco_protocol import ImageDetections
 from deepres.detection.drawing import draw_boxes
 from deepres.detection.faster_rcnn import Detector
+from deepres.detection.options import DrawOptions
 from deepres.errors import DeepresError
 
 LISTED_CONFIDENCE = 0.05  # confidence below which the files list no detection; pictures show those above the threshold only
@@ -103,7 +104,7 @@ def detect_resized(model: Detector, images: Sequence[Tensor], sizes: Sequence[tu
 
 
 def write_detections(
-    answers: Sequence[DetectedImage], classes: Sequence[str], out: Path, *, threshold: float = 0.5,
+    answers: Sequence[DetectedImage], classes: Sequence[str], out: Path, *, threshold: float = DrawOptions.threshold,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:  # fmt: skip
     """Write ``answers`` into the folder ``out``: ``detections.json``, ``coco-results.json`` with the images' ids in

@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 from deepres.detection.recipe import DetectRecipe, detect_recipe
 from deepres.errors import DeepresError
-from deepres.training.run import RUN_FILE, tuples_in
+from deepres.training.options import CheckpointOptions, StepOptions
+from deepres.training.run import saved_fields
 from deepres.training.speed import check_speed
 
 
 @dataclass(frozen=True)
-class DetectRun:
+class DetectRun(StepOptions, CheckpointOptions):
     """One training run of a detector. ``DetectRun("resnet18", "folder")`` is enough."""
 
     net: str  # the backbone: a name from `deepres nets`, timm:NAME, torchvision.models:NAME, a run or a file of weights
@@ -24,25 +25,18 @@ class DetectRun:
     # small, fine-tune, paper-voc, paper-coco; auto: fine-tune with pretrained weights, else small
     recipe: DetectRecipe | str = "auto"
     out: str | None = None  # folder for weights, checkpoints and logs; None: nothing is written
-    seed: int = 0  # of the weights, the order of the images and all random draws
-    weights: str | None = None  # pretrained weights of the backbone: a run or a file
+    seed: int = 0  # seed of the weights, the order of the images and all random draws
+    # weights to start the backbone from: a run or a file [those in the run or file that is the backbone]
+    weights: str | None = None
     width: float = 1.0  # multiplies the channels of a network of ours
-    epochs: float | None = None  # instead of the recipe's
-    batch: int | None = None  # images of a step over all processes, instead of the recipe's
-    lr: float | None = None  # highest learning rate, instead of the recipe's
-    size: int | None = None  # short side of the resized images in pixels, instead of the recipe's; the long side goes with it
-    flips: str | None = None  # h, v or hv: how images may be mirrored, instead of the recipe's
+    epochs: float | None = None  # passes over the training set [the recipe's]
+    size: int | None = None  # short side of the resized images in pixels; the long side goes with it [the recipe's]
+    flips: str | None = None  # h, v or hv: how images may be mirrored [the recipe's]
     context: bool = False  # each region also sees the features of the whole image (the paper's global context)
     classes: tuple[str, ...] = ()  # names in their order, for Pascal VOC [those of the training images]
     options: dict[str, Any] = field(default_factory=dict)  # more fields of `DetectorConfig`
-    speed: str = (
-        "auto"  # auto, exact (float32, the same bits every time), float32, bf16, each also with -channels-last or -compiled
-    )
     strict: bool = False  # stop at problems in annotations
-    device: str = "auto"  # auto, cpu, cuda
     workers: int = 2  # threads that decode images
-    keep: int = 2  # checkpoints to keep
-    checkpoint_minutes: float = 5.0  # minutes between checkpoints inside an epoch; there is one after each epoch too
 
     def __post_init__(self) -> None:
         changes = {key: getattr(self, key) for key in ("epochs", "batch", "lr", "flips")}
@@ -91,13 +85,4 @@ class DetectRun:
     @classmethod
     def read(cls, path: str | Path) -> DetectRun:
         """From a run's folder or its ``run.json``. Raises ``DeepresError`` where there is none."""
-        path = Path(path)
-        file = path / RUN_FILE if path.is_dir() else path
-        try:
-            values = {key: tuples_in(value) for key, value in json.loads(file.read_text()).items()}
-            made = DetectRecipe(**{key: tuples_in(value) for key, value in values.pop("recipe").items()})
-            return cls(**values, recipe=made)
-        except FileNotFoundError as error:
-            raise DeepresError(f"{file}: there is no run there") from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DeepresError(f"{file}: not the run of a detector ({error})") from error
+        return cls(**saved_fields(path, DetectRecipe, "the run of a detector"))

@@ -13,7 +13,8 @@ class OptimizeOptions:
     engine: tuple[str, ...] = ("auto",)  # auto, or some of: torch, torch-eager, openvino, onnxruntime, cuda-graphs, tensorrt
     # auto: what the processor computes; int8 needs data to calibrate on
     precision: Literal["auto", "float32", "bf16", "fp16", "int8"] = "auto"
-    answers: Literal["auto", "exact", "close"] = "auto"  # exact: inputs that low precision cannot decide are computed again
+    # exact: inputs that low precision cannot decide are computed again; close: they are not; see docs/optimize.md
+    answers: Literal["auto", "exact", "close"] = "auto"
     error: float = 0.3  # points by which int8 may raise the error on the validation split
     again: bool = False  # measure again what was measured and remembered before
 

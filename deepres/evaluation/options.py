@@ -5,19 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from deepres.options import WorkersOption
+
 Protocol = Literal["one-crop", "ten-crop", "multiscale"]
 SHORT_SIDES = (224, 256, 384, 480, 640)  # pixels (He et al. 2015, section 3.4)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
+class EvaluateOptions(WorkersOption):
     """Options of ``evaluate``."""
 
     split: Literal["test", "val", "train"] = "test"  # part of the data that is measured
     protocol: Protocol = "one-crop"  # one centre crop, ten crops, or whole images at several scales
     scales: tuple[int, ...] = SHORT_SIDES  # short sides of the whole images for multiscale, in pixels
     batch: int = 250  # images of a pass
-    workers: int | None = None  # processes that decode large images
 
 
 @dataclass(frozen=True, kw_only=True)

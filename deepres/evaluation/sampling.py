@@ -17,7 +17,7 @@ class Sampling:
     max_tokens: int = 200  # tokens at most
     temperature: float = 1.0  # 0 takes the likeliest token; below 1 likely ones more often than the model says
     top_p: float = 1.0  # draw among the likeliest tokens that together have this probability
-    stop: tuple[str, ...] = ()  # words in front of which the text ends
+    stop: tuple[str, ...] = ()  # words in front of which the text ends [none]
     seed: int | None = None  # the same seed gives the same text [another text each time]
 
     def __post_init__(self) -> None:

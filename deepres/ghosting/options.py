@@ -22,9 +22,11 @@ _MILLISECONDS = PrimitiveConstructorSpec(
 class GhostOptions:
     """Options of ``ghost``. Give either ``budget`` or ``error``."""
 
-    budget: float | None = None  # largest mean time of a call, as a share of the whole network's, such as 0.6
+    # largest mean time of a call, as a share of the whole network's, such as 0.6; this or the error
+    budget: float | None = None
     error: float | None = None  # allowed rise of the error in points, such as 0.3; the fastest ghost within it is made
-    # time for a call, in seconds in Python and milliseconds on the command line; inputs exit at the last exit head they reach in time
+    # longest time of a call, in milliseconds (in Python: in seconds); inputs exit at the last exit head that they reach in time
+    # [no limit]
     deadline: Annotated[float, _MILLISECONDS, arg(name="deadline")] | None = None
     batch: int = 32  # inputs of a call, for which the time is measured
     # blocks are selected for each input (fitted), the same for all inputs (fixed), whichever is better (both), or not at all (none)

@@ -2,7 +2,8 @@
 
 A header is data from a stranger: it can name a builder, and what it names is called. So only builders on the allow-list are built
 from a header: torchvision's and timm's own models by name, model classes of transformers, and builders that the user has named: as
-a reference, by ``allow_builder``, or in the environment variable ``DEEPRES_BUILDERS``, which processes that are started inherit.
+a reference, by ``allow_builder``, or by ``--builder``, which sets the environment variable ``DEEPRES_BUILDERS``, so that processes that
+are started inherit it.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from torch import nn
 from deepres.adapters.surgery import NOTE, removed_parts, repeat_removals
 from deepres.errors import DeepresError
 from deepres.models.formats import describe_folder
+from deepres.models.options import BUILDERS
 
-BUILDERS = "DEEPRES_BUILDERS"  # the environment variable: references of builders of the user's own, with commas between
 _NAMED: set[str] = set()  # "MODULE:FUNCTION" references that the caller of this process has named
 # keys of a Hugging Face configuration by which it fetches or runs code, or downloads weights
 _HOSTILE = {
@@ -101,8 +102,8 @@ def _not_allowed(reference: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", reference):
         return f"{said}; a builder is MODULE:FUNCTION"
     return (
-        f"{said}; code named in a weights file is not run without your word. If the function is yours, set {BUILDERS}={reference} in "
-        f"front of the command, or call deepres.models.allow_builder({reference!r}) in Python"
+        f"{said}; code named in a weights file is not run without your word. If the function is yours, add --builder {reference} to the "
+        f"command, or call deepres.models.allow_builder({reference!r}) in Python"
     )
 
 

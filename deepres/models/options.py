@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from deepres.options import SizeOption
+
+BUILDERS = "DEEPRES_BUILDERS"  # the environment variable: references of builders of the user's own, with commas between
+
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsOptions:
     """Source of a network's weights."""
 
-    # file or run's folder with the weights of a network that is built by name, or a name of weights, such as pretrained
+    # weights for a network that is given by name: a file, a run's folder, or a name of weights, such as pretrained
+    # [those in the run or file that is given as the network]
     weights: Path | None = None
 
 
@@ -20,16 +25,14 @@ class WeightsOptions:
 class PushOptions(WeightsOptions):
     """Options of ``push``."""
 
-    license: str | None = None  # of the weights, as the Hub names it, such as apache-2.0 [none is stated]
+    license: str | None = None  # licence of the weights, by its name on the Hub, such as apache-2.0 [none is stated]
     private: bool = False  # keep a repository that is made here private
-    message: str = "Add a network of deepres"  # of the commit
+    message: str = "Add a network of deepres"  # message of the commit
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenOptions(WeightsOptions):
+class OpenOptions(WeightsOptions, SizeOption):
     """Options of ``open_with_data``."""
-
-    size: int | None = None  # side of the input in pixels [the size that the network was trained with]
 
 
 @dataclass(frozen=True, kw_only=True)

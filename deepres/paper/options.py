@@ -15,7 +15,7 @@ class DegradeOptions:
     epochs: float = 10  # passes over the training set for each network
     seeds: int = 1  # number of times that each network is trained
     speed: str = SPEED  # precision and memory layout, by the names that `train` has
-    size: int | None = None  # side of the input in pixels [the images' own, or 32]
+    size: int | None = None  # side of the images in pixels [their own, or 32]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from tyro.conf import OmitArgPrefixes
 
 from deepres.models.options import WeightsOptions
+from deepres.options import DeviceOption
 from deepres.serve.limits import Limits
 
 _USUAL = Limits()
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions(WeightsOptions):
+class ServeOptions(WeightsOptions, DeviceOption):
     """Options of ``serve``: its address and its computation."""
 
     host: str = "127.0.0.1"  # address to listen at; 0.0.0.0 for all addresses of the machine
@@ -22,4 +23,3 @@ class ServeOptions(WeightsOptions):
     tighten: bool = False  # under load, let a ghost exit earlier before requests queue up
     # auto: fastest that keeps the answers; none; a name of `optimize --engine`; a folder of `optimize --out`
     engine: str = "auto"
-    device: str = "auto"  # auto, cpu, cuda

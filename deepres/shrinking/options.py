@@ -14,7 +14,7 @@ Mend = Literal["none", "scale", "map"]
 class ShrinkOptions:
     """Options of ``shrink``. Shares are of the run's steps."""
 
-    epochs: float | None = None  # length of the whole run [10 for a trained network, else the recipe's]
+    epochs: float | None = None  # passes over the training set, in the whole run [10 for a trained network, else the recipe's]
     # recipe to train with [for a trained network a cosine from half of its own learning rate, at least 0.05; else fast-cifar]
     recipe: str | None = None
     learn: float | None = None  # share of the run before the first block is constrained [0.02 for a trained network, else 0.1]
@@ -32,4 +32,4 @@ class ShrinkOptions:
     # weight in the loss of the difference between the signals behind the remaining blocks and the given network's, until a tenth of the
     # recovery is over; 1 is usual
     features: float = 0.0
-    seed: int = 0  # of the order of the examples and all random draws, and of the weights if the network is not trained
+    seed: int = 0  # seed of the order of the examples and all random draws, and of the weights if the network is not trained

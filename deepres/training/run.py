@@ -10,6 +10,8 @@ from typing import Any
 
 from deepres.data.options import parse_bytes
 from deepres.errors import DeepresError
+from deepres.options import SizeOption, WorkersOption
+from deepres.training.options import CheckpointOptions, StepOptions
 from deepres.training.recipes import Recipe, recipe
 from deepres.training.speed import check_speed
 
@@ -24,29 +26,23 @@ class _Subject:
     data: str = "digits"  # digits, cifar10, a folder of images or tar shards, or a text (.txt, .jsonl, a folder of these)
     recipe: Recipe | str = "auto"  # a recipe or its name; auto: by the kind of network, see `usual_recipe`
     out: str | None = None  # folder for weights, checkpoints and logs; None: nothing is written
-    seed: int = 0  # of the weights, the order of the examples and all random draws
-    epochs: float | None = None  # passes over the training set, instead of the recipe's
+    seed: int = 0  # seed of the weights, the order of the examples and all random draws
+    epochs: float | None = None  # passes over the training set [the recipe's]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
+class RunOptions(StepOptions, SizeOption, WorkersOption):
     """Options of the computation of a run. ``shrink`` takes them too."""
 
-    batch: int | None = None  # examples per step over all processes, instead of the recipe's
-    lr: float | None = None  # highest learning rate, instead of the recipe's
-    size: int | None = None  # side of the input in pixels [the images' own, or 224]
-    # auto, exact (float32, the same bits every time), float32, bf16, each also with -channels-last, -fused or -compiled behind it
-    speed: str = "auto"
     memory: str = "auto"  # auto, all (no activation checkpointing), or the most to use, such as 3GiB
-    device: str = "auto"  # auto, cpu, cuda
-    workers: int | None = None  # processes that decode large images
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(RunOptions, _Subject):
+class Run(CheckpointOptions, RunOptions, _Subject):
     """One training run. ``Run("resnet20-cifar", "digits")`` is enough."""
 
-    exits: float | None = None  # weight of early exits in the loss, which `deepres ghost` can use; 0.5 is usual
+    # weight of early exits in the loss, which `deepres ghost` can use; 0.5 is usual [the recipe's, 0]
+    exits: float | None = None
     width: float = 1.0  # multiplies the network's channels
     options: dict[str, Any] = dataclasses.field(default_factory=dict)  # more fields of the network's configuration
     # of a text: characters, bpe:4096 (so many byte pairs, found in the training part) or a tokenizer.json
@@ -56,8 +52,6 @@ class Run(RunOptions, _Subject):
     # out [pretrained for the recipe finetune, where the network has some, else none]
     init: str | None = None
     sync_norm: bool = False  # compute batch norm over the global batch of all processes
-    keep: int = 2  # checkpoints to keep
-    checkpoint_minutes: float = 5.0  # minutes between checkpoints inside an epoch; there is one after each epoch too
     watch_test: bool = False  # also measure the test error after each epoch; nothing is chosen by it
 
     def __post_init__(self) -> None:
@@ -81,17 +75,24 @@ class Run(RunOptions, _Subject):
 
     @classmethod
     def read(cls, path: str | Path) -> Run:
-        """From a run's folder or its ``run.json``."""
-        path = Path(path)
-        file = path / RUN_FILE if path.is_dir() else path
-        try:
-            values = json.loads(file.read_text())
-            steps = {key: tuples_in(value) for key, value in values.pop("recipe").items()}
-            return cls(**values, recipe=Recipe(**steps))
-        except FileNotFoundError as error:
-            raise DeepresError(f"{file}: no such file, so there is no run to read here") from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DeepresError(f"{file}: not a run that deepres saved ({error})") from error
+        """From a run's folder or its ``run.json``. Raises ``DeepresError`` where there is none."""
+        return cls(**saved_fields(path, Recipe, "a run"))
+
+
+def saved_fields(path: str | Path, recipe_kind: type[Any], what: str) -> dict[str, Any]:
+    """Fields of a run, read from its folder or its ``run.json``; its recipe is made a ``recipe_kind`` again.
+
+    Raises ``DeepresError`` where there is no file, and for one that is not ``what``, such as ``"a run"``.
+    """
+    path = Path(path)
+    file = path / RUN_FILE if path.is_dir() else path
+    try:
+        values = {key: tuples_in(value) for key, value in json.loads(file.read_text()).items()}
+        return {**values, "recipe": recipe_kind(**values["recipe"])}
+    except FileNotFoundError as error:
+        raise DeepresError(f"{file}: no such file, so there is no run to read here") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DeepresError(f"{file}: not {what} that deepres saved ({error})") from error
 
 
 def tuples_in(value: Any) -> Any:

@@ -14,6 +14,7 @@ import pytest
 import deepres
 from deepres.cli.main import COMMANDS, main
 from deepres.data import Prepare
+from deepres.training import read_log
 
 
 def call(*args: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -36,14 +37,18 @@ def test_help_imports_no_torch() -> None:
     assert not re.search(r"\| +(torch|torchvision|numpy)\n", done.stderr)  # the imports that take seconds
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+DETECT = ("train", "evaluate", "predict", "look", "shrink")
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"detect {name}" for name in DETECT)])
 def test_every_option_of_every_command_is_explained(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     said = capsys.readouterr().out
     assert stopped.value.code == 0 and "usage" in said
-    lines = [line.strip("│| ") for line in said.splitlines() if not re.fullmatch("[ ╭╮╰╯─-]*", line)]
-    options = re.split(r"\n(?=--\w)", "\n".join(lines))
+    assert "None" not in said and "(default: )" not in said and "``" not in said
+    lines = [line.strip("│|").rstrip() for line in said.splitlines() if not re.fullmatch("[ ╭╮╰╯─-]*", line)]
+    options = re.split(r"\n(?= {1,2}--\w)", "\n".join(lines))  # the lines of a help stand further to the right
     assert len(options) > 1 or command in ("nets", "detect")  # detect has commands of its own
     for option in options[1:]:
         # without its name, what it takes, and its default
@@ -144,10 +149,16 @@ def test_predict_in_every_format(small_folder: Path, tmp_path: Path, capsys: pyt
 
 
 def test_a_run_can_be_run_again_from_its_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = call("train", "--again", str(run / "run.json"), "--out", str(tmp_path / "again"), capsys=capsys)
-    assert code == 0 and "test error" in out
+    tested = json.loads((run / "result.json").read_text())["test"]
+    says = f"test error {tested['top1']:.2f} % (top-5 {tested['top5']:.2f} %) on 359 examples"
     code, out, _ = call("train", "--resume", str(run), capsys=capsys)  # finished: only tested once more
-    assert code == 0 and "test error" in out
+    assert code == 0 and says in out
+    code, out, _ = call("train", "--again", str(run / "run.json"), "--out", str(tmp_path / "again"), capsys=capsys)
+    assert code == 0 and "with the weights of epoch" in out
+    saved, again = (json.loads((folder / "run.json").read_text()) for folder in (run, tmp_path / "again"))
+    assert {**saved, "out": None} == {**again, "out": None}
+    (one,), (other,) = (read_log(folder)[:1] for folder in (run, tmp_path / "again"))
+    assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
 
 
 def test_degrade_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,23 +4,28 @@ import dataclasses
 import inspect
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-import tyro
 
 import deepres
 import deepres.paper.lab
 from deepres.cli.main import command, main
+from deepres.cli.parsing import parse
 from deepres.cli.train import Train
+from deepres.detection.combining import CombinedDetector
+from deepres.detection.options import DrawOptions, PassOptions
+from deepres.detection.predicting import write_detections
 from deepres.models.options import NetOptions
+from deepres.options import DeviceOption
 from deepres.serve import Limits
 from deepres.training import Run
 
 
 def parsed(name: str, *args: str) -> object:
-    return tyro.cli(command(name), args=list(args))
+    return parse(command(name), f"deepres {name}", args)
 
 
 def test_every_field_of_a_run_is_an_option_of_train() -> None:
@@ -60,22 +65,23 @@ def test_limits_in_the_units_of_the_command_line() -> None:
         (("serve", "model", "--batch", "0"), "batch is at least 1"),
         (("serve", "model", "--call-timeout", "0"), "call-timeout is above 0"),
         (("serve", "model", "--wait", "-1"), "wait is at least 0"),
-        (("serve", "nothing", "--port", "0"), "nothing"),
+        (("serve", "nothing", "--port", "0"), "nothing: no such file"),
         (("look",), "which network"),
         (("look", "resnet8-cifar", "--examples", "1"), "--examples is at least 2"),
         (("shrink",), "which network"),
-        (("shrink", "resnet8-cifar", "--target", "speed=2"), "target"),
-        (("ghost", "resnet8-cifar"), "--budget"),
+        (("shrink", "resnet8-cifar", "--target", "speed=2"), "'speed=2' is not a target"),
+        (("shrink", "resnet8-cifar", "--target", "time=2"), "between 0 and 1"),
+        (("ghost", "resnet8-cifar"), "give --budget"),
         (("ghost", "resnet8-cifar", "--budget", "0.5"), "no such run or file"),
         (("evaluate",), "which network"),
         (("predict", "nothing", "image.png"), "no such file"),
-        (("optimize", "resnet9000x"), "resnet9000x"),
+        (("optimize", "resnet9000x"), "unknown network 'resnet9000x'"),
         (("pack", "nothing"), "no such folder"),
-        (("paper", "nothing"), "nothing"),
+        (("paper", "nothing"), "unknown experiment 'nothing'"),
         (("paper", "all", "--budget", "soon"), "--budget is a time"),
-        (("degrade", "--seeds", "0"), "seeds"),
-        (("train", "--net", "resnet8-cifar", "--keep", "0"), "keep"),
-        (("train", "--net", "resnet8-cifar", "--memory", "much"), "memory"),
+        (("degrade", "--seeds", "0"), "seeds is the number of trainings of each network and at least 1"),
+        (("train", "--net", "resnet8-cifar", "--keep", "0"), "keep is the number of checkpoints to keep and at least 1"),
+        (("train", "--net", "resnet8-cifar", "--memory", "much"), "memory is neither 'auto' nor 'all'"),
     ],
 )
 def test_a_wrong_input_gets_one_sentence_and_exit_code_2(
@@ -107,7 +113,9 @@ FUNCTIONS = {
 def test_options_of_a_command_are_keywords_of_the_function(name: str) -> None:
     kind = command(name)
     bases = [
-        base for base in kind.__mro__[1:] if dataclasses.is_dataclass(base) and not base.__module__.startswith("deepres.cli")
+        base
+        for base in kind.__mro__[1:]
+        if dataclasses.is_dataclass(base) and not base.__module__.startswith("deepres.cli") and base is not DeviceOption
     ]
     inherited = {field.name: field.default for base in bases for field in dataclasses.fields(base)}
     parameters = [one for function in FUNCTIONS[name] for one in inspect.signature(function).parameters.values()]
@@ -117,6 +125,15 @@ def test_options_of_a_command_are_keywords_of_the_function(name: str) -> None:
     # a function leaves a model where it is, and a command chooses the device; `out` has a default in the command alone, and
     # `resume` is a folder there; `optimize` takes data that the command has opened
     assert own.isdisjoint(keywords.keys() - {"data", "device", "out", "resume"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "function"), [(PassOptions, CombinedDetector.__init__), (DrawOptions, write_detections)], ids=["passes", "drawing"]
+)
+def test_options_of_detectors_are_keywords_too(kind: type, function: Callable[..., object]) -> None:
+    keywords = inspect.signature(function).parameters
+    for field in dataclasses.fields(kind):
+        assert keywords[field.name].kind is inspect.Parameter.KEYWORD_ONLY and keywords[field.name].default == field.default
 
 
 def test_options_of_a_network_are_fields_of_its_configuration() -> None:

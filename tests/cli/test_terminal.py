@@ -36,7 +36,7 @@ def test_file_names_are_bytes(net: Path, small_folder: Path, tmp_path: Path, loc
     for name in names:
         (tmp_path / os.fsdecode(name)).write_bytes(image)
     (tmp_path / os.fsdecode(b"\xfe.jpg")).write_bytes(b"broken")
-    for form in ("text", "csv", "json"):
+    for form in ("text", "csv", "json") if locale == "ascii" else ("text",):
         done = deepres_in(LOCALES[locale], "predict", str(net), os.fsencode(tmp_path), "--format", form)
         assert done.returncode == 1 and b"Traceback" not in done.stderr, done.stderr
         assert b"\xfe.jpg" in done.stderr

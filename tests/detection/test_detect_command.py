@@ -82,7 +82,7 @@ def test_look_and_shrink(run: Path, shapes: Path, tmp_path: Path, capsys: pytest
         (("train",), "Give --data FOLDER"),
         (("train", "--data", "nowhere"), "there is no such folder"),
         (("train", "--data", "nowhere", "--recipe", "smal"), "did you mean 'small'"),
-        (("train", "--resume", "nowhere"), "there is no run there"),
+        (("train", "--resume", "nowhere"), "no run to read here"),
         (("evaluate", "nothing", "--data", "nowhere"), "no such file"),
         (("predict", "nothing", "a.png"), "no such file"),
     ],

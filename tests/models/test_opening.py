@@ -242,7 +242,7 @@ def test_a_run_of_a_users_own_builder_loads_with_the_users_word(
     save_file(state, tmp_path / "run" / "best.safetensors", metadata={"deepres": json.dumps(header)})
     command = ["evaluate", "run", "--data", str(small_folder), "--json"]
     assert main(command) == 2
-    assert "set DEEPRES_BUILDERS=my_nets_b:build in front of the command" in capsys.readouterr().err
+    assert "add --builder my_nets_b:build to the command" in capsys.readouterr().err
     assert not (tmp_path / "ran").exists()
     monkeypatch.setenv("DEEPRES_BUILDERS", "other:build, my_nets_b:build")
     assert main(command) == 0
