@@ -27,7 +27,7 @@ def snippets(language: str) -> list:
 
 
 def resolve(dotted: str) -> object:
-    """What ``deepres.a.b.c`` names, importing submodules as needed."""
+    """What ``deepres.a.b.c`` names, importing submodules as needed. Raises ``ImportError`` where it names nothing."""
     value: object = deepres
     path = "deepres"
     for part in dotted.split(".")[1:]:
@@ -39,20 +39,30 @@ def resolve(dotted: str) -> object:
     return value
 
 
+def exists(dotted: str) -> bool:
+    try:
+        resolve(dotted)
+    except ImportError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("code", snippets("python"))
 def test_python_snippets_name_what_exists(code: str) -> None:
     tree = ast.parse(code)
     names = {"deepres": "deepres"}  # a local name -> the dotted name that it stands for
+    used = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "deepres":
             for alias in node.names:
                 names[alias.asname or alias.name] = f"{node.module}.{alias.name}"
-                resolve(f"{node.module}.{alias.name}")
+                used.append(f"{node.module}.{alias.name}")
     attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
     for node in attributes:
         first, _, rest = ast.unparse(node).partition(".")
         if first in names and re.fullmatch(r"[\w.]+", rest):
-            resolve(f"{names[first]}.{rest}")
+            used.append(f"{names[first]}.{rest}")
+    assert [name for name in used if not exists(name)] == []
 
 
 def commands() -> list:

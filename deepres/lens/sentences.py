@@ -140,6 +140,6 @@ def _depth(found: LookResult) -> list[str]:
     return [
         f"Half of the examples that any linear probe classifies correctly are classified correctly at site {half} of "
         f"{len(found.sites)} or before; "
-        f"{100 * (1 - len(reached) / len(found.probes.first)):.1f} % are so at no site. The probes were fitted to "
+        f"{100 * (1 - len(reached) / len(found.probes.first)):.1f} % are classified correctly at no site. The probes were fitted to "
         f"{found.probes.fitted} examples and tested on {len(found.probes.first)} others."
     ]

@@ -20,6 +20,7 @@ from deepres.evaluation.timing import alternate, call_times, from_first_process,
 from deepres.exits import ExitHead
 from deepres.ghosting import Gate, Ghost
 from deepres.ghosting.fit import costs
+from deepres.shrinking import time_ratio
 
 CPU = torch.device("cpu")
 
@@ -82,6 +83,15 @@ def test_one_lucky_turn_does_not_make_a_network_faster(device: QueueingDevice) -
     ratio, (low, high) = time_against(lambda x: call("whole", 10.0), lambda x: call("other", 6.0), torch.zeros(1, 3), 1)
     assert ratio == pytest.approx(0.6)
     assert low == high == pytest.approx(0.6)
+
+
+def test_two_networks_are_timed_in_eval_mode_and_left_as_they_were(device: QueueingDevice) -> None:
+    whole, half = nn.Sequential(nn.Linear(3, 3), nn.Dropout()), nn.Linear(3, 3).eval()
+    for net, seconds in ((whole, 10.0), (half, 5.0)):
+        slowed(net, device, seconds)
+        net.register_forward_hook(lambda module, *_: device.work(100.0 * module.training))
+    assert time_ratio(whole, half, torch.zeros(8, 3), turns=4) == (0.5, (0.5, 0.5))
+    assert whole.training and not half.training
 
 
 def test_points_inside_a_pass(device: QueueingDevice) -> None:

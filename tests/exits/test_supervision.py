@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from stopping_callback import Stop
+from run_helpers import Stop
 
 import deepres
 from deepres import DeepresError, Run

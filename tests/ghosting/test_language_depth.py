@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import pytest
 import torch
@@ -93,10 +94,29 @@ def test_verification_keeps_the_distribution_whatever_the_draft() -> None:
     assert verify_draft([0], torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]])) == [1]
 
 
-def test_speculation_is_timed() -> None:
-    model = small("gpt-tiny")
-    found = time_speculation(model, [torch.randint(40, (1, 4))], 12, [0, 1], turns=3)
-    assert found.ratio > 0 and found.tokens_per_second > 0 and 1 <= found.tokens_per_pass <= 5
+def test_speculation_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that ticks once for each block that runs, since a real one may tell of any order."""
+    model, ticks = small("gpt-tiny"), [0]
+
+    def tick(*_: object) -> None:
+        ticks[0] += 1
+
+    for block in model.blocks:
+        block.register_forward_hook(tick)
+    prompt = torch.randint(40, (1, 4))
+    took = []
+    for made in (
+        generate_tokens(model, prompt, 12, temperature=0),
+        speculate(model, prompt, 12, [0, 1], ahead=4, temperature=0, counts=(counts := Speculation())),
+    ):
+        before = ticks[0]
+        tokens_of(made)
+        took.append(ticks[0] - before)
+    monkeypatch.setattr(time, "perf_counter", lambda: float(ticks[0]))
+    found = time_speculation(model, [prompt], 12, [0, 1], turns=3)
+    assert (found.plain_tokens_per_second, found.tokens_per_second) == (12 / took[0], 12 / took[1])
+    assert found.ratio == pytest.approx(took[0] / took[1]) and found.acceptance == counts.acceptance
+    assert found.tokens_per_pass == pytest.approx((counts.accepted + counts.passes) / counts.passes)
     with pytest.raises(DeepresError, match="one sequence"):
         next(speculate(model, torch.zeros(2, 3).long(), 4, [0]))
 

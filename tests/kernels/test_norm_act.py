@@ -82,7 +82,8 @@ def test_it_is_registered_as_pytorch_wants(dtype: torch.dtype) -> None:
     x, weight, bias, shortcut, _ = inputs((2, 16, 4, 4), dtype)
     for add in (shortcut.requires_grad_(), None):
         arguments = (x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), add, 1e-5, True, False)
-        torch.library.opcheck(torch.ops.deepres.norm_act.default, arguments)
+        found = torch.library.opcheck(torch.ops.deepres.norm_act.default, arguments)
+        assert found and set(found.values()) == {"SUCCESS"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

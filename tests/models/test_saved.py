@@ -31,20 +31,20 @@ def digits() -> Tensor:
     return data.prepare.normalise(data.test.pixels[:8])  # type: ignore[union-attr]
 
 
-def check(outputs: Tensor, expected: Tensor) -> None:
+def assert_as_saved(outputs: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["run", "shrunk"])
 def test_networks_of_ours(name: str, expected: dict[str, Tensor], digits: Tensor) -> None:
-    check(deepres.load(SAVED / name)(digits), expected[name])
+    assert_as_saved(deepres.load(SAVED / name)(digits), expected[name])
 
 
 @torch.no_grad()
 def test_a_ghost_with_its_settings(expected: dict[str, Tensor], digits: Tensor) -> None:
     ghost, noted = deepres.load_ghost(SAVED / "ghost")
-    check(ghost(digits), expected["ghost"])
+    assert_as_saved(ghost(digits), expected["ghost"])
     assert noted["classes"] == list("0123456789")
     told = json.loads((SAVED / "ghost" / "ghost.json").read_text())
     points = [Point.from_dict(point) for point in told["points"]]
@@ -57,10 +57,10 @@ def test_other_libraries_networks_with_blocks_removed(expected: dict[str, Tensor
     vit: nn.Module = deepres.load(SAVED / "timm-vit.safetensors")
     assert len(vit.blocks) == 5  # type: ignore[arg-type]
     side = 160
-    check(vit(torch.linspace(-1, 1, 2 * 3 * side * side).view(2, 3, side, side)), expected["timm-vit.safetensors"])
+    assert_as_saved(vit(torch.linspace(-1, 1, 2 * 3 * side * side).view(2, 3, side, side)), expected["timm-vit.safetensors"])
     gpt = deepres.load(SAVED / "hf-gpt2.safetensors")
     assert gpt.config.num_hidden_layers == 2
-    check(gpt(torch.arange(16).view(2, 8)).logits, expected["hf-gpt2.safetensors"])
+    assert_as_saved(gpt(torch.arange(16).view(2, 8)).logits, expected["hf-gpt2.safetensors"])
 
 
 def test_a_run_that_was_interrupted_goes_on(tmp_path: Path, expected: dict[str, Tensor], digits: Tensor) -> None:
@@ -68,7 +68,7 @@ def test_a_run_that_was_interrupted_goes_on(tmp_path: Path, expected: dict[str, 
     shutil.copytree(SAVED / "halted", out)
     result = deepres.resume(out, show=False)
     with torch.no_grad():
-        check(result.model(digits), expected["halted/finished"])
+        assert_as_saved(result.model(digits), expected["halted/finished"])
 
 
 def test_a_shrinking_that_was_interrupted_goes_on(
@@ -80,7 +80,7 @@ def test_a_shrinking_that_was_interrupted_goes_on(
     monkeypatch.chdir(tmp_path)
     assert main(["shrink", "--resume", "shrinking"]) == 0
     with torch.no_grad():
-        check(deepres.load("shrinking/blocks-4")(digits), expected["shrinking/finished"])
+        assert_as_saved(deepres.load("shrinking/blocks-4")(digits), expected["shrinking/finished"])
     told = json.loads(Path("shrinking/blocks-4/shrink.json").read_text())
     assert told["removed"] == ["stages.0.blocks.1", "stages.1.blocks.1"]
     assert told["identity_at"] == {"stages.1.blocks.1": 13, "stages.0.blocks.1": 20}

@@ -1,18 +1,16 @@
 """Callbacks: the order of their events, their states in checkpoints, a network that changes, an exception."""
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from run_helpers import Stop, same_weights
 
 import deepres
 from deepres import Callback, DeepresError, Run
 from deepres.adapters import delete_blocks
 from deepres.data import open_data
-from deepres.models import read_checkpoint
 from deepres.training import Interrupted, Recipe, Result, Trainer, read_log
 
 TINY = Recipe("tiny", epochs=2, batch=256, lr=0.05, schedule="one-cycle", warmup=0.3, augment="none")
@@ -78,15 +76,6 @@ class Count(Callback):
         self.seen = state["seen"]
 
 
-class Stop(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def after_step(self, trainer: Trainer, batch: Any) -> None:
-        if trainer.progress.done == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
 class Shorten(Callback):
     """Takes one block out, in place or as a new network, after step ``step``."""
 
@@ -117,11 +106,6 @@ class Shorten(Callback):
             self._cut(trainer)
 
 
-def same(a: Path, b: Path) -> bool:
-    (one, _), (other, _) = (read_checkpoint(out / "last.safetensors") for out in (a, b))
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 def test_events_come_in_the_documented_order_and_disturb_nothing(tmp_path: Path) -> None:
     events: list[tuple[str, str]] = []
     run = Run(**NET, out=str(tmp_path / "logged"))
@@ -134,7 +118,7 @@ def test_events_come_in_the_documented_order_and_disturb_nothing(tmp_path: Path)
     both = [(name, event) for event in expected for name in "ab"]
     assert events == [*both, ("b", "run_ends"), ("a", "run_ends")]
     deepres.train(Run(**NET, out=str(tmp_path / "alone")), show=False)
-    assert same(tmp_path / "logged", tmp_path / "alone")
+    assert same_weights(tmp_path / "logged", tmp_path / "alone")
 
 
 @pytest.mark.parametrize("step", [4, STEPS])
@@ -145,7 +129,7 @@ def test_each_callback_gets_its_own_state_back(step: int, tmp_path: Path) -> Non
         deepres.train(halted, show=False, callbacks=[Count("one", 1e-5), Stop(step), Count("other", 1e-4)])
     counts = [Count("other", 1e-4), Count("one", 1e-5)]  # by name, not by place
     deepres.train(halted, resume=True, show=False, callbacks=counts)
-    assert same(tmp_path / "whole", tmp_path / "halted")
+    assert same_weights(tmp_path / "whole", tmp_path / "halted")
     assert counts[0].seen == counts[1].seen == 2 * len(open_data("digits").train)
 
 
@@ -168,7 +152,7 @@ def test_a_callback_may_change_the_network(new: bool, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         deepres.train(halted, show=False, callbacks=[Shorten(3, new=new), Count("count", 1e-5), Stop(5)])
     deepres.train(halted, resume=True, show=False, callbacks=[Shorten(3, new=new), Count("count", 1e-5)])
-    assert same(tmp_path / "whole", tmp_path / "halted")
+    assert same_weights(tmp_path / "whole", tmp_path / "halted")
 
 
 def test_a_network_changed_after_the_last_validation_is_measured_anew(tmp_path: Path) -> None:
@@ -234,7 +218,7 @@ def test_a_checkpoint_with_a_curriculum_of_before_is_restored(tmp_path: Path) ->
     del state["data"]
     torch.save(state, file)
     deepres.train(halted, resume=True, show=False, callbacks=[Count("count", 1e-5)])
-    assert same(tmp_path / "whole", tmp_path / "halted")
+    assert same_weights(tmp_path / "whole", tmp_path / "halted")
 
 
 def test_a_run_stopped_in_its_last_step_is_still_validated(tmp_path: Path) -> None:

@@ -1,37 +1,21 @@
 """Networks and situations that once stopped a run: attention by the default recipe, text, growing images, changed data."""
 
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from run_helpers import Stop, same_weights
 from torch import nn
 
 import deepres
 from deepres import Callback, DeepresError, Run
 from deepres.data import open_data
 from deepres.lens import Monitor
-from deepres.models import read_checkpoint
 from deepres.training import Interrupted, Recipe, Trainer, memory, recipe
 from deepres.training.network import usual_recipe
-
-
-class Stop(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def after_step(self, trainer: Trainer, batch: Any) -> None:
-        if trainer.progress.done == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-def same(a: Path, b: Path) -> bool:
-    (one, _), (other, _) = (read_checkpoint(out / "last.safetensors") for out in (a, b))
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_vision_transformer_trains_by_the_default_recipe(small_folder: Path, tmp_path: Path) -> None:
@@ -47,12 +31,12 @@ def test_a_vision_transformer_trains_by_the_default_recipe(small_folder: Path, t
     )
     transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
     result = deepres.train(
-        Run(f"hf:{tmp_path / 'vit'}", str(small_folder), epochs=1, batch=16, out=str(tmp_path / "run"), speed="exact"),
+        Run(f"hf:{tmp_path / 'vit'}", str(small_folder), epochs=10, batch=16, out=str(tmp_path / "run"), speed="exact"),
         show=False,
     )
     how = Run.read(tmp_path / "run").recipe
     assert isinstance(how, Recipe) and (how.name, how.optimizer, how.batch) == ("transformer", "adamw", 16)
-    assert result.history[0].loss < 2
+    assert result.history[-1].loss < 0.95 * result.history[0].loss
 
 
 def test_the_default_recipe_follows_from_the_network() -> None:
@@ -93,7 +77,7 @@ def test_growing_images_resume_to_the_bit_in_mid_epoch(tmp_path: Path) -> None:
 
     deepres.train(halted, resume=True, show=False, callbacks=[See()])
     assert sides[:2] == [4, 4] and sides[2:] == [8] * 6
-    assert same(tmp_path / "whole", tmp_path / "halted")
+    assert same_weights(tmp_path / "whole", tmp_path / "halted")
 
 
 def test_data_that_changed_between_a_run_and_its_resume_are_named(small_folder: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_helpers import Stop, same_weights
 from torch import nn
 
 import deepres
 from deepres import Callback, DeepresError, Run, models
-from deepres.data import open_data
+from deepres.data import Batch, open_data
 from deepres.models import read_checkpoint
 from deepres.training import Interrupted, NonFinite, Recipe, Trainer, checkpoint, read_log, recipe
 from deepres.training.distribute import DistributedContext, pick_device
@@ -25,14 +25,6 @@ from deepres.training.speed_trial import choose, trial
 
 TINY = Recipe("tiny", epochs=2, batch=64, lr=0.05, schedule="one-cycle", warmup=0.3, augment="pad-crop")
 NET = {"net": "resnet8-cifar", "data": "digits", "recipe": TINY, "speed": "exact", "width": 0.5}
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return read_checkpoint(folder / "last.safetensors")[0]
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.fixture(scope="module")
@@ -67,30 +59,19 @@ def test_a_saved_run_runs_again_to_the_same_bits(finished: Path, tmp_path: Path)
     again = dataclasses.replace(Run.read(finished), out=str(tmp_path / "again"))
     assert dataclasses.replace(again, out=str(finished)) == Run.read(finished)
     deepres.train(again, show=False)
-    assert same(weights(tmp_path / "again"), weights(finished))
+    assert same_weights(tmp_path / "again", finished)
     other = dataclasses.replace(again, out=str(tmp_path / "other"), seed=1)
     deepres.train(other, show=False)
-    assert not same(weights(tmp_path / "other"), weights(finished))
+    assert not same_weights(tmp_path / "other", finished)
 
 
 @pytest.mark.parametrize("step", [1, 20, 21, 42])
-def test_a_run_stopped_anywhere_resumes_to_the_same_bits(
-    step: int, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "stopped"
-    real = Trainer.step
-
-    def stepping(self: Trainer, batch: object) -> None:
-        real(self, batch)  # type: ignore[arg-type]
-        if self.progress.done == step:
-            os.kill(os.getpid(), signal.SIGTERM if step % 2 else signal.SIGINT)
-
-    monkeypatch.setattr(Trainer, "step", stepping)
+def test_a_run_stopped_anywhere_resumes_to_the_same_bits(step: int, finished: Path, tmp_path: Path) -> None:
+    out, stop = tmp_path / "stopped", Stop(step, signal.SIGTERM if step % 2 else signal.SIGINT)
     with pytest.raises(Interrupted, match=f"after step {step} of 42; resume with --resume"):
-        deepres.train(Run(**NET, out=str(out)), show=False)
-    monkeypatch.undo()
+        deepres.train(Run(**NET, out=str(out)), show=False, callbacks=[stop])
     result = deepres.resume(out, show=False)
-    assert same(weights(out), weights(finished))
+    assert same_weights(out, finished)
     numbers = [[line[key] for line in read_log(folder)] for folder in (out, finished) for key in ("loss", "val_error")]
     assert numbers[:2] == numbers[2:]
     assert [record.epoch for record in result.history] == [1, 2]
@@ -116,7 +97,7 @@ def test_killed_by_the_kernel_and_resumed(finished: Path, tmp_path: Path) -> Non
         process.communicate()
         assert process.returncode in (-signal.SIGKILL, 0)
     deepres.resume(out, show=False)
-    assert same(weights(out), weights(finished))
+    assert same_weights(out, finished)
 
 
 def test_a_truncated_checkpoint_is_passed_over(finished: Path, tmp_path: Path) -> None:
@@ -186,20 +167,10 @@ def test_adamw_resumes_to_the_bit(tmp_path: Path) -> None:
     whole = Run(**{**NET, "recipe": how}, out=str(tmp_path / "whole"))
     deepres.train(whole, show=False)
     halted = dataclasses.replace(whole, out=str(tmp_path / "halted"))
-    stopped = False
-
-    class Stop(Callback):
-        def before_step(self, trainer: Trainer, batch: object) -> None:
-            nonlocal stopped
-            if trainer.progress.done == 30 and not stopped:
-                stopped = True
-                os.kill(os.getpid(), signal.SIGINT)
-
     with pytest.raises(Interrupted):
-        deepres.train(halted, show=False, callbacks=[Stop()])
-    assert stopped
+        deepres.train(halted, show=False, callbacks=[Stop(30)])
     deepres.train(Run.read(tmp_path / "halted"), resume=True, show=False)
-    assert same(weights(tmp_path / "whole"), weights(tmp_path / "halted"))
+    assert same_weights(tmp_path / "whole", tmp_path / "halted")
 
 
 def test_recipes_follow_the_papers() -> None:
@@ -301,12 +272,34 @@ def test_the_papers_recipe_subtracts_the_mean_of_each_pixel(tmp_path: Path) -> N
 
 
 def test_averaged_weights_mixing_and_growing_images(large_folder: Path, tmp_path: Path) -> None:
-    modern = dataclasses.replace(recipe("modern-imagenet"), epochs=2, batch=8, lr=0.01, ema=0.5)
-    run = Run("resnet18", str(large_folder), modern, str(tmp_path / "run"), size=64, speed="exact", width=0.125, workers=1)
+    """The weights that are kept are the average of those of each step, written out."""
+    modern = dataclasses.replace(recipe("modern-imagenet"), epochs=4, batch=8, lr=0.01, ema=0.5)
+    run = Run("resnet18", str(large_folder), modern, str(tmp_path / "run"), size=66, speed="exact", width=0.125, workers=1)
     assert isinstance(open_data(large_folder, size=100).train, deepres.data.Streamed)
-    result = deepres.train(run, show=False)
-    assert len(result.history) == 2 and torch.isfinite(torch.tensor(result.history[-1].loss))
-    assert deepres.load(tmp_path / "run").config.num_classes == 2
+    average: dict[str, torch.Tensor] = {}
+    sides, given, mixed = [], torch.zeros(0), []
+
+    class See(Callback):
+        def before_step(self, trainer: Trainer, batch: Batch) -> None:
+            nonlocal given
+            given = batch.images
+            sides.append(given.shape[-1])
+
+        def loss(
+            self, trainer: Trainer, loss: torch.Tensor, logits: object, images: torch.Tensor, labels: object
+        ) -> torch.Tensor:
+            mixed.append(not torch.equal(images, given))
+            return loss
+
+        def after_step(self, trainer: Trainer, batch: object) -> None:
+            for name, p in trainer.model.named_parameters():
+                average[name] = average[name].lerp(p.detach(), 0.5) if name in average else p.detach().clone()
+
+    deepres.train(run, show=False, callbacks=[See()])
+    assert sides == sorted(sides) and len({*sides}) == 3 and sum(mixed) > len(mixed) / 2
+    saved = read_checkpoint(tmp_path / "run" / "last.safetensors")[0]
+    for name, expected in average.items():
+        torch.testing.assert_close(saved[name], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_finetuning_keeps_the_body_and_renews_the_head(finished: Path, small_folder: Path) -> None:
@@ -353,13 +346,17 @@ def test_modes_race_in_turns_and_one_that_cannot_compile_is_left_out(monkeypatch
 
     monkeypatch.setattr(torch, "compile", no_compiler)
     times = trial(model, x, y, [SPEEDS["float32"], SPEEDS["float32-compiled"], SPEEDS["float32-channels-last"]], enough=0)
-    assert list(times) == ["float32", "float32-channels-last"] and all(0 < value < 10 for value in times.values())
-    assert same(before, model.state_dict())
+    assert list(times) == ["float32", "float32-channels-last"]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_bf16_trains_too() -> None:
-    result = deepres.train(Run("resnet8-cifar", "digits", "digits", epochs=4, speed="bf16-channels-last"), show=False)
-    assert result.history[-1].train_error < 30 and result.test.top1 < 40
+def test_bf16_trains_as_float32_does() -> None:
+    low, exact = (
+        deepres.train(Run("resnet8-cifar", "digits", "digits", epochs=2, speed=speed), show=False)
+        for speed in ("bf16-channels-last", "exact")
+    )
+    assert low.speed == "bf16-channels-last" and low.history[-1].loss < low.history[0].loss / 2
+    assert [record.loss for record in low.history] == pytest.approx([record.loss for record in exact.history], rel=0.02)
 
 
 def test_options_that_make_no_sense_get_a_sentence() -> None:
