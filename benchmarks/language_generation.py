@@ -25,7 +25,7 @@ from deepres.ghosting.speculation import draft_blocks, time_speculation
 from deepres.models import open_language_model
 from deepres.nn.generate import generate_tokens
 from deepres.nn.transformer import Transformer
-from deepres.nn.transformers import transformer
+from deepres.nn.transformer_zoo import transformer
 
 VOCABULARY, CONTEXT, PROMPT, NEW = 256, 256, 16, 200  # tokens
 ROWS = (1, 8)  # sequences at a time

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from deepres.errors import DeepresError
 from deepres.nn.transformer import Transformer, TransformerConfig
-from deepres.nn.transformers import layers
+from deepres.nn.transformer_zoo import layers
 
 # Names of a layer's parts in each family; "{}" is the layer's number. Query, key and value are one matrix here.
 _GPT2 = {

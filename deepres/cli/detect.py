@@ -38,7 +38,7 @@ class DetectTrain(BuilderOption, DetectRun):
     # the backbone: a name from `deepres nets`, timm:NAME, torchvision.models:NAME, a run or a file of weights
     net: str = "resnet18"
     data: str | None = None  # a folder of images with boxes, as Pascal VOC, COCO or YOLO; needed without --resume
-    recipe: str | None = None  # small, fine-tune, paper-voc, paper-coco [fine-tune with pretrained weights, else small]
+    recipe: str | None = None  # small, finetune, paper-voc, paper-coco [finetune with pretrained weights, else small]
     out: str | None = None  # folder for weights, checkpoints, logs and report.html [runs/detect-NET-DATE]
     options: Suppress[dict[str, Any]] = dataclasses.field(default_factory=dict)
     resume: Path | None = None  # folder of a run to continue; of the other options only --device, --workers and --builder count

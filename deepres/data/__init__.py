@@ -1,6 +1,6 @@
 """Sources of examples, their preparation and their order.
 
-Read: decode -> crop -> files -> dataset -> sources; augment -> decoders -> loader; of texts vocabulary -> documents -> text.
+Read: decode -> crop -> files -> dataset -> sources; augment -> decode_pool -> loader; of texts vocabulary -> documents -> text.
 """
 
 import lazy_loader

@@ -16,7 +16,7 @@ from deepres.data.augment import Augment, draws, lighting, pad_crop_flip, random
 from deepres.data.crop import fit, pixels
 from deepres.data.dataset import Resident, Split, Streamed
 from deepres.data.decode import UnreadableImage, open_image
-from deepres.data.decoders import in_groups, usual_workers
+from deepres.data.decode_pool import in_groups, usual_workers
 from deepres.data.prepare import Prepare
 from deepres.errors import DeepresError
 

@@ -98,7 +98,7 @@ def paper_coco() -> DetectRecipe:
 def fine_tune() -> DetectRecipe:
     """From pretrained weights to boxes of your own: few epochs at the usual size."""
     return DetectRecipe(
-        "fine-tune", epochs=20, batch=8, lr=0.01, ema=0.999, zoom=(0.8, 1.25), detector={"size": 640, "longest": 1024}
+        "finetune", epochs=20, batch=8, lr=0.01, ema=0.999, zoom=(0.8, 1.25), detector={"size": 640, "longest": 1024}
     )
 
 
@@ -133,7 +133,7 @@ def small() -> DetectRecipe:
 DETECT_RECIPES: dict[str, Callable[[], DetectRecipe]] = {
     "paper-voc": paper_voc,
     "paper-coco": paper_coco,
-    "fine-tune": fine_tune,
+    "finetune": fine_tune,
     "small": small,
 }
 

@@ -22,7 +22,7 @@ class DetectRun(StepOptions, CheckpointOptions):
     net: str  # the backbone: a name from `deepres nets`, timm:NAME, torchvision.models:NAME, a run or a file of weights
     data: str  # a folder of images with boxes, as Pascal VOC, COCO or YOLO
     form: Literal["fpn", "c4"] = "fpn"  # feature pyramid, or the paper's form
-    # small, fine-tune, paper-voc, paper-coco; auto: fine-tune with pretrained weights, else small
+    # small, finetune, paper-voc, paper-coco; auto: finetune with pretrained weights, else small
     recipe: DetectRecipe | str = "auto"
     out: str | None = None  # folder for weights, checkpoints and logs; None: nothing is written
     seed: int = 0  # seed of the weights, the order of the images and all random draws
@@ -55,13 +55,13 @@ class DetectRun(StepOptions, CheckpointOptions):
             raise DeepresError(f"size is the short side of the images and at least 32 pixels, not {self.size}")
 
     def resolved(self) -> DetectRun:
-        """The run with the recipe that ``auto`` stands for: without pretrained weights "small", else "fine-tune"."""
+        """The run with the recipe that ``auto`` stands for: without pretrained weights "small", else "finetune"."""
         if self.recipe != "auto":
             return self
         from deepres.models.pretrained import PACKAGED  # the command line imports this module without torch
 
         pretrained = self.weights is not None or Path(self.net).exists() or self.net in PACKAGED
-        name = "fine-tune" if pretrained else "small"
+        name = "finetune" if pretrained else "small"
         changes = {key: getattr(self, key) for key in ("epochs", "batch", "lr", "flips")}
         return dataclasses.replace(self, recipe=detect_recipe(name, **changes))
 

@@ -1,7 +1,7 @@
 """Measurements inside a network.
 
 Read: sample -> signals, gradient_split, paths, ablations, probes, layers -> measurements -> sentences -> figures -> page. ``monitor``
-takes snapshots during training; ``gradients`` has the gradient norms by layer, which plain networks have too.
+takes snapshots during training; ``layer_gradients`` has the gradient norms by layer, which plain networks have too.
 """
 
 import lazy_loader

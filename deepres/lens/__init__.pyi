@@ -1,8 +1,8 @@
 from .ablations import Ablation as Ablation
 from .ablations import Deletion as Deletion
 from .gradient_split import Gradient as Gradient
-from .gradients import LayerGradient as LayerGradient
-from .gradients import gradient_norms as gradient_norms
+from .layer_gradients import LayerGradient as LayerGradient
+from .layer_gradients import gradient_norms as gradient_norms
 from .layer_predictions import LogitLens as LogitLens
 from .layer_predictions import logit_lens as logit_lens
 from .layers import Response as Response

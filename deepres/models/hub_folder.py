@@ -6,12 +6,13 @@ own terms.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +130,8 @@ def _open(model: nn.Module | str | Path, weights: str | Path | None) -> OpenedMo
             f"{opened.name}: how it is built is not known, so nobody could open the folder; give a run, a file, or the name of a network "
             "with its --weights"
         )
-    opened.model.eval().cpu()
-    return opened
+    network = copy.deepcopy(opened.model) if opened.given else opened.model  # the caller's network stays as it is
+    return replace(opened, model=network.eval().cpu())
 
 
 def _timm_name(model: nn.Module) -> str | None:

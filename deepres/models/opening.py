@@ -24,7 +24,7 @@ from deepres.models.store import from_file, locate
 from deepres.models.tokens import hugging_face_tokens, saved_vocabulary
 from deepres.models.weights import load_weights, shape_in
 from deepres.nn import zoo
-from deepres.nn.transformers import TRANSFORMERS, transformer
+from deepres.nn.transformer_zoo import TRANSFORMERS, transformer
 
 _NOTES = "deepres_notes"  # attribute of a module: classes and preparation that it was trained with
 

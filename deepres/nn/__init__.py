@@ -1,4 +1,4 @@
-"""The networks. Read bottom up: shortcut -> branch -> residual -> resnet -> zoo."""
+"""The networks. Read bottom up: shortcut -> branch -> residual -> resnet -> zoo; attention -> transformer -> transformer_zoo."""
 
 from deepres.nn.branch import Branch, basic, bottleneck
 from deepres.nn.count import Cost, cost, parameters

@@ -9,7 +9,7 @@ from typing import Any
 
 from deepres.errors import DeepresError, nearest
 from deepres.nn.resnet import ResNet, ResNetConfig
-from deepres.nn.transformers import TRANSFORMERS, transformer
+from deepres.nn.transformer_zoo import TRANSFORMERS, transformer
 
 # He et al. 2015, table 1: depth -> branch, blocks of each stage.
 IMAGENET: dict[int, tuple[str, tuple[int, ...]]] = {

@@ -16,7 +16,7 @@ from deepres.lens.gradient_split import gradients
 from deepres.lens.sample import Sample
 from deepres.nn import plain
 from deepres.nn.transformer import Transformer
-from deepres.nn.transformers import transformer
+from deepres.nn.transformer_zoo import transformer
 from deepres.paper.experiment import Experiment, claim, clearly_less
 from deepres.paper.lab import Curves, Lab, Outcome, Row, Trained
 from deepres.training import recipe

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Removal = Literal["gradual", "at-once"]
-Selection = Literal["lesion", "greedy"]
+Selection = Literal["ablation", "greedy"]
 Mend = Literal["none", "scale", "map"]
 
 
@@ -23,9 +23,9 @@ class ShrinkOptions:
     distil: float | None = None  # weight of the given network's own answers in the loss [0.5 for a trained network, else 0]
     # gradual: blocks are constrained until they are identities; at-once: deleted before the first step (for a trained network)
     removal: Removal = "gradual"
-    # lesion: blocks are ranked once, each by the rise of the loss without it alone; greedy: again after each choice, without those
+    # ablation: blocks are ranked once, each by the rise of the loss without it alone; greedy: again after each choice, without those
     # chosen before (SLEB)
-    select: Selection = "lesion"
+    select: Selection = "ablation"
     # with at-once: what the deleted blocks did is fitted to the layers in front of them, by least squares: a scale and a shift of each
     # channel, or a linear map (ReplaceMe)
     mend: Mend = "none"

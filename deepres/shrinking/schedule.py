@@ -27,7 +27,7 @@ class ShrinkSchedule:
     removal: Removal = (
         "gradual"  # "at-once" deletes before the first step; learn, constrain, penalty and rise then have no effect
     )
-    select: Selection = "lesion"  # "greedy" measures again after each choice
+    select: Selection = "ablation"  # "greedy" measures again after each choice
     mend: Mend = "none"  # what is fitted in front of deleted blocks
     features: float = 0.0  # weight of the signals inside the teacher, until FEATURE_SHARE of the recovery are over
     rise: float = 0.3  # rise of the training loss above its minimum, in nats, beyond which the bounds stay where they are

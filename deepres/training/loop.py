@@ -21,7 +21,7 @@ from deepres.evaluation import Evaluation, describe_machine, measure
 from deepres.exits.supervision import DeepSupervision
 from deepres.models import annotate
 from deepres.nn import config
-from deepres.nn.transformers import TRANSFORMERS
+from deepres.nn.transformer_zoo import TRANSFORMERS
 from deepres.training import checkpoint, memory
 from deepres.training.deprecated import callbacks_from
 from deepres.training.distribute import ONE_VALUE, DistributedContext, join_processes

@@ -16,7 +16,7 @@ from deepres.errors import DeepresError
 from deepres.models import OpenedModel, has_pretrained, notes, open_model, vocabulary_of
 from deepres.models.pairing import adapt_head, data_for, data_to_train
 from deepres.models.pretrained import PACKAGED
-from deepres.nn.transformers import TRANSFORMERS
+from deepres.nn.transformer_zoo import TRANSFORMERS
 from deepres.training.run import Run
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from deepres.data import Loader, Resident, Shard, Streamed, draws, mix, open_data, seeded
-from deepres.data.decoders import in_groups
+from deepres.data.decode_pool import in_groups
 from deepres.errors import DeepresError
 
 

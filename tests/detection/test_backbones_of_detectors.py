@@ -46,7 +46,7 @@ def test_backbones_train_and_predict(net: str, form: str, width: float, shapes: 
 
 
 def test_packaged_weights_are_pretrained_weights() -> None:
-    assert DetectRun("efficientnet-lite0", "data").resolved().recipe.name == "fine-tune"
+    assert DetectRun("efficientnet-lite0", "data").resolved().recipe.name == "finetune"
     assert DetectRun("resnet18", "data").resolved().recipe.name == "small"
 
 

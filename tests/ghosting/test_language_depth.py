@@ -17,7 +17,7 @@ from deepres.ghosting.speculation import Speculation, draft_blocks, speculate, t
 from deepres.ghosting.token_depth import ALWAYS, DepthCounts, TokenSegments, confidence_for, generate_by_depth
 from deepres.nn.generate import generate_tokens, sampling_distribution
 from deepres.nn.transformer import Transformer
-from deepres.nn.transformers import transformer
+from deepres.nn.transformer_zoo import transformer
 
 
 def small(name: str, **options: object) -> Transformer:

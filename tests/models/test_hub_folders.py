@@ -141,6 +141,12 @@ def test_a_network_of_torchvision_keeps_its_name(tmp_path: Path) -> None:
         save_pretrained(torchvision.models.resnet18(), tmp_path / "refused")
 
 
+def test_the_network_of_the_caller_stays_as_it_is(tmp_path: Path) -> None:
+    model = deepres.load(SAVED / "run").train()
+    save_pretrained(model, tmp_path / "out")
+    assert model.training and all(module.training for module in model.modules())
+
+
 def test_language_models_take_their_tokens_along(tmp_path: Path) -> None:
     letters = "\n abcdefghijklmnopqrstuvwxyz"
     model = deepres.create("gpt-tiny", depth=1, width=16, heads=2, vocabulary=len(letters), context=16)

@@ -9,7 +9,7 @@ import torchvision
 
 import deepres
 from deepres import DeepresError, models, nn
-from deepres.nn.transformers import TRANSFORMERS
+from deepres.nn.transformer_zoo import TRANSFORMERS
 
 MACS = {"18": 1.8, "34": 3.6, "50": 3.8, "101": 7.6, "152": 11.3}  # He et al. 2015, table 1, in 1e9
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from deepres.nn.slots import SlotCache
 from deepres.nn.transformer import Transformer
-from deepres.nn.transformers import transformer
+from deepres.nn.transformer_zoo import transformer
 
 
 def small(name: str) -> Transformer:

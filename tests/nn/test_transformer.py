@@ -16,7 +16,7 @@ from deepres.nn.attention import Attention, Rotary, attend, attentions
 from deepres.nn.generate import generate_tokens, sampling_distribution
 from deepres.nn.residual import Residual
 from deepres.nn.transformer import Transformer, TransformerConfig, deepnorm
-from deepres.nn.transformers import layers, transformer, transformer_names
+from deepres.nn.transformer_zoo import layers, transformer, transformer_names
 
 SMALL = {
     "gpt-tiny": {"width": 32, "vocabulary": 40, "context": 24},

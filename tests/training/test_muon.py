@@ -10,7 +10,7 @@ from torch import nn
 
 import deepres
 from deepres import DeepresError, Run
-from deepres.nn.transformers import transformer
+from deepres.nn.transformer_zoo import transformer
 from deepres.training import recipe
 from deepres.training.muon import MuonAndSGD, orthogonalised
 from deepres.training.optimizer import MuonAndAdamW, last_step, optimizer_for, set_rate

@@ -75,7 +75,7 @@ class _Remote:
     def _process(self) -> subprocess.Popen[bytes]:
         process: subprocess.Popen[bytes] | None = getattr(self.local, "process", None)
         if process is None:
-            command = [sys.executable, "-c", "from deepres.data.decoders import decode_keys; decode_keys()"]
+            command = [sys.executable, "-c", "from deepres.data.decode_pool import decode_keys; decode_keys()"]
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
             with self.lock:
