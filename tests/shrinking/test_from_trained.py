@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from stopping_callback import Stop
+from run_helpers import Stop
 from torch import Tensor, nn
 
 import deepres
