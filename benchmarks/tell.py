@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.common import RESULTS
 from benchmarks.draw import Line, draw
 from benchmarks.notes import METHODS, NOTES, SENTENCES
+from benchmarks.tell_engines import engine_tables
 
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
 PICTURES = PAGE.parent / "pictures"
@@ -250,6 +251,18 @@ def _serving(result: dict[str, Any]) -> str:
     )
 
 
+def _engines(result: dict[str, Any]) -> str:
+    turns = sorted({one["n"] for row in result["rows"].values() for one in row["candidates"].values()})
+    machines = {json.dumps({**row["machine"], "commit": ""}, sort_keys=True) for row in result["rows"].values()}
+    mixed = " Rows were measured on different machines or versions, which the file names." if len(machines) > 1 else ""
+    return "\n\n".join(
+        [
+            f"`python -m benchmarks.engines`: {result['what']}; {turns[0]} to {turns[-1]} alternating turns a row.{mixed}",
+            *(f"{sentence}\n\n{_table(head, rows)}" for sentence, head, rows in engine_tables(result)),
+        ]
+    )
+
+
 def _serving_rivals(result: dict[str, Any]) -> str:
     rows = [
         [
@@ -371,6 +384,7 @@ SECTIONS = (
     ("inference-resnet50", "Inference: ResNet-50", _speed),
     ("inference-resnet50-float32", "Inference: ResNet-50, without bf16", _speed),
     ("inference-answers", "Inference: answers that bf16 changes", _answers),
+    ("engines", "Inference engines side by side", _engines),
     ("training-resnet20-cifar", "Training: CIFAR ResNet-20", _speed),
     ("training-resnet50", "Training: ResNet-50", _speed),
     *(
