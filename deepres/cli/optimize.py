@@ -41,10 +41,13 @@ class Optimize(DeviceOption, BuilderOption, OpenOptions, OptimizeOptions):
 
         model, images, data = self._network()
         asked = keywords(self, OptimizeOptions) | {"images": images, "data": data, "measure": True, "log": _progress}
+        if data is None and self.answers == "auto" and images.device.type == "cpu":
+            asked["answers"] = "exact"  # what noise costs and changes says nothing of photographs
         fast = optimize(model, images[: self.batch], **asked)
         _print(fast)
-        if fast.advice and sys.stdin.isatty() and _wants_close():
-            fast = optimize(model, images[: self.batch], **{**asked, "answers": "close", "again": False})
+        other = "close" if fast.choice.answers == "exact" else "exact"
+        if fast.advice and sys.stdin.isatty() and _wants(other):
+            fast = optimize(model, images[: self.batch], **{**asked, "answers": other, "again": False})
             say(f"{fast.choice}, batch {fast.choice.shape[0]}")
         if self.out is not None:
             fast.save(self.out)
@@ -65,7 +68,9 @@ class Optimize(DeviceOption, BuilderOption, OpenOptions, OptimizeOptions):
             pair.need_fit()
             return pair.model.to(device), validation_images(pair.data, at_least=self.batch).to(device), pair.data
         opened = models.open_model(self.model, weights=self.weights)
-        say("without --data, answers are compared on noise, which has more close calls than photographs")
+        say(
+            "without --data, answers are compared on noise, which has more close calls than photographs; exact or close is not chosen by it"
+        )
         prepare = opened.preparation(self.size)
         noise = prepare.example(max(self.batch, NOISE), torch.Generator().manual_seed(0))
         return opened.model.to(device), noise.to(device), None
@@ -75,8 +80,9 @@ def _progress(text: str) -> None:
     print(f"deepres: {text}", file=sys.stderr)
 
 
-def _wants_close() -> bool:
-    return input("answers, exact or close? [exact] ").strip().lower() == "close"
+def _wants(other: str) -> bool:
+    default = "exact" if other == "close" else "close"
+    return input(f"answers, exact or close? [{default}] ").strip().lower() == other
 
 
 def _print(fast: Optimized) -> None:
@@ -100,4 +106,4 @@ def _print(fast: Optimized) -> None:
     Console(width=None).print(table(["engine", "answers", "images/s", "ratio", "answers changed", ""], rows))
     say(f"{fast.choice}, batch {fast.choice.shape[0]}")
     if fast.advice:
-        say(fast.advice.replace("answers='close'", "--answers close"))
+        say(fast.advice.replace("answers='close'", "--answers close").replace("answers='exact'", "--answers exact"))

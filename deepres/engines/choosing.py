@@ -17,9 +17,9 @@ from deepres.adapters.spec import device_of
 from deepres.data import Data
 from deepres.deprecation import renamed
 from deepres.engines.answers import Answers
-from deepres.engines.compare import AS_IS, Trial, compare, fastest_engine
+from deepres.engines.compare import AS_IS, Trial, compare, fastest_engine, sentence
 from deepres.engines.engine import DTYPES, Engine, Precision
-from deepres.engines.int8 import ErrorRises, quantize
+from deepres.engines.int8 import ErrorRises
 from deepres.engines.optimized import CHOICE, Candidate, Choice, Optimized
 from deepres.engines.options import OptimizeOptions
 from deepres.engines.registry import ENGINES, engines_for
@@ -29,6 +29,7 @@ from deepres.errors import DeepresError
 from deepres.evaluation.timing import call_times
 
 MUCH = 1.1  # close calls that cost more than a tenth of the time are worth a question
+LOW = ("bf16", "fp16")  # precisions with close calls
 
 
 @renamed(settle="recompute")
@@ -60,10 +61,11 @@ def optimize(
     ``engine``: "auto" for all that are installed, a name of ``deepres.engines.ENGINES``, or several names.
     ``precision``: "auto" for float32 and bf16 where the processor computes it, "float32", "bf16", "fp16" (GPUs), "int8".
     ``answers``: "exact" computes an input whose two best logits are too close for low precision once more in float32, so that the
-    predicted class is the original's; "close" leaves it. "auto" is exact on a CPU, and close on a GPU, where looking at the logits
-    would wait for the device; where exact answers cost more than a tenth of the time, ``Optimized.advice`` says so.
-    ``images``: more inputs, to compare answers and to count close calls on; by default the example. Photographs have fewer close
-    calls than noise.
+    predicted class is the original's; "close" leaves it. "auto" measures both on ``images`` and is exact, unless that costs more than
+    a tenth of the speed and close answers change at most ``error`` percent of the predicted classes; ``Optimized.advice`` says what
+    was found. Without ``images`` it is exact on a CPU, and close on a GPU, where looking at the logits would wait for the device.
+    ``images``: inputs as they will come, to compare answers and to count close calls on; noise has many more close calls than
+    photographs.
     ``data``, ``error``: int8 is tried too, calibrated on the training split; it is refused where the error on the validation split rises
     by more than ``error`` points. As int8 changes answers, it is taken with ``answers="close"`` or ``precision="int8"``.
     ``choice``: build this one, or the one that a file or ``Optimized.save`` holds, without measuring.
@@ -83,12 +85,18 @@ def optimize(
             raise DeepresError("a choice is built for inputs of one shape: give an example")
         return build_choice(model, example.to(device), choice)
     wanted: Answers = answers if answers != "auto" else "exact" if device.type == "cpu" else "close"
+    measures_answers = answers == "auto" and wanted == "exact" and images is not None
     if example is None:
         return _unmeasured(model, engine, precision, wanted)
     source = Source(model, example.to(device))
     images = source.example if images is None else images.to(device)
     trials = plan(engine, precision, device, data)
-    if len(trials) == 1 and not measure and trials[0].precision != "int8":
+    if (
+        len(trials) == 1
+        and not measure
+        and not (measures_answers and trials[0].precision in LOW)
+        and trials[0].precision != "int8"
+    ):
         return _only(source, trials[0], wanted)
     key = key_of(model, images, len(example), [trial.name for trial in trials], *([data.name, error] if data else []))
     candidates = () if again else recall(key)
@@ -99,9 +107,7 @@ def optimize(
             if trial.precision == "int8" and trial.runner is not None:  # calibrating takes longer than loading
                 with contextlib.suppress(OSError):
                     trial.runner.save(folder_of(key))
-    best = fastest_engine(candidates, "close" if precision == "int8" else wanted)
-    if best is None:
-        raise DeepresError("no engine can run this network with the same answers: " + _problems(candidates))
+    best = _best(candidates, "close" if precision == "int8" else wanted, error if measures_answers else None)
     optimized = _built(source, best, trials, folder_of(key))
     optimized.candidates = tuple(candidates)
     if answers == "auto":
@@ -123,9 +129,11 @@ def _measured(
         if trial.precision == "int8":
             assert data is not None
             try:
-                quantized = quantize(source, data, error=error, log=log)
-            except ErrorRises as refused:
-                trial.found = [Candidate(trial.engine.name, trial.precision, "close", problem=str(refused))]
+                quantized = trial.engine.quantize(source, data, error=error, log=log)
+            except Exception as refused:  # the libraries fail in ways of their own; the other engines are still tried
+                if isinstance(refused, DeepresError) and not isinstance(refused, ErrorRises):
+                    raise
+                trial.found = [Candidate(trial.engine.name, trial.precision, "close", problem=sentence(refused))]
             else:
                 trial.runner, trial.rise = quantized.runner, quantized.rise
     as_is = compare(source, trials, images, seconds=seconds, log=log)
@@ -138,7 +146,7 @@ def _built(source: Source, best: Candidate, trials: Sequence[Trial], folder: Pat
     choice = best.chosen(source.example.shape)
     runner, exact = trial.runner, trial.exact
     if runner is None and best.precision == "int8":
-        runner = trial.engine.load(folder, source.example, "int8")
+        runner = trial.engine.load(folder, source, "int8")
     runner = runner or trial.engine.build(source, source.example, trial.precision)
     if _recomputes(best.precision, best.answers):
         exact = exact or trial.engine.exact(source, runner)
@@ -151,7 +159,7 @@ def plan(engine: str | Sequence[str], precision: str, device: torch.device, data
     Raises ``DeepresError`` where no engine computes in ``precision``.
     """
     engines = engines_for(engine, device)
-    int8 = [one for one in engines if one.calibrates and precision in ("auto", "int8")]
+    int8 = [one for one in engines if one.calibrates(device) and precision in ("auto", "int8")]
     if precision == "int8":
         if not int8:
             raise DeepresError("precision int8: " + _int8_missing(engines, device))
@@ -171,16 +179,41 @@ def plan(engine: str | Sequence[str], precision: str, device: torch.device, data
 
 
 def _int8_missing(engines: Sequence[Engine], device: torch.device) -> str:
-    openvino = ENGINES["openvino"]
-    if reason := openvino.missing(device):
+    if reason := ENGINES["openvino"].missing(device):
         return reason
-    if openvino not in engines:
-        return "is made for the engine openvino; name it, or auto"
-    return "nncf is not installed; pip install 'deepres[export]'"
+    if not {"openvino", "torch"} & {engine.name for engine in engines}:
+        return "is made for the engines openvino and torch; name one of them, or auto"
+    return "nncf (for openvino) or torchao (for torch) is not installed; pip install 'deepres[export]'"
+
+
+def _best(candidates: Sequence[Candidate], answers: Answers, error: float | None) -> Candidate:
+    """The fastest with these answers; ``error``: the limit of ``settle``, where answers are chosen by what was measured."""
+    best = fastest_engine(candidates, answers)
+    if best is None:
+        raise DeepresError("no engine can run this network with the same answers: " + _problems(candidates))
+    return best if error is None or answers == "close" else settle(candidates, best, error)
+
+
+def settle(candidates: Sequence[Candidate], exact: Candidate, error: float) -> Candidate:
+    """``exact``, or the fastest with close answers where exact ones cost too much for what they change.
+
+    That is more than a tenth of the speed, where at most ``error`` percent of the predicted classes change, so that the error cannot
+    rise by more points. int8 is not taken unasked.
+    """
+    close = fastest_engine([one for one in candidates if one.precision != "int8"], "close")
+    if close is None or close.ratio < MUCH * exact.ratio or 100 * close.changed > error * close.images:
+        return exact
+    return close
 
 
 def advice(candidates: Sequence[Candidate], chosen: Candidate) -> str:
     """A sentence on what exact answers cost, where that is more than a tenth of the time; else an empty string."""
+    exact = fastest_engine(candidates, "exact")
+    if chosen.answers == "close" and chosen.precision in LOW and exact is not None and chosen.ratio >= MUCH * exact.ratio:
+        return (
+            f"exact answers would cost {1 - exact.ratio / chosen.ratio:.0%} of the speed, and close ones change {chosen.changed} of "
+            f"{chosen.images} answers; answers='exact' computes close calls again"
+        )
     other = fastest_engine(candidates, "close")
     if other is None or chosen.answers != "exact" or other.ratio < MUCH * chosen.ratio:
         return ""
@@ -205,7 +238,7 @@ def build_choice(model: nn.Module, example: Tensor, choice: Choice | str | Path)
         raise DeepresError(f"the choice is for inputs of {choice.shape[1:]}, not {tuple(example.shape[1:])}; measure again")
     example = example[:1].expand(choice.shape).contiguous() if len(example) < choice.shape[0] else example[: choice.shape[0]]
     source = Source(model, example)
-    runner = engine.load(folder, example, choice.precision) if folder is not None else None
+    runner = engine.load(folder, source, choice.precision) if folder is not None else None
     runner = runner or engine.build(source, example, choice.precision)
     exact = engine.exact(source, runner) if _recomputes(choice.precision, choice.answers) else None
     return Optimized(runner, choice, exact)
@@ -234,7 +267,7 @@ def _old_keywords(
 
 
 def _recomputes(precision: str, answers: str) -> bool:
-    return answers == "exact" and precision in ("bf16", "fp16")
+    return answers == "exact" and precision in LOW
 
 
 def _only(source: Source, trial: Trial, answers: Answers) -> Optimized:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from deepres.data import Data
+    from deepres.engines.int8 import Quantized
     from deepres.engines.source import Source
 
 Precision = Literal["float32", "bf16", "fp16", "int8"]
@@ -34,9 +37,8 @@ class Engine(ABC):
     any_batch: ClassVar[bool] = True  # whether another number of inputs costs no compilation
     emulated: ClassVar[tuple[Precision, ...]] = ()  # precisions that it has everywhere, if slowly
 
-    @property
-    def calibrates(self) -> bool:
-        """Return whether int8 can be had of it here."""
+    def calibrates(self, device: torch.device) -> bool:
+        """Return whether int8 can be had of it on ``device`` with what is installed."""
         return False
 
     def missing(self, device: torch.device) -> str:
@@ -62,8 +64,16 @@ class Engine(ABC):
         """The network in float32 for single inputs that ``runner``, in low precision, cannot decide. Any number of rows."""
         return source.folded
 
-    def load(self, folder: Path, example: Tensor, precision: Precision) -> Runner | None:
-        """The runner whose ``save`` wrote ``folder``, or None where the engine keeps no files."""
+    def quantize(self, source: Source, data: Data, *, error: float, log: Callable[[str], None]) -> Quantized:
+        """The network in int8, calibrated on the training split of ``data``, with its error on the validation split.
+
+        Raises ``ErrorRises`` where the error rises by more than ``error`` points, and ``DeepresError`` for too few training images.
+        """
+        raise NotImplementedError(f"{self.name} does not compute in int8")
+
+    def load(self, folder: Path, source: Source, precision: Precision) -> Runner | None:
+        """The runner whose ``save`` wrote ``folder``, for batches of the shape of the source's example, or None where the engine keeps
+        no files."""
         return None
 
 

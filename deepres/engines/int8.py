@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from deepres.data import Data
 from deepres.engines.engine import Runner
@@ -45,7 +46,9 @@ class Quantized:
         return self.after - self.before
 
 
-def quantize(source: Source, data: Data, *, error: float = 0.3, log: Callable[[str], None] = lambda text: None) -> Quantized:
+def quantize_openvino(
+    source: Source, data: Data, *, error: float = 0.3, log: Callable[[str], None] = lambda text: None
+) -> Quantized:
     """Quantize a network to int8 for OpenVINO, in batches of the shape of ``source.example``.
 
     Weights and activations of convolutions and linear layers become int8, calibrated on up to 300 images of the training split. Where
@@ -54,15 +57,8 @@ def quantize(source: Source, data: Data, *, error: float = 0.3, log: Callable[[s
 
     Raises ``ErrorRises`` where the error still rises by more than ``error``, and ``DeepresError`` where the training split is too small.
     """
-    if len(data.train) < LEAST:
-        raise DeepresError(
-            f"{data.name}: its training split has {len(data.train)} images, and calibrating int8 takes at least {LEAST}; "
-            "give more images, or --precision bf16"
-        )
     nncf = _nncf()
-    calibration, _ = some_inputs(data.train, data.prepare, CALIBRATION)
-    batch = min(len(source.example), len(calibration))
-    batches = [part.numpy() for part in calibration.split(batch) if len(part) == batch]
+    batches = [part.numpy() for part in calibration_batches(source, data, CALIBRATION)]
     # what NNCF calls the model's type: it leaves parts of attention in float
     kind = nncf.ModelType.TRANSFORMER if any(isinstance(m, nn.LayerNorm) for m in source.model.modules()) else None
     options: dict[str, Any] = {"subset_size": len(batches), "model_type": kind}
@@ -70,9 +66,9 @@ def quantize(source: Source, data: Data, *, error: float = 0.3, log: Callable[[s
     with _silent():
         quantized = nncf.quantize(source.openvino, nncf.Dataset(batches), **options)
     log("measuring the error of int8 on the validation split")
-    before = _error(OpenVINORunner(source.openvino, tuple(source.example.shape), "float32"), data, len(source.example))
+    before = float_error(source, data)
     runner = OpenVINORunner(quantized, tuple(source.example.shape), "int8")
-    after = _error(runner, data, len(source.example))
+    after = error_of(runner, data, len(source.example))
     kept = 0
     if after - before > error:
         log(f"int8 raises the error by {after - before:.2f} points; returning the layers that lose most to higher precision")
@@ -88,17 +84,48 @@ def quantize(source: Source, data: Data, *, error: float = 0.3, log: Callable[[s
             )
         kept = _quantizers(quantized) - _quantizers(careful)
         runner = OpenVINORunner(careful, tuple(source.example.shape), "int8")
-        after = _error(runner, data, len(source.example))
+        after = error_of(runner, data, len(source.example))
+    check_rise(before, after, error, data)
+    return Quantized(runner, before, after, len(data.val), kept)
+
+
+def calibration_batches(source: Source, data: Data, count: int) -> list[Tensor]:
+    """At most ``count`` training images, in batches of the size of the source's example or of all of them.
+
+    Raises ``DeepresError`` where the training split is too small.
+    """
+    if len(data.train) < LEAST:
+        raise DeepresError(
+            f"{data.name}: its training split has {len(data.train)} images, and calibrating int8 takes at least {LEAST}; "
+            "give more images, or --precision bf16"
+        )
+    calibration, _ = some_inputs(data.train, data.prepare, count)
+    batch = min(len(source.example), len(calibration))
+    return [part for part in calibration.split(batch) if len(part) == batch]
+
+
+def error_of(runner: Runner, data: Data, batch: int) -> float:
+    """Top-1 error on the validation split, in percent."""
+    return measure(runner, data.val, data.prepare, data.classes, batch=batch).top1
+
+
+def float_error(source: Source, data: Data) -> float:
+    """``error_of`` the network in float32; measured once for all engines."""
+    if source.error is None:
+        fast = importlib.util.find_spec("openvino") is not None
+        shape = tuple(source.example.shape)
+        network = OpenVINORunner(source.openvino, shape, "float32") if fast else source.folded
+        source.error = measure(network, data.val, data.prepare, data.classes, batch=len(source.example)).top1
+    return source.error
+
+
+def check_rise(before: float, after: float, error: float, data: Data) -> None:
+    """Raises ``ErrorRises`` where int8's error ``after`` is more than ``error`` points above ``before``."""
     if after - before > error:
         raise ErrorRises(
             f"int8 raises the error on {len(data.val)} validation images from {before:.2f} to {after:.2f} %, and at most "
             f"{error:g} points are allowed; --error allows more"
         )
-    return Quantized(runner, before, after, len(data.val), kept)
-
-
-def _error(runner: Runner, data: Data, batch: int) -> float:
-    return measure(runner, data.val, data.prepare, data.classes, batch=batch).top1
 
 
 def _validation(data: Data) -> list[tuple[np.ndarray, int]]:

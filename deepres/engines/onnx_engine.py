@@ -56,5 +56,5 @@ class ONNXRuntime(Engine):
                 raise DeepresError("ONNX Runtime is not tried for networks above 1.9 GB, whose weights one file cannot hold")
             return ONNXRunner((Path(folder) / _FILE).read_bytes())
 
-    def load(self, folder: Path, example: Tensor, precision: Precision) -> Runner | None:
+    def load(self, folder: Path, source: Source, precision: Precision) -> Runner | None:
         return ONNXRunner((folder / _FILE).read_bytes())

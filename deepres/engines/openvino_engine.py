@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import threading
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,10 @@ from torch import Tensor, nn
 from deepres.engines.engine import Engine, Precision, Runner, computes_bf16
 from deepres.engines.exporters import need_engine
 from deepres.engines.source import Source
+
+if TYPE_CHECKING:
+    from deepres.data import Data
+    from deepres.engines.int8 import Quantized
 
 _FILE = "model.xml"
 HINTS = {"float32": "f32", "bf16": "bf16", "int8": "bf16"}  # int8 is in the graph; the hint is for the layers that are not
@@ -67,6 +72,15 @@ class OpenVINORunner(Runner):
             found = request.infer({0: x.detach().contiguous().numpy()}, share_inputs=True, share_outputs=True)
             return torch.from_numpy(found[0]).float().clone()
 
+    def precisions(self) -> set[str]:
+        """Precisions in which the compiled layers run, as OpenVINO reports them: f32, bf16, i8, u8."""
+        operations = next(iter(self._requests.values())).get_compiled_model().get_runtime_model().get_ops()
+        return {
+            str(one.get_rt_info()["runtimePrecision"].astype(str))
+            for one in operations
+            if "runtimePrecision" in one.get_rt_info()
+        }
+
     def save(self, folder: Path) -> None:
         need_engine("openvino").save_model(self.model, folder / _FILE, compress_to_fp16=False)
 
@@ -77,8 +91,7 @@ class OpenVINO(Engine):
     name = "openvino"
     package = "openvino"
 
-    @property
-    def calibrates(self) -> bool:
+    def calibrates(self, device: torch.device) -> bool:
         return importlib.util.find_spec("nncf") is not None
 
     def precisions(self, device: torch.device) -> tuple[Precision, ...]:
@@ -90,5 +103,10 @@ class OpenVINO(Engine):
     def exact(self, source: Source, runner: Runner) -> nn.Module:
         return OpenVINORunner(source.openvino, None, "float32")
 
-    def load(self, folder: Path, example: Tensor, precision: Precision) -> Runner | None:
-        return OpenVINORunner(core().read_model(folder / _FILE), tuple(example.shape), precision)
+    def quantize(self, source: Source, data: Data, *, error: float, log: Callable[[str], None]) -> Quantized:
+        from deepres.engines.int8 import quantize_openvino  # which runs what it quantizes, in this engine
+
+        return quantize_openvino(source, data, error=error, log=log)
+
+    def load(self, folder: Path, source: Source, precision: Precision) -> Runner | None:
+        return OpenVINORunner(core().read_model(folder / _FILE), tuple(source.example.shape), precision)

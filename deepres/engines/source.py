@@ -36,6 +36,7 @@ class Source:
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
         self.model, self.example = model.eval(), example
+        self.error: float | None = None  # in float32 on the validation split, percent, once it is measured
 
     @cached_property
     def program(self) -> torch.export.ExportedProgram:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import shutil
 import warnings
 from collections.abc import Callable
-from typing import ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from deepres.engines.engine import DTYPES, Engine, Precision, Runner, computes_bf16
 from deepres.engines.source import Source, channels_last
+
+if TYPE_CHECKING:
+    from deepres.data import Data
+    from deepres.engines.int8 import Quantized
 
 
 class _Float32Layer(nn.Module):
@@ -96,3 +102,17 @@ class TorchCompiled(TorchEager):
         if device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")):
             return "torch.compile needs a C++ compiler; install g++"
         return super().missing(device)
+
+    def calibrates(self, device: torch.device) -> bool:
+        native = torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported()  # int8 products
+        return device.type == "cpu" and native and importlib.util.find_spec("torchao") is not None
+
+    def quantize(self, source: Source, data: Data, *, error: float, log: Callable[[str], None]) -> Quantized:
+        from deepres.engines.torch_int8 import quantize_torch  # which makes a runner of this file's
+
+        return quantize_torch(source, data, error=error, log=log)
+
+    def load(self, folder: Path, source: Source, precision: Precision) -> Runner | None:
+        from deepres.engines.torch_int8 import load_torch_int8
+
+        return load_torch_int8(folder, source) if precision == "int8" else None
