@@ -12,7 +12,8 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,19 @@ from deepres.errors import DeepresError
 from deepres.models.exported import PLACEHOLDER, stamp_archive, stamp_bytes
 
 _LARGEST = 1900 << 20  # bytes of weights in one protobuf file; more are kept in a file beside it
+
+
+@dataclass(frozen=True)
+class TensorNames:
+    """Names of a graph's inputs and outputs, in their order."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...] = ("logits",)
+
+    @classmethod
+    def of(cls, example: Tensor) -> TensorNames:
+        """The names of a network that takes ``example``."""
+        return cls(("images" if example.ndim == 4 else "tokens",))
 
 
 class _Logits(nn.Module):
@@ -46,13 +60,19 @@ def capture(model: nn.Module, example: Tensor) -> ExportedProgram:
 
     Raises ``DeepresError`` that names the module whose code cannot be captured, such as one that branches on the values it is given.
     """
+    return capture_graph(_Logits(model), (example,), model)
+
+
+def capture_graph(graph: nn.Module, examples: Sequence[Tensor], model: nn.Module) -> ExportedProgram:
+    """``capture`` of a module that computes with several inputs, each with one row for each of the batch, and with ``model``'s modules."""
     training = model.training
-    example = torch.cat([example] * 2)[: max(2, len(example))]  # a size of 1 would be taken for a constant
+    model.eval()
+    # a size of 1 would be taken for a constant
+    given = tuple(torch.cat([example] * 2)[: max(2, len(example))] for example in examples)
+    shapes = ({0: Dim("batch", min=1)},) * len(given)
     try:
         with torch.no_grad(), _quiet():
-            return torch.export.export(
-                _Logits(model).eval(), (example,), dynamic_shapes=({0: Dim("batch", min=1)},), strict=False
-            )
+            return torch.export.export(graph, given, dynamic_shapes=shapes, strict=False)
     except DeepresError:
         raise
     except Exception as error:  # torch.export raises whatever the network's code does with symbolic sizes
@@ -99,8 +119,9 @@ def to_onnx(
     metadata: Mapping[str, str],
     *,
     opset: int = ExportOptions.opset,
+    names: TensorNames | None = None,
 ) -> None:
-    """Write ``model`` as an ONNX file, with the input ``images`` or ``tokens`` and the output ``logits``.
+    """Write ``model`` as an ONNX file, with the input ``images`` or ``tokens`` and the output ``logits``, or with these ``names``.
 
     Weights of more than about 1.9 GB are put into ``PATH.data`` beside it.
 
@@ -110,10 +131,11 @@ def to_onnx(
     for name in ("onnx", "onnxscript"):
         need_engine(name)
     program = _program(model, example)
-    names: dict[str, Any] = {"input_names": ["images" if example.ndim == 4 else "tokens"], "output_names": ["logits"]}
+    names = names or TensorNames.of(example)
+    called: dict[str, Any] = {"input_names": list(names.inputs), "output_names": list(names.outputs)}
     try:
         with _quiet():
-            built: Any = torch.onnx.export(program, (example,), dynamo=True, opset_version=opset, verbose=False, **names)
+            built: Any = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False, **called)
     except Exception as error:
         raise DeepresError(f"{_unknown_operation(program, error)}: ONNX opset {opset} cannot express it") from error
     built.model.metadata_props.update({**metadata, "sha256": PLACEHOLDER})
@@ -122,7 +144,7 @@ def to_onnx(
     stamp_bytes(path)
 
 
-def openvino_model(model: nn.Module | ExportedProgram, example: Tensor) -> Any:
+def openvino_model(model: nn.Module | ExportedProgram, example: Tensor, names: TensorNames | None = None) -> Any:
     """``model`` as an ``openvino.Model`` in memory, batch size open, to compile or to quantize.
 
     Raises ``DeepresError`` as ``capture`` does, where ``openvino`` is not installed, and with the name of the module that has an
@@ -130,23 +152,32 @@ def openvino_model(model: nn.Module | ExportedProgram, example: Tensor) -> Any:
     """
     openvino = need_engine("openvino")
     program = _program(model, example)
+    given: tuple[Tensor, ...] = program.example_inputs[0] if program.example_inputs else (example,)
     try:
         with _quiet():
-            built = openvino.convert_model(program, example_input=(example,))
+            built = openvino.convert_model(program, example_input=given)
     except Exception as error:
         raise DeepresError(f"{_unknown_operation(program, error)}: OpenVINO cannot express it") from error
-    built.reshape({0: openvino.PartialShape([-1, *example.shape[1:]])})
-    built.inputs[0].get_tensor().set_names({"images" if example.ndim == 4 else "tokens"})
-    built.outputs[0].get_tensor().set_names({"logits"})
+    built.reshape({i: openvino.PartialShape([-1, *one.shape[1:]]) for i, one in enumerate(given)})
+    names = names or TensorNames.of(example)
+    for ports, called in ((built.inputs, names.inputs), (built.outputs, names.outputs)):
+        for port, name in zip(ports, called, strict=True):
+            port.get_tensor().set_names({name})
     return built
 
 
-def to_openvino(model: nn.Module | ExportedProgram, example: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
+def to_openvino(
+    model: nn.Module | ExportedProgram,
+    example: Tensor,
+    path: Path,
+    metadata: Mapping[str, str],
+    names: TensorNames | None = None,
+) -> None:
     """Write ``model`` as OpenVINO's ``.xml`` with its weights, in float32, in a ``.bin`` file beside it.
 
     Raises ``DeepresError`` as ``openvino_model`` does.
     """
-    built = openvino_model(model, example)
+    built = openvino_model(model, example, names)
     for key, value in {**metadata, "sha256": PLACEHOLDER}.items():
         built.set_rt_info(value, ["deepres", key])
     need_engine("openvino").save_model(built, str(path), compress_to_fp16=False)
@@ -162,7 +193,7 @@ def need_engine(name: str) -> Any:
         with _quiet():
             return importlib.import_module(name)
     except ImportError as error:
-        raise DeepresError(f"{name} is not installed; run: pip install 'deepres[export]'") from error
+        raise DeepresError(f"{name.split('.')[0]} is not installed; run: pip install 'deepres[export]'") from error
 
 
 def _program(model: nn.Module | ExportedProgram, example: Tensor) -> ExportedProgram:

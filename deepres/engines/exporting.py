@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import tempfile
@@ -20,11 +21,14 @@ from deepres.adapters import logits_of
 from deepres.data import Data, Loader, Prepare, Tokens, seeded
 from deepres.engines import exporters
 from deepres.engines.options import ExportOptions
+from deepres.engines.segmenting import capture_segments, check_segments, used_exits
 from deepres.errors import DeepresError, nearest
 from deepres.ghosting import Ghost, load_ghost
 from deepres.ghosting.make import HEADS
 from deepres.models import OpenedModel, annotate, data_for, open_exported, open_trained
+from deepres.models.exported import RUNNER, open_file
 from deepres.models.options import OpenOptions
+from deepres.models.segmented import SegmentedModel, write_runner
 
 ExportTarget = Literal["onnx", "openvino", "torch-export", "aoti"]
 SUFFIX: dict[ExportTarget, str] = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2", "aoti": ".pt2"}
@@ -46,14 +50,20 @@ class ExportResult:
     largest: float  # the largest absolute logit of the original, for scale
     changed: int  # inputs whose best class is another
     bytes: int  # of all files together
+    exits: tuple[int, int] | None = None  # of a ghost with exits: inputs that left early, and those that left at another exit
 
     def lines(self) -> list[str]:
         """Sentences for the user."""
-        return [
+        lines = [
             f"{self.path}: {self.bytes / 1e6:,.1f} MB, loaded again by {self.engine}",
             f"{self.changed} of {self.examples} answers changed, largest difference of a logit {self.difference:.2g} "
             f"(largest logit {self.largest:.3g}), on {self.source}",
         ]
+        if self.exits is not None:
+            lines.append(
+                f"{self.exits[0]} of {self.examples} inputs left early, {self.exits[1]} of them at another exit than before"
+            )
+        return lines
 
 
 def export(
@@ -71,7 +81,8 @@ def export(
     >>> deepres.export("runs/photos", to="onnx", out="photos.onnx").changed
     0
 
-    ``model``, ``weights``: as in ``open_model``; also a ghost, or its folder, whose settings skip the same blocks for every input.
+    ``model``, ``weights``: as in ``open_model``; also a ghost, or its folder, whose settings skip the same blocks for every input. One
+    with early exits becomes a folder of segments, which ``open_model`` runs with the same depth for each input as the ghost.
     ``to``: ``"onnx"``, ``"openvino"`` (``.xml`` and ``.bin``), ``"torch-export"`` (``.pt2``), or ``"aoti"``, AOTInductor's package for
     C++ on this kind of processor. ``out``: the file; by default the network's name with the engine's suffix. The file holds the names of
     the classes, the preparation of images and a checksum as metadata.
@@ -88,7 +99,9 @@ def export(
         )
     if opset not in OPSETS:
         raise DeepresError(f"ONNX opset {opset}: torch.onnx writes {OPSETS[0]} to {OPSETS[-1]}")
-    opened = _opened(model, weights)
+    opened, ghost = _opened(model, weights)
+    if ghost is not None:
+        return _export_segments(ghost.cpu(), opened, to, out, data, size, opset)
     network = opened.model.eval().cpu()
     path = Path(out) if out is not None else Path(f"{Path(opened.name.replace(':', '-')).name}{SUFFIX[to]}")
     if path.suffix != SUFFIX[to]:
@@ -106,10 +119,11 @@ def export(
     return result
 
 
-def _opened(model: nn.Module | str | Path, weights: str | Path | None) -> OpenedModel:
-    """The network to export; of a ghost the one without the blocks that it skips.
+def _opened(model: nn.Module | str | Path, weights: str | Path | None) -> tuple[OpenedModel, Ghost | None]:
+    """(the network to export, None), of a ghost the one without the blocks that it skips; or a ghost's whole network and the ghost,
+    where inputs leave early.
 
-    Raises ``DeepresError`` for a ghost that decides by input: its graph would depend on the values.
+    Raises ``DeepresError`` for a ghost whose gates decide by input: its graph would depend on the values.
     """
     noted: dict[str, Any] = {}
     if not isinstance(model, nn.Module) and (Path(model) / HEADS).exists():
@@ -120,12 +134,56 @@ def _opened(model: nn.Module | str | Path, weights: str | Path | None) -> Opened
         name = ""
     if isinstance(model, Ghost):
         try:
-            static = model.static()
+            check_segments(model)
+            network = model.net if used_exits(model) else model.static()
         except DeepresError as error:
             raise DeepresError(f"{name or 'the ghost'}: cannot be exported, as {error}") from error
-        annotate(static, **noted)
-        return replace(open_trained(static), name=name or "ghost")
-    return open_trained(model, weights=weights)
+        annotate(network, **noted)
+        return replace(open_trained(network), name=name or "ghost"), model if used_exits(model) else None
+    return open_trained(model, weights=weights), None
+
+
+def _export_segments(
+    ghost: Ghost,
+    opened: OpenedModel,
+    to: ExportTarget,
+    out: str | Path | None,
+    data: Data | str | Path | None,
+    size: int | None,
+    opset: int,
+) -> ExportResult:
+    """A ghost with early exits as a folder: a file for each segment, and ``runner.json``."""
+    path = Path(out) if out is not None else Path(f"{opened.name}-{to}")
+    if to == "aoti" or opened.spec.inputs == "tokens":
+        what = "aoti" if to == "aoti" else "a ghost that takes tokens"
+        raise DeepresError(
+            f"{opened.name}: a ghost with early exits is exported for images, to onnx, openvino or torch-export, not {what}"
+        )
+    if path.suffix == SUFFIX[to]:
+        raise DeepresError(f"{path}: a ghost with early exits becomes a folder of segments; give a folder's name as --out")
+    if path.exists() and not (path / RUNNER).is_file():
+        raise DeepresError(f"{path}: is there already and is not an exported ghost; give another --out")
+    inputs, prepare, source = _inputs(opened, data, size)
+    metadata = _metadata(opened, prepare, to, path.name)
+    segments = []
+    with _in_place(path) as temporary:
+        temporary.mkdir()
+        for number, segment in enumerate(capture_segments(ghost, inputs[:2])):
+            file = temporary / f"segment-{number}{SUFFIX[to]}"
+            if to == "onnx":
+                exporters.to_onnx(segment.program, segment.example, file, metadata, opset=opset, names=segment.names)
+            elif to == "openvino":
+                exporters.to_openvino(segment.program, segment.example, file, metadata, segment.names)
+            else:
+                exporters.to_torch_export(segment.program, segment.example, file, metadata)
+            stamp = open_file(file, trust=True).header["sha256"]
+            names: dict[str, Any] = dataclasses.asdict(segment.names)
+            segments.append({"file": file.name, **names, "exit": segment.exit, "sha256": stamp})
+        plain: dict[str, Any] = {key: json.loads(metadata[key]) for key in ("labels", "preprocessing") if key in metadata}
+        about: dict[str, Any] = {**metadata, **plain, "threshold": ghost.settings.exit_threshold, "segments": segments}
+        write_runner(temporary, json.loads(json.dumps(about)))
+        result = _compare(ghost, temporary, inputs, to, path, source)
+    return result
 
 
 def _inputs(opened: OpenedModel, data: Data | str | Path | None, size: int | None) -> tuple[Tensor, Prepare, str]:
@@ -175,20 +233,39 @@ def _metadata(opened: OpenedModel, prepare: Prepare, to: ExportTarget, name: str
 
 @torch.no_grad()
 def _compare(network: nn.Module, file: Path, inputs: Tensor, to: ExportTarget, path: Path, source: str) -> ExportResult:
-    """Raises ``DeepresError`` where the file does not give the original's answers, in one batch and in parts."""
+    """Raises ``DeepresError`` where the file does not give the original's answers, in one batch and in parts.
+
+    An input whose confidence is the threshold but for the rounding may leave a ghost at another exit; it is counted, and its logits
+    are not compared.
+    """
     exported = open_exported(file, trust=True)
-    expected = logits_of(network, inputs).float()
-    parts = torch.cat([exported(part) for part in (inputs[:1], inputs[1:4], inputs[4:]) if len(part)])
-    difference = max(float((got - expected).abs().max()) for got in (exported(inputs), parts))
+    if isinstance(network, Ghost):
+        expected = network(inputs, trace=True).float()
+        assert network.trace is not None and isinstance(exported, SegmentedModel)
+        wanted = network.trace.exited_at
+    else:
+        expected, wanted = logits_of(network, inputs).float(), torch.full((len(inputs),), -1)
+    difference, elsewhere = 0.0, torch.zeros(len(inputs), dtype=torch.bool)
+    for sizes in ((len(inputs),), (1, 3, len(inputs) - 4)):
+        parts = inputs.split(sizes) if len(inputs) > 4 else (inputs,)
+        found = [(exported(part), getattr(exported, "exited_at", None)) for part in parts]
+        logits = torch.cat([one for one, _ in found])
+        exited_at = torch.cat([exits for _, exits in found if exits is not None]) if isinstance(network, Ghost) else wanted
+        elsewhere |= exited_at != wanted
+        gaps = (logits - expected)[exited_at == wanted].abs()
+        difference = max(difference, float(gaps.max().nan_to_num(float("inf"))) if gaps.numel() else 0.0)
     largest = float(expected.abs().max())
-    changed = int((exported(inputs).argmax(-1) != expected.argmax(-1)).reshape(len(inputs), -1).any(1).sum())
-    if not difference <= _TOLERANCE * max(largest, 1e-6):  # a NaN is not below either
+    changed = int((logits.argmax(-1) != expected.argmax(-1)).reshape(len(inputs), -1).any(1).sum())
+    moved = int(elsewhere.sum())
+    if not difference <= _TOLERANCE * max(largest, 1e-6) or moved > len(inputs) // 16:
+        exits = f", {moved} left at another exit" if moved else ""
         raise DeepresError(
-            f"{path}: not written, as {exported.engine} gives other answers than the network: {changed} of {len(inputs)} changed, "
-            f"largest difference of a logit {difference:.2g} (largest logit {largest:.3g})"
+            f"{path}: not written, as {exported.engine} gives other answers than the network: {changed} of {len(inputs)} changed"
+            f"{exits}, largest difference of a logit {difference:.2g} (largest logit {largest:.3g})"
         )
-    total = sum(one.stat().st_size for one in file.parent.iterdir())
-    return ExportResult(path, to, exported.engine, source, len(inputs), difference, largest, changed, total)
+    total = sum(one.stat().st_size for one in file.parent.rglob("*") if one.is_file())
+    early = (int((wanted >= 0).sum()), moved) if isinstance(network, Ghost) else None
+    return ExportResult(path, to, exported.engine, source, len(inputs), difference, largest, changed, total, early)
 
 
 @contextmanager
@@ -200,6 +277,8 @@ def _in_place(path: Path) -> Iterator[Path]:
             temporary = Path(folder) / path.name
             yield temporary
             for file in sorted(Path(folder).iterdir(), key=lambda one: one == temporary):
+                if file.is_dir() and path.is_dir():
+                    os.replace(path, Path(folder) / "before")
                 os.replace(file, path.parent / file.name)
     except OSError as error:
         raise DeepresError(f"{path}: cannot be written ({error.strerror or error})") from error

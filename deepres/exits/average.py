@@ -47,7 +47,9 @@ class Average:
 
     def with_last(self, logits: Tensor) -> Tensor:
         """Mean of the exits and of the network's own calibrated ``logits``, (N, K) -> (N, K)."""
-        return Average.of(self, logits, logits.new_ones(len(logits), dtype=torch.bool)).mean
+        return Average.of(
+            self, logits, logits.new_ones(logits.shape[0], dtype=torch.bool)
+        ).mean  # len() would fix it in an exported graph
 
 
 @dataclass

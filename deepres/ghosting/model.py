@@ -41,7 +41,7 @@ class Ghost(Router):
         skipped = [
             i
             for c, segment in enumerate(self.segments)
-            if (kept := self._kept_by_all(c, settings)) is not None
+            if (kept := self.kept_by_all(c, settings)) is not None
             for i, keeps in zip(segment.skippable, kept.tolist(), strict=True)
             if not keeps
         ]

@@ -76,7 +76,7 @@ class Router(nn.Module):
             self._passive = (settings, frozenset(range(len(self.blocks))) - active)
         return self._passive[1]
 
-    def _kept_by_all(self, c: int, settings: Settings) -> Tensor | None:
+    def kept_by_all(self, c: int, settings: Settings) -> Tensor | None:
         """(skippable blocks,): whether a fixed setting computes each block of segment ``c``; None: all of them."""
         gate = self.gates[c]
         if settings.skip_threshold is None or not isinstance(gate, Gate) or not settings.uses_gate(c):
@@ -110,7 +110,7 @@ class Router(nn.Module):
         gate, settings = self.gates[c], call.settings
         if not isinstance(gate, Gate) or not settings.uses_gate(c):
             return None
-        if settings.fixed and (by_all := self._kept_by_all(c, settings)) is not None:
+        if settings.fixed and (by_all := self.kept_by_all(c, settings)) is not None:
             call.counts = [len(x) * int(one) for one in by_all.tolist()]
             return by_all[None]  # one row for all
         kept = gate(x) >= settings.skip_threshold

@@ -1,4 +1,7 @@
-"""One way in and out for networks. Read: checkpoint -> names -> weights -> builders -> store -> exported -> opening; labels -> pairing."""
+"""One way in and out for networks.
+
+Read: checkpoint -> names -> weights -> builders -> store -> exported -> segmented -> opening; labels -> pairing.
+"""
 
 import lazy_loader
 

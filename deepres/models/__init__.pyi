@@ -8,7 +8,6 @@ from .checkpoint import read_checkpoint as read_checkpoint
 from .checkpoint import unwrap as unwrap
 from .exported import ExportedModel as ExportedModel
 from .exported import is_exported as is_exported
-from .exported import open_exported as open_exported
 from .head import replace_head as replace_head
 from .hub import Pushed as Pushed
 from .hub import push as push
@@ -39,6 +38,8 @@ from .pretrained import create as create
 from .pretrained import find_pretrained as find_pretrained
 from .pretrained import has_pretrained as has_pretrained
 from .pretrained import is_weights_name as is_weights_name
+from .segmented import SegmentedModel as SegmentedModel
+from .segmented import open_exported as open_exported
 from .store import locate as locate
 from .store import notes as notes
 from .store import save as save

