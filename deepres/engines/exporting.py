@@ -226,6 +226,12 @@ def _metadata(opened: OpenedModel, prepare: Prepare, to: ExportTarget, name: str
         "inputs": opened.spec.inputs,
         "preprocessing": json.dumps(prepare.to_notes()),
     }
+    labels = opened.notes.get("classes")
+    if labels and opened.spec.classes not in (None, len(labels)):
+        raise DeepresError(
+            f"{opened.name}: its list of labels has {len(labels)} names, and the network has {opened.spec.classes} outputs; note one name "
+            "for each output with deepres.models.annotate(model, classes=[...])"
+        )
     if opened.classes:
         noted["labels"] = json.dumps(list(opened.classes))
     return noted

@@ -61,10 +61,16 @@ def predict(
 
     ``prepare`` and ``classes`` take the place of those that the network came with.
     A file that cannot be read gives a ``Prediction`` with its error, not an exception.
+
+    Raises ``DeepresError`` where ``classes`` are not as many as the network's outputs.
     """
     opened = open_trained(model, weights=weights)
     prepare = prepare or opened.preparation(size)
     names = classes or (list(opened.classes) if opened.classes else None)
+    if classes and opened.spec.classes not in (None, len(classes)):
+        raise DeepresError(
+            f"{opened.name}: has {opened.spec.classes} outputs, and {len(classes)} classes were given; name each output once"
+        )
     opened.model.eval()
     return _predict(opened.model, expand(images), prepare, names, top, batch)
 

@@ -44,6 +44,11 @@ class ExportedModel(nn.Module):
         self.path, self.engine, self.header = path, files[0].engine, dict(header)
         self.files = tuple(files)
         self.model_spec = _spec(header, files[-1].outputs)
+        named, outputs = self.model_spec.classes, files[-1].outputs
+        if outputs not in (None, named):
+            raise DeepresError(
+                f"{path}: its list of labels has {named} names, and its graph {outputs} outputs; export it again"
+            )
         self.eval()
 
     @property

@@ -85,6 +85,12 @@ def test_a_truncated_file_is_one_sentence(kind: str, files: Path, tmp_path: Path
         open_exported(path, trust=True)
 
 
+def test_labels_of_another_number_than_the_outputs_are_one_sentence(tmp_path: Path) -> None:
+    exporters.to_onnx(around(nn.ReLU()), X[:1], tmp_path / "net.onnx", {**METADATA, "labels": '["one", "two"]'})
+    with pytest.raises(DeepresError, match="its list of labels has 2 names, and its graph 3 outputs"):
+        open_exported(tmp_path / "net.onnx")
+
+
 def test_archives_are_opened_only_on_demand(files: Path) -> None:
     with pytest.raises(DeepresError, match="can run code when it is loaded"):
         open_exported(files / "net.pt2")

@@ -137,4 +137,9 @@ def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
         deepres.export(model, "onnx", tmp_path / "net.onnx", opset=9)
     assert main(["export", "resnet18"]) == 2
     assert "would be freshly initialised" in capsys.readouterr().err
+    deepres.models.annotate(model, classes=["cat", "dog"])
+    with pytest.raises(DeepresError, match="its list of labels has 2 names, and the network has 10 outputs"):
+        deepres.export(model, "torch-export", tmp_path / "net.pt2", size=16)
+    with pytest.raises(DeepresError, match="has 10 outputs, and 2 classes were given"):
+        deepres.predict(model, [tmp_path], classes=["cat", "dog"])
     assert exporting.SUFFIX.keys() == {"onnx", "openvino", "torch-export", "aoti"}
