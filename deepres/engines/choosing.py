@@ -19,7 +19,6 @@ from deepres.deprecation import renamed
 from deepres.engines.answers import Answers
 from deepres.engines.compare import AS_IS, Trial, compare, fastest_engine, sentence
 from deepres.engines.engine import DTYPES, Engine, Precision
-from deepres.engines.int8 import ErrorRises
 from deepres.engines.optimized import CHOICE, Candidate, Choice, Optimized
 from deepres.engines.options import OptimizeOptions
 from deepres.engines.registry import ENGINES, engines_for
@@ -130,9 +129,7 @@ def _measured(
             assert data is not None
             try:
                 quantized = trial.engine.quantize(source, data, error=error, log=log)
-            except Exception as refused:  # the libraries fail in ways of their own; the other engines are still tried
-                if isinstance(refused, DeepresError) and not isinstance(refused, ErrorRises):
-                    raise
+            except Exception as refused:  # the libraries fail in ways of their own; the other candidates are still tried
                 trial.found = [Candidate(trial.engine.name, trial.precision, "close", problem=sentence(refused))]
             else:
                 trial.runner, trial.rise = quantized.runner, quantized.rise
@@ -190,7 +187,8 @@ def _best(candidates: Sequence[Candidate], answers: Answers, error: float | None
     """The fastest with these answers; ``error``: the limit of ``settle``, where answers are chosen by what was measured."""
     best = fastest_engine(candidates, answers)
     if best is None:
-        raise DeepresError("no engine can run this network with the same answers: " + _problems(candidates))
+        how = "with the same answers" if answers == "exact" else "as it was asked for"
+        raise DeepresError(f"no engine can run this network {how}: {_problems(candidates)}")
     return best if error is None or answers == "close" else settle(candidates, best, error)
 
 

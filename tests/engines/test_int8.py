@@ -62,6 +62,9 @@ def test_what_int8_needs_is_said(known: tuple[torch.nn.Module, Data]) -> None:
     few = dataclasses.replace(data, train=data.train.take(torch.arange(20)))
     with pytest.raises(DeepresError, match="its training split has 20 images, and calibrating int8 takes at least 32"):
         deepres.optimize(model, images, data=few, precision="int8", engine="openvino")
+    several = ("openvino", "torch-eager")
+    fast = deepres.optimize(model, images, data=few, engine=several, seconds=0.1)  # the others are still tried
+    assert any("calibrating int8 takes" in one.problem for one in fast.candidates) and fast.choice.precision != "int8"
     with pytest.raises(DeepresError, match="give data"):
         deepres.optimize(model, images, precision="int8")
     with pytest.raises(DeepresError, match="name one of them, or auto"):
