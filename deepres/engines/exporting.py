@@ -26,7 +26,7 @@ from deepres.errors import DeepresError, nearest
 from deepres.ghosting import Ghost, load_ghost
 from deepres.ghosting.make import HEADS
 from deepres.models import OpenedModel, annotate, data_for, open_exported, open_trained
-from deepres.models.exported import RUNNER, open_file
+from deepres.models.exported import RUNNER, ExportedModel, open_file
 from deepres.models.options import OpenOptions
 from deepres.models.segmented import SegmentedModel, write_runner
 
@@ -102,6 +102,8 @@ def export(
     opened, ghost = _opened(model, weights)
     if ghost is not None:
         return _export_segments(ghost.cpu(), opened, to, out, data, size, opset)
+    if isinstance(opened.model, ExportedModel):
+        raise DeepresError(f"{opened.name}: is exported already; export the network that it was made of")
     network = opened.model.eval().cpu()
     path = Path(out) if out is not None else Path(f"{Path(opened.name.replace(':', '-')).name}{SUFFIX[to]}")
     if path.suffix != SUFFIX[to]:

@@ -106,6 +106,8 @@ def test_changed_folders_and_mistakes_are_one_sentence(folder: Path, tmp_path: P
     (tmp_path / "segment-0.onnx").unlink()
     with pytest.raises(DeepresError, match=r"segment-0\.onnx: no such file"):
         open_model(tmp_path)
+    with pytest.raises(DeepresError, match="ghost: is exported already"):
+        deepres.export(folder, "torch-export", tmp_path / "again.pt2")
     made = ghost(average=False)
     with pytest.raises(DeepresError, match="becomes a folder of segments"):
         deepres.export(made, "onnx", tmp_path / "net.onnx", size=16)
