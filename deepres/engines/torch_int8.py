@@ -20,7 +20,7 @@ from deepres.engines.torch_compiled import TorchRunner
 
 _FILE = "int8.safetensors"
 _OBSERVER = "activation_post_process"  # part of the names of what calibration records
-EXAMPLES = 128  # training images: observers of PyTorch cost several times the network
+CALIBRATION_IMAGES = 128  # training images: observers of PyTorch cost several times the network
 
 
 class _Graph(nn.Module):
@@ -64,7 +64,7 @@ def quantize_torch(
 
     Raises ``ErrorRises`` where it rises by more than ``error`` points, and ``DeepresError`` where the training split is too small.
     """
-    batches = calibration_batches(source, data, EXAMPLES)
+    batches = calibration_batches(source, data, CALIBRATION_IMAGES)
     prepared = _prepared(source)
     log("calibrating int8 of PyTorch")
     with torch.no_grad(), quietly():
