@@ -20,12 +20,16 @@ class Resident:
 
     pixels: Tensor
     labels: Tensor
+    sources: tuple[
+        Item, ...
+    ] = ()  # the files that the rows were decoded from, where there are any; their labels may be outdated
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, index: Tensor) -> Resident:
-        return Resident(self.pixels[index], self.labels[index])
+        sources = tuple(self.sources[i] for i in index.tolist()) if self.sources else ()
+        return Resident(self.pixels[index], self.labels[index], sources)
 
     def to(self, device: torch.device | str) -> Resident:
         return Resident(self.pixels.to(device), self.labels.to(device))
@@ -139,4 +143,5 @@ def decode_all(items: tuple[Item, ...], prepare: Prepare) -> tuple[Resident, lis
         except (UnreadableImage, OSError):
             bad.append(item.name)
     labels = torch.tensor([item.label for item in items], dtype=torch.int64)
-    return (Resident(out, labels) if not bad else Resident(out[good], labels[good])), bad
+    whole = Resident(out, labels, items)
+    return (whole if not bad else whole.take(torch.tensor(good, dtype=torch.int64))), bad

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from deepres.errors import DeepresError
 
 # Formats that Pillow only recognises, or hands to another program (PostScript to Ghostscript): never decoded.
 _NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+_TIFF = (b"II*\0", b"MM\0*")  # how such a file begins
 
 
 class UnreadableImage(DeepresError):
@@ -68,20 +70,50 @@ def _full_scale(image: Image.Image) -> float:
     """The value that becomes 255 in a deep grey image. It depends on the type alone, so that equal values stay equal in a set."""
     if image.mode == "F":
         return 1.0
-    bits = getattr(image, "tag_v2", {}).get(258, ())  # TIFF's bits per sample
-    return 4095.0 if bits in (12, (12,)) else 65535.0  # Pillow puts 16-bit PNG and PGM files into mode "I", too
+    tags = getattr(image, "tag_v2", {})
+    bits, signed = _first(tags.get(_BITS)), _first(tags.get(_SAMPLE_FORMAT)) == 2
+    if bits == 16 and signed:
+        return 32767.0
+    return 4095.0 if bits == 12 else 65535.0  # Pillow puts 16-bit PNG and PGM files into mode "I", too
+
+
+def _first(value: object) -> object:
+    return value[0] if isinstance(value, tuple) and value else value
+
+
+def _grey(image: Image.Image, full: float, tags: Mapping[int, object]) -> Image.Image:
+    """8 bits of an image of integers or floats, with what Pillow does for 8 bits only: TIFF's white zero, PNG's transparent value."""
+    values = np.asarray(image)
+    if values.dtype == np.int32 and _first(tags.get(_SAMPLE_FORMAT)) == 1:
+        values = values.view(np.uint32)  # Pillow's mode has a sign where the file's type has none
+    grey = grey_bytes(values, full)
+    if tags.get(_PHOTOMETRIC) == 0:
+        grey = 255 - grey
+    if isinstance(transparent := image.info.get("transparency"), int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey)
 
 
 def _plain(image: Image.Image, channels: int) -> Image.Image:
     """Upright, opaque, 8 bits, in mode RGB or L."""
-    full = _full_scale(image)
+    full, tags = _full_scale(image), dict(getattr(image, "tag_v2", {}))
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
-        image = Image.fromarray(grey_bytes(np.asarray(image), full))
+        image = _grey(image, full, tags)
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode in ("LAB", "HSV"):
+        image = image.convert("RGB")  # Pillow has no way from these to grey
     return image.convert("L" if channels == 1 else "RGB")
+
+
+def _starts(source: bytes | str | Path) -> bytes:
+    """The first four bytes."""
+    if isinstance(source, bytes):
+        return source[:4]
+    with open(source, "rb") as file:
+        return file.read(4)
 
 
 def open_image(
@@ -95,7 +127,8 @@ def open_image(
     """A Pillow image in mode RGB (``channels`` 3) or L (1), upright; transparency is laid on white.
 
     Deep images are scaled by their type: 16 bits by 1/257, 12-bit TIFF by 255/4095, floats by 255 and clipped, so that a float
-    image has to lie in [0, 1]. 12-bit values in a 16-bit container are read as 16 bits, and are dark.
+    image has to lie in [0, 1]. 12-bit values in a 16-bit container are read as 16 bits, and are dark. Of integers with a sign those
+    below 0 are black: 16 bits are scaled by 255/32767. Integers of 32 bits are taken for values of 16 bits and clipped.
 
     ``draft``: a JPEG may be decoded at a half, a quarter or an eighth, with no side under this many pixels; faster, not exact.
     ``formats``: the formats (Pillow's names, such as ``"JPEG"``) that may be decoded; default: all of ``image_formats()``.
@@ -125,6 +158,9 @@ def open_image(
         raise OversizedImage(f"{name}: refused, it would unpack to too many pixels ({error})") from error
     except UnidentifiedImageError as error:
         taken = f", which are {', '.join(known)}" if formats else ""
+        if "TIFF" in known and _starts(source) in _TIFF:
+            why = "a TIFF of a depth or of colours that Pillow does not decode; save it in 8 or 16 bits, or in one channel of 32-bit floats"
+            raise UnreadableImage(f"{name}: not an image that can be read ({why})") from error
         raise UnreadableImage(f"{name}: not an image that can be read (of none of the known formats{taken})") from error
     except Exception as error:  # decoders raise RuntimeError, struct.error, MemoryError, IndexError, ... at damaged files
         raise UnreadableImage(f"{name}: not an image that can be read ({str(error) or type(error).__name__})") from error

@@ -189,6 +189,8 @@ def _found(path: Path, size: int | None, channels: int | None, val_share: float)
 
 def _leaks(train: Split, test: Split) -> tuple[str, ...]:
     shared = shared_images(train, test)
+    if shared is None:
+        return ("whether test images are training images as well was not looked at, as the set is too large for it",)
     return (
         (f"{shared:,} of the {len(test):,} test images are training images as well: the test error is too low",)
         if shared
@@ -202,7 +204,9 @@ def _decoded(items: tuple[Item, ...], prepare: Prepare) -> tuple[Resident, list[
     try:
         with safe_open(path, framework="pt") as file:
             bad = json.loads((file.metadata() or {}).get("unreadable", "[]"))
-            return Resident(file.get_tensor("pixels"), file.get_tensor("labels")), bad
+            unread = set(bad)
+            sources = tuple(item for item in items if item.name not in unread)
+            return Resident(file.get_tensor("pixels"), file.get_tensor("labels"), sources), bad
     except (OSError, SafetensorError):
         split, bad = decode_all(items, prepare)
     _keep(path, {"pixels": split.pixels, "labels": split.labels}, {"unreadable": json.dumps(bad)})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from deepres.data import difference
 from deepres.errors import DeepresError
 from deepres.training.progress import Progress
 
@@ -30,6 +31,7 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
         "progress": dataclasses.asdict(trainer.progress),
         "speed": trainer.speed.name,
         "data": _data(trainer),
+        "examples": trainer.examples,
         "callbacks": {name: state for name, state in states.items() if state is not None},
     }
 
@@ -45,6 +47,11 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> None:
         raise DeepresError(
             f"{trainer.run.data}: the data have changed since the run in {trainer.out} began ({what}); a run goes on with the same "
             "data only: train anew into another --out, from this run's weights with --init if they fit"
+        )
+    if "examples" in state and (what := difference(state["examples"], trainer.examples, trainer.data)):
+        raise DeepresError(
+            f"{trainer.run.data}: the data have changed since the run in {trainer.out} began ({what}); put them back, or train anew into "
+            "another --out, from this run's weights with --init"
         )
     try:
         _restore_callbacks(trainer, state)

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from deepres.callback import Callback
-from deepres.data import Augment, Batch, Data, Loader, Resident, seeded
+from deepres.data import Augment, Batch, Data, Loader, Resident, digest, seeded
 from deepres.data.options import parse_bytes
 from deepres.errors import DeepresError
 from deepres.evaluation import Evaluation, measure
@@ -62,6 +62,7 @@ class Trainer:
         self.callbacks = list(callbacks)
         self._check_callbacks()
         self.out = Path(run.out) if run.out else None
+        self.examples = digest(data) if self.out else {}  # what checkpoints say of the data
         self.model = model.to(context.device)
         self.progress, self.pace = Progress(gentle=self._starts_gently()), Pace()
         self.loader = Loader(

@@ -13,10 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from pictures import picture, tree, write
 
 from deepres import DeepresError
-from deepres.data import open_data
+from deepres.data import Streamed, open_data
+from deepres.data.files import Item
+from deepres.data.leaks import shared_images
 
 
 def zipped(target: Path, root: Path, names: Sequence[str] | None = None) -> Path:
@@ -109,6 +112,18 @@ def test_images_in_two_splits_are_counted(size: int, tmp_path: Path) -> None:
         shutil.copy(tmp_path / f"train/cat/{i}.png", tmp_path / f"test/cat/copy{i}.png")
     data = open_data(tmp_path, val_share=0.01)
     assert "of the 15 test images are training images as well" in str(data)
+
+
+def test_a_set_too_large_for_counting_them_says_so(tmp_path: Path) -> None:
+    many = Streamed(tuple(Item(f"{i}.png", 0) for i in range(50_001)))
+    assert shared_images(many, many.take(torch.arange(9))) is None
+    for part in ("train", "test"):
+        for label in "ab":
+            (tmp_path / part / label).mkdir(parents=True)
+            with open(tmp_path / part / label / "0.png", "wb") as file:
+                file.write(picture(0, 100))
+                file.truncate(140 << 20)  # one content, too long to be read for this
+    assert "was not looked at, as the set is too large" in str(open_data(tmp_path))
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar.gz", "deep"])

@@ -7,6 +7,7 @@ import json
 import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,6 +43,41 @@ def twelve_bits() -> bytes:
         struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags) + bytes(4)
     )
     return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory
+
+
+def tagged(bits: int, form: int, values: np.ndarray, zero: int = 1) -> bytes:
+    """A grey TIFF file. ``form``: 1 unsigned, 2 signed, 3 floats; ``zero``: 0 where zero is white, 1 where it is black."""
+    data = values.tobytes()
+    tags = (
+        (256, 12),
+        (257, 12),
+        (258, bits),
+        (259, 1),
+        (262, zero),
+        (273, 8),
+        (277, 1),
+        (278, 12),
+        (279, len(data)),
+        (339, form),
+    )
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory + bytes(4)
+
+
+def scaled(full: int, kind: str) -> np.ndarray:
+    return (RAMP * full).round().astype(kind)
+
+
+def transparent_sixteen(value: int) -> bytes:
+    """A PNG of 16-bit grey with one transparent value."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in scaled(65535, ">u2")))
+    head = struct.pack(">IIBBBBB", 12, 12, 16, 0, 0, 0, 0)
+    parts = ((b"IHDR", head), (b"tRNS", struct.pack(">H", value)), (b"IDAT", rows), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
 def portable(most: int) -> bytes:
@@ -163,6 +199,43 @@ def test_every_reader_gives_the_right_pixels(make: Callable[[Path, dict[str, byt
     for name, pixels in zip(order, mine, strict=True):
         off = (pixels.double() - torch.from_numpy(RAMP * 255)).abs().max()
         assert off <= KINDS[name][1], (name, float(off))
+
+
+DEEP: dict[str, tuple[bytes, np.ndarray]] = {
+    "16 bits, zero is white": (tagged(16, 1, scaled(65535, "<u2"), 0), 255 - RAMP * 255),
+    "floats, zero is white": (tagged(32, 3, RAMP.astype("<f4"), 0), 255 - RAMP * 255),
+    "16 bits with a sign": (tagged(16, 2, scaled(32767, "<i2")), RAMP * 255),
+    "16 bits, half below 0": (
+        tagged(16, 2, (scaled(65534, "<i4") - 32767).astype("<i2")),
+        np.clip((RAMP * 65534 - 32767) / 32767 * 255, 0, 255),
+    ),
+    "32 bits above half of their range": (tagged(32, 1, np.full((12, 12), 2**31 + 1, "<u4")), RAMP * 0 + 255),
+    "one transparent value of 16 bits": (transparent_sixteen(0), np.where(RAMP == 0, 255, RAMP * 255)),
+    "not a number and infinities": (
+        tagged(32, 3, np.where(RAMP < 0.3, np.nan, np.where(RAMP < 0.6, np.inf, -np.inf)).astype("<f4")),
+        np.where((RAMP >= 0.3) & (RAMP < 0.6), 255.0, 0.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", DEEP)
+def test_deep_images_are_scaled_by_their_type(name: str, channels: int) -> None:
+    data, wanted = DEEP[name]
+    pixels = np.asarray(open_image(data, channels), dtype=float).reshape(12, 12, -1)
+    assert np.abs(pixels - wanted[..., None]).max() <= EXACT
+
+
+def test_a_tiff_that_cannot_be_decoded_is_named_as_one() -> None:
+    for bits, kind in ((16, "<f2"), (64, "<f8")):
+        with pytest.raises(UnreadableImage, match=r"a TIFF of a depth .* save it in 8 or 16 bits"):
+            open_image(tagged(bits, 3, RAMP.astype(kind)))
+
+
+def test_colours_without_a_way_to_grey_go_by_rgb() -> None:
+    colours = Image.merge("LAB", (grey(255, np.uint8), *[Image.new("L", (12, 12), 128)] * 2))
+    read = np.asarray(open_image(saved(colours, "TIFF"), 1), dtype=int)
+    assert read[0, 0] == 0 and read[-1, -1] > 250
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -1,18 +1,21 @@
 """Networks and situations that once stopped a run: attention by the default recipe, text, growing images, changed data."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from run_helpers import Stop, same_weights
 from torch import nn
 
 import deepres
 from deepres import Callback, DeepresError, Run
-from deepres.data import open_data
+from deepres.data import Data, Resident, difference, digest, open_data
 from deepres.lens import Monitor
 from deepres.training import Interrupted, Recipe, Trainer, memory, recipe
 from deepres.training.network import usual_recipe
@@ -95,6 +98,90 @@ def test_data_that_changed_between_a_run_and_its_resume_are_named(small_folder: 
     (tmp_path / "data" / "digit-2").rename(tmp_path / "data" / "other")
     with pytest.raises(DeepresError, match=r"\(classes: digit-0, digit-1, digit-2 then, digit-0, digit-1, other now\)"):
         deepres.train(run, resume=True, show=False)
+
+
+def _first_half(path: Path, folder: Path) -> Run:
+    how = Recipe("x", epochs=1, batch=16, lr=0.01, augment="none")
+    run = Run("resnet8-cifar", str(path), how, str(folder), speed="exact", width=0.25)
+    with pytest.raises(Interrupted):
+        deepres.train(run, show=False, callbacks=[Stop(1)])
+    return run
+
+
+def _swap(one: Path, other: Path) -> None:
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+
+
+@pytest.mark.parametrize("size", [8, 112], ids=["decoded", "streamed"])
+def test_examples_that_moved_or_changed_between_a_run_and_its_resume_are_named(size: int, tmp_path: Path) -> None:
+    for part, count in (("train", 12), ("val", 4), ("test", 4)):
+        for label in "ab":
+            (tmp_path / "data" / part / label).mkdir(parents=True)
+            for i in range(count):
+                noise = np.random.default_rng([i, ord(label)]).integers(0, 255, (size, size), np.uint8)
+                noise[: i % 3] = 0  # so that files differ in size
+                Image.fromarray(noise).save(tmp_path / "data" / part / label / f"{label}{i}.png")
+    run = _first_half(tmp_path / "data", tmp_path / "run")
+    a, b = (tmp_path / "data" / "train" / label for label in "ab")
+
+    def refused(what: str) -> None:
+        with pytest.raises(DeepresError, match=rf"data have changed since .*\({what}\); put them back"):
+            deepres.train(run, resume=True, show=False)
+
+    shutil.copytree(tmp_path / "data", tmp_path / "kept")
+    (a / "a1.png").rename(b / "moved.png")
+    (b / "b1.png").rename(a / "moved.png")
+    refused(r"training: 2 examples are there under a new name, the first '.*/train/a/moved.png' of class 'a'")
+    shutil.rmtree(tmp_path / "data")
+    shutil.copytree(tmp_path / "kept", tmp_path / "data")
+    _swap(a / "a1.png", b / "b2.png")
+    refused(r"training: 2 examples are of other content, the first '.*/train/a/a1.png' of class 'a'")
+    _swap(a / "a1.png", b / "b2.png")
+    with open(tmp_path / "data" / "test" / "b" / "b3.png", "ab") as file:
+        file.write(bytes(8))
+    refused(r"test: 1 example is of other content, the first '.*/test/b/b3.png' of class 'b'")
+    shutil.rmtree(tmp_path / "data")
+    (tmp_path / "kept").rename(tmp_path / "elsewhere")
+    moved = dataclasses.replace(run, data=str(tmp_path / "elsewhere"))  # the same data by another path
+    assert deepres.train(moved, resume=True, show=False).history
+
+
+def test_labels_of_a_table_and_contents_of_arrays_are_compared_as_well(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    rows = [(f"files/{i}.png", "ab"[i % 2], "test" if i < 4 else "train") for i in range(24)]
+    for i, (name, _, _) in enumerate(rows):
+        Image.fromarray(np.full((8, 8), 10 * i, np.uint8)).save(tmp_path / name)
+
+    def table(rows: list[tuple[str, str, str]]) -> Data:
+        lines = [",".join(row) for row in [("path", "label", "split"), *rows]]
+        (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
+        return open_data(tmp_path / "list.csv")
+
+    before = table(rows)
+    swapped = [(n, {"files/7.png": "a", "files/8.png": "b"}.get(n, label), split) for n, label, split in rows]
+    after = table(swapped)
+    assert difference(digest(before), digest(before), before) == ""
+    said = difference(digest(before), digest(after), after)
+    assert "2 examples are of another class, the first " in said and "files/7.png' of class 'a'" in said
+    digits = open_data("digits")
+    assert isinstance(digits.train, Resident)
+    pixels = digits.train.pixels.clone()
+    pixels[5] += 1
+    other = dataclasses.replace(digits, train=dataclasses.replace(digits.train, pixels=pixels))
+    assert difference(digest(digits), digest(other), other).startswith(
+        "training: 1 example is of other content, the first 'number 5'"
+    )
+
+
+def test_a_checkpoint_without_digests_still_resumes(small_folder: Path, tmp_path: Path) -> None:
+    run = _first_half(small_folder, tmp_path / "run")
+    (path,) = (tmp_path / "run" / "checkpoints").glob("*.pt")
+    state = torch.load(path, weights_only=True)
+    del state["examples"]
+    torch.save(state, path)
+    assert deepres.train(run, resume=True, show=False).history
 
 
 def test_batch_norm_over_one_value_is_refused_with_a_sentence() -> None:
