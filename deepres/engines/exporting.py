@@ -101,10 +101,14 @@ def export(
         raise DeepresError(f"ONNX opset {opset}: torch.onnx writes {OPSETS[0]} to {OPSETS[-1]}")
     opened, ghost = _opened(model, weights)
     if ghost is not None:
-        return _export_segments(ghost.cpu(), opened, to, out, data, size, opset)
+        device = next(ghost.parameters()).device
+        try:
+            return _export_segments(ghost.cpu(), opened, to, out, data, size, opset)
+        finally:
+            ghost.to(device)  # it may be the caller's
     if isinstance(opened.model, ExportedModel):
         raise DeepresError(f"{opened.name}: is exported already; export the network that it was made of")
-    network = opened.model.eval().cpu()
+    network = opened.to_write()
     path = Path(out) if out is not None else Path(f"{Path(opened.name.replace(':', '-')).name}{SUFFIX[to]}")
     if path.suffix != SUFFIX[to]:
         raise DeepresError(f"{path}: a file of {to} ends in {SUFFIX[to]}")

@@ -6,7 +6,6 @@ own terms.
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import shutil
@@ -130,8 +129,7 @@ def _open(model: nn.Module | str | Path, weights: str | Path | None) -> OpenedMo
             f"{opened.name}: how it is built is not known, so nobody could open the folder; give a run, a file, or the name of a network "
             "with its --weights"
         )
-    network = copy.deepcopy(opened.model) if opened.given else opened.model  # the caller's network stays as it is
-    return replace(opened, model=network.eval().cpu())
+    return replace(opened, model=opened.to_write())
 
 
 def _timm_name(model: nn.Module) -> str | None:

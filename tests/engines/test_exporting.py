@@ -53,7 +53,9 @@ NETWORKS = {
 @pytest.mark.parametrize("kind", list(NETWORKS))
 def test_networks_of_every_kind_become_torch_export_archives(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    result = deepres.export(NETWORKS[kind]().eval(), "torch-export", tmp_path / "net.pt2", size=32)
+    model = NETWORKS[kind]().train()
+    result = deepres.export(model, "torch-export", tmp_path / "net.pt2", size=32)
+    assert model.training and all(module.training for module in model.modules())  # the caller's network stays as it is
     assert result.changed == 0 and result.difference <= 1e-4 * result.largest and result.examples == 32
 
 
