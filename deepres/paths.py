@@ -21,6 +21,14 @@ def user_path(name: str | Path) -> Path:
         raise DeepresError(f"{name}: the home folder is not known; give the path without ~") from error
 
 
+def os_reason(error: OSError) -> str:
+    """Say why a file or folder cannot be written. The system says only "File exists" of a link to what does not exist."""
+    path = Path(error.filename) if isinstance(error.filename, str | os.PathLike) else None
+    if path is not None and path.is_symlink() and not path.exists():
+        return f"it is a link to {path.readlink()}, which does not exist; make that folder, or choose another one"
+    return error.strerror or str(error)
+
+
 def cache_folder() -> Path:
     """The cache folder, for what can be made again: decoded data sets, measured speeds, compiled kernels.
 

@@ -54,10 +54,13 @@ class ModelSpec:
         return self.inputs == "tokens" and self.classes is not None and self.classes != self.vocabulary
 
     def with_processor(self, settings: Mapping[str, Any]) -> ModelSpec:
-        """The spec with the preprocessing of a Hugging Face ``preprocessor_config.json``, given as a dictionary."""
-        found: dict[str, Any] = {}
-        if settings.get("do_normalize", True) and settings.get("image_mean") and settings.get("image_std"):
-            found |= {"mean": tuple(settings["image_mean"]), "std": tuple(settings["image_std"])}
+        """The spec with the preprocessing of a Hugging Face ``preprocessor_config.json``, given as a dictionary.
+
+        Raises ``ValueError`` or ``TypeError`` for settings that are none.
+        """
+        if not isinstance(settings, Mapping):
+            raise TypeError("no JSON object")
+        found: dict[str, Any] = _normalisation(settings)
         if settings.get("resample") in _RESAMPLING:
             found["interpolation"] = _RESAMPLING[settings["resample"]]
         size, crop = _side(settings.get("size")), _side(settings.get("crop_size"))
@@ -68,6 +71,24 @@ class ModelSpec:
         elif size:
             found |= {"usual_size": size, "crop": 1.0}
         return dataclasses.replace(self, **found)
+
+
+def _normalisation(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Mean and deviation of pixels in 0..1, with the processor's scale and offset in them; empty where it leaves them to its class."""
+    mean, std = settings.get("image_mean"), settings.get("image_std")
+    if settings.get("do_normalize") is False:
+        mean, std = 0.0, 1.0
+    elif mean is None or std is None or [] in (mean, std):
+        return {}
+    means, stds = (tuple(map(float, v)) if isinstance(v, list | tuple) else (float(v),) for v in (mean, std))
+    if min(stds) <= 0:
+        raise ValueError(f"image_std is {std}, and has to be above 0")
+    scale = float(settings.get("rescale_factor", 1 / 255)) if settings.get("do_rescale", True) else 1.0
+    full = 255 * scale if abs(255 * scale - 1) > 1e-9 else 1.0  # what a pixel of 255 becomes
+    if full <= 0:
+        raise ValueError(f"rescale_factor is {scale}, and has to be above 0")
+    below = 1.0 if settings.get("rescale_offset") and settings.get("do_rescale", True) else 0.0
+    return {"mean": tuple((value + below) / full for value in means), "std": tuple(value / full for value in stds)}
 
 
 def _side(value: Any) -> int | None:

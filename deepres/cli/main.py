@@ -11,6 +11,7 @@ from deepres import __version__
 from deepres.cli.parsing import BuilderOption, parse
 from deepres.cli.terminal import expand_home, rename_options, report_unforeseen, tolerate_any_name
 from deepres.errors import DeepresError, nearest
+from deepres.paths import os_reason
 
 DESCRIPTION = "Deep residual learning, complete: build, train, look inside, shrink, speed up and serve residual networks."
 # command -> one line for `deepres --help`. The class of the same name in deepres/cli/COMMAND.py holds its options.
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:  # a full disk, a folder that may not be written
-        print(f"deepres: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        print(f"deepres: {error.filename or 'a file'}: {os_reason(error)}", file=sys.stderr)
         return 2
     except Exception as error:
         print(f"deepres: {report_unforeseen(error, argv)}", file=sys.stderr)

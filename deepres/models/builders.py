@@ -227,8 +227,11 @@ def _hugging_face(path: str) -> nn.Module:
         model: nn.Module = kind.from_pretrained(path, config=config)
     except DeepresError as error:
         raise DeepresError(f"hf:{path}: {error}") from error
-    except (OSError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if "ignore_mismatched_sizes" in reason:
+            count = len(config.id2label or ())
+            reason = f"config.json describes other sizes than the weights have; it names {count} labels, and num_labels is their number"
         again = (
             "; a file is missing or truncated, so download it again" if isinstance(error, (OSError, SafetensorError)) else ""
         )

@@ -171,7 +171,11 @@ def unwrap(state: Mapping[str, Any], known: Callable[[str], bool], roots: Callab
         averaged = any(word in place.lower() for word in _AVERAGED) or "n_averaged" in plain
         found.append(((overlap, averaged, -depth), place, prefix, plain, averaged))
     if not found:
-        raise DeepresError("the checkpoint holds no tensors under names, so it is not a state_dict")
+        optimizer = any(
+            isinstance(one, Mapping) and {"state", "param_groups"} <= one.keys() for one in (state, *state.values())
+        )
+        what = "holds the state of an optimizer and no network's weights; give the file that has these" if optimizer else ""
+        raise DeepresError(f"the checkpoint {what or 'holds no tensors under names, so it is not a state_dict'}")
     score, place, prefix, plain, averaged = max(found, key=lambda one: one[0])
     inside = {name.removeprefix(prefix): tensor for name, tensor in plain.items() if name.startswith(prefix)}
     if score[0] == 0 or roots is None:

@@ -29,6 +29,7 @@ from deepres.nn.resnet import ResNetConfig
 from deepres.nn.transformer import TransformerConfig
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_OLD = "pytorch_model.bin"  # what earlier versions of timm wrote alone
 LIBRARY = "deepres"  # `library_name` of a configuration that deepres wrote for itself
 OURS: dict[str, tuple[str, type[Any]]] = {"ResNet": ("config", ResNetConfig), "Transformer": ("transformer", TransformerConfig)}
 _TIMM = {"num_classes", "in_chans", "global_pool"}  # arguments of timm's networks that deepres keeps itself
@@ -69,6 +70,8 @@ def open_hub_folder(folder: str | Path) -> tuple[nn.Module, dict[str, Any], Matc
     """
     folder = Path(folder)
     config, weights = folder / CONFIG, folder / WEIGHTS
+    if not weights.is_file() and (folder / _OLD).is_file():
+        weights = folder / _OLD
     settings = read_hub_config(folder)
     if not weights.is_file():
         raise DeepresError(f"{folder}: holds a {CONFIG} and no {WEIGHTS}; download or copy the whole folder")
@@ -224,7 +227,8 @@ def _timm_prepare(about: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     channels, size = about["input_size"][0], about["input_size"][-1]
     resize = int(size / about["crop_pct"]) if about.get("crop_pct") else 0
-    told = {"size": size, "channels": channels, "mean": about["mean"], "std": about["std"], "resize": resize}
+    mean, std = (list(v) * channels if len(v) == 1 else v for v in (about["mean"], about["std"]))
+    told = {"size": size, "channels": channels, "mean": mean, "std": std, "resize": resize}
     return {**told, "interpolation": about.get("interpolation") or "bilinear"}
 
 

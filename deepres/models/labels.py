@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -11,6 +12,8 @@ import torch
 
 from deepres.data import Data, Resident, Split
 from deepres.models.wordnet import are_ids, imagenet_ids, imagenet_places
+
+_NUMBERED = re.compile(r"(n\d{8}|\d+)[\s._\-]+(.+)")
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,10 @@ def match_labels(
     """Find the output of a network for each class of a data set.
 
     ``labels``: the network's own, in the order of its ``outputs``, or None where it has none. Names are compared without regard to
-    case, ``_``, ``-`` and spaces; of a label with synonyms, such as ``"tench, Tinca tinca"``, any one is enough. WordNet ids are placed
-    by ImageNet's order of the 1000. The data may hold fewer classes than the network tells apart. By position where no name agrees and
-    the numbers do, if ``positional``; labels that were taken from a folder of images shall agree by name.
+    case, ``_``, ``-``, spaces, and a number or WordNet id in front of every name; of a label with synonyms, such as
+    ``"tench, Tinca tinca"``, any one is enough. WordNet ids are placed by ImageNet's order of the 1000. The data may hold fewer classes
+    than the network tells apart. By position where no name agrees and the numbers do, if ``positional``; labels that were taken from a
+    folder of images shall agree by name.
     """
     here = tuple(range(len(classes)))
     size = outputs if labels is None else len(labels)
@@ -51,6 +55,8 @@ def match_labels(
         return LabelMatch("name", here)
     places = _places(labels)
     found = [places.get(_plain(name)) for name in classes]
+    if None in found:
+        found = _without_numbers(labels, classes) or found
     order = tuple(i for i in found if i is not None)
     if len(order) == len(classes) == len(set(order)):
         if len(labels) > len(classes):
@@ -69,6 +75,24 @@ def match_labels(
     return LabelMatch(
         "none", remark=f"{why}: {len(order)} of the data's {len(classes)} classes are among the network's {len(labels)}"
     )
+
+
+def _without_numbers(labels: Sequence[str], classes: Sequence[str]) -> list[int | None] | None:
+    """Outputs of the classes where every name of a side begins with a number or an id, as "001.Laysan" and "n01440764 tench" do.
+
+    None where that does not match all classes.
+    """
+    parts = [[match.groups() for name in names if (match := _NUMBERED.fullmatch(name))] for names in (labels, classes)]
+    ours = [classes, [rest for _, rest in parts[1]]]
+    theirs = [labels, [rest for _, rest in parts[0]], [number for number, _ in parts[0]]]
+    for known in theirs:
+        for asked in ours:
+            if len(known) == len(labels) and len(asked) == len(classes):
+                places = _places(known)
+                found = [places.get(_plain(name)) for name in asked]
+                if None not in found:
+                    return found
+    return None
 
 
 def output_names(outputs: int | None, classes: Sequence[str]) -> Sequence[str]:
@@ -93,7 +117,7 @@ def _places(labels: Sequence[str]) -> dict[str, int | None]:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[\s_\-]+", " ", name).strip().casefold()
+    return re.sub(r"[\s_\-]+", " ", unicodedata.normalize("NFKC", name)).strip().casefold()
 
 
 def relabel(data: Data, order: Sequence[int], labels: Sequence[str]) -> Data:

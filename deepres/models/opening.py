@@ -24,7 +24,7 @@ from deepres.models.pretrained import NONE, PACKAGED, USUAL, find_pretrained, is
 from deepres.models.segmented import open_exported
 from deepres.models.store import from_file, locate
 from deepres.models.tokens import hugging_face_tokens, saved_vocabulary
-from deepres.models.weights import load_weights, shape_in
+from deepres.models.weights import library_names, load_weights, shape_in
 from deepres.nn import zoo
 from deepres.nn.transformer_zoo import TRANSFORMERS, transformer
 
@@ -179,7 +179,7 @@ def library_prepare(spec: ModelSpec, size: int) -> Prepare:
     if spec.mean is None or spec.std is None:
         return usual
     mean, std = ((tuple(v) if len(v) == channels else (sum(v) / len(v),) * channels) for v in (spec.mean, spec.std))
-    resize = int(size / spec.crop) if spec.crop and size > 96 else 0
+    resize = int(size / spec.crop) if spec.crop and (size > 96 or size == spec.usual_size) else 0
     return Prepare(size, channels, mean, std, 0 if resize == size else resize, spec.interpolation or "bilinear")
 
 
@@ -229,7 +229,11 @@ def _with_weights(
         return model
 
     model = made()
-    classes, channels = shape_in(model, state)
+    try:
+        state = library_names(model, state)
+        classes, channels = shape_in(model, state)
+    except DeepresError as error:
+        raise DeepresError(f"{path}: {error}") from error
     spec = spec_of(model)
     differs = {"classes": classes, "channels": channels}
     if new_head:
@@ -251,6 +255,25 @@ def _with_weights(
     return dataclasses.replace(opened, fresh_head=report.head)
 
 
+def _with_processor(spec: ModelSpec, folder: Path) -> tuple[ModelSpec, tuple[str, ...]]:
+    """The spec with the preprocessing of a Hugging Face folder, and remarks. ``processor_config.json`` counts first, as in transformers."""
+    for file in (folder / "processor_config.json", folder / "preprocessor_config.json"):
+        if not file.is_file():
+            continue
+        try:
+            settings = json.loads(file.read_text())
+            if file.name == "processor_config.json" and isinstance(settings, Mapping):
+                settings = settings.get("image_processor")
+                if settings is None:
+                    continue
+            spec = spec.with_processor(settings)
+        except (OSError, ValueError, TypeError, ZeroDivisionError) as error:
+            raise DeepresError(f"{file}: not the preprocessing of a Hugging Face model ({error})") from error
+        bgr = f"{file}: wants blue before red (do_flip_channel_order), and gets red first, so answers will differ from its library's"
+        return spec, (bgr,) if settings.get("do_flip_channel_order") else ()
+    return spec, ()
+
+
 def _opened(
     model: nn.Module,
     name: str,
@@ -262,12 +285,9 @@ def _opened(
     folder: Path | None = None,
 ) -> OpenedModel:
     spec = spec_of(model)
-    processor = folder / "preprocessor_config.json" if folder is not None else None
-    if processor is not None and processor.is_file():
-        try:
-            spec = spec.with_processor(json.loads(processor.read_text()))
-        except (ValueError, TypeError, ZeroDivisionError) as error:
-            raise DeepresError(f"{processor}: not the preprocessing of a Hugging Face model ({error})") from error
+    if folder is not None:
+        spec, said = _with_processor(spec, folder)
+        remarks = (*remarks, *said)
     names = noted.get("classes") or spec.labels
     prepare = Prepare.from_notes(noted["prepare"]) if noted.get("prepare") else None
     if spec.inputs == "tokens" and folder is not None and prepare is None:

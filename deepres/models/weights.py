@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -126,6 +127,26 @@ def tensors_for(model: nn.Module, state: Mapping[str, Any], spec: ModelSpec) -> 
         found = _of_base(state, names) or found
     tensors = {translate(name): tensor for name, tensor in found.tensors.items()}
     return found, _one_head(tensors, spec.classifier, names)
+
+
+def library_names(model: nn.Module, state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The checkpoint under the names that transformers has in memory, where ``model`` is its own and most names are those of its files.
+
+    transformers renames tensors when it loads and when it saves. Any other checkpoint is returned as it is.
+    """
+    if not type(model).__module__.startswith("transformers.") or not hasattr(model, "_from_config"):
+        return state
+    names = set(model.state_dict())
+    found = unwrap(state, lambda name: name in names)
+    if 2 * len(names & found.tensors.keys()) > len(names):
+        return state
+    try:
+        again, report = type(model).from_pretrained(  # type: ignore[attr-defined]
+            None, config=copy.deepcopy(model.config), state_dict=dict(found.tensors), output_loading_info=True
+        )
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError):
+        return state
+    return state if report["missing_keys"] or report["unexpected_keys"] else again.state_dict()
 
 
 def _of_base(state: Mapping[str, Any], names: set[str]) -> Unwrapped | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deepres.errors import DeepresError
+from deepres.paths import os_reason
 from deepres.report.table import Table
 
 FIGURE_HEIGHT = 430  # pixels
@@ -125,7 +126,7 @@ class Page:
             os.replace(part, path)
         except OSError as error:
             part.unlink(missing_ok=True)
-            raise DeepresError(f"{path}: the report cannot be written ({error.strerror})") from error
+            raise DeepresError(f"{path}: the report cannot be written ({os_reason(error)})") from error
         return path
 
     def _has(self, *kinds: str) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from deepres.errors import DeepresError
+from deepres.paths import os_reason
 from deepres.training.run import RUN_FILE
 
 
@@ -29,7 +30,7 @@ def claim_folder(out: Path, run: Noted, resume: bool) -> list[Path]:
         if not (out / RUN_FILE).exists():
             (out / RUN_FILE).write_text(run.to_json())
     except OSError as error:
-        raise DeepresError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
+        raise DeepresError(f"{out}: cannot be written ({os_reason(error)}); choose another --out") from error
     return made
 
 
