@@ -189,7 +189,7 @@ def unwrap(state: Mapping[str, Any], known: Callable[[str], bool], roots: Callab
 
 def _dictionaries(state: Mapping[Any, Any], place: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """(path of keys, tensors) of each dictionary in a checkpoint that holds tensors under names, outermost first."""
-    tensors = {name: _plain_tensor(name, value) for name, value in state.items() if isinstance(name, str) and _is_tensor(value)}
+    tensors = {name: _plain_tensor(value) for name, value in state.items() if isinstance(name, str) and _is_tensor(value)}
     if tensors:
         yield place, tensors
     if depth < _DEPTH:
@@ -202,16 +202,11 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "fiub")
 
 
-def _plain_tensor(name: str, value: Any) -> Tensor:
-    """A dense tensor of numbers: quantized, sparse and NumPy's are converted.
-
-    Raises ``DeepresError`` for one without values.
-    """
+def _plain_tensor(value: Any) -> Tensor:
+    """A dense tensor of numbers: quantized, sparse and NumPy's are converted."""
     if isinstance(value, np.ndarray):
         return torch.from_numpy(np.array(value))
     tensor: Tensor = value
-    if tensor.is_meta:
-        raise DeepresError(f"the tensor {name} has a shape and no values (device meta), so it was saved before it was loaded")
     if tensor.is_quantized:
         return tensor.dequantize()
     return tensor.to_dense() if tensor.layout != torch.strided else tensor

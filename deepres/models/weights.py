@@ -74,6 +74,10 @@ def load_weights(model: nn.Module, state: Mapping[str, Any], *, strict: bool = T
     ours = model.state_dict()
     shapes = {n: t for n, t in theirs.items() if n in ours and t.shape != ours[n].shape}
     fits = {n: t for n, t in theirs.items() if n in ours and n not in shapes}
+    if empty := [name for name, tensor in fits.items() if tensor.is_meta]:
+        raise DeepresError(
+            f"the tensor {empty[0]} has a shape and no values (device meta), so it was saved before it was loaded"
+        )
     loaded = {ours[name].data_ptr() for name in fits if ours[name].numel()}
     missing = [
         name
