@@ -34,6 +34,7 @@ class ModelSpec:
     std: tuple[float, ...] | None = None
     interpolation: str | None = None  # "nearest", "bilinear", "bicubic", ...
     crop: float | None = None  # side of the centre crop divided by the short side that the image is resized to
+    squash: bool = False  # whether both sides of the image are resized alike, whatever their ratio
     folds_rows: bool = False  # whether blocks see windows or patches as rows of the batch, so that rows are not examples
     classifier: str | None = None  # path of the last layer, which gives the logits
     first: str | None = None  # path of the first layer: the convolution that takes the image, or the token embedding
@@ -64,6 +65,9 @@ class ModelSpec:
         if settings.get("resample") in _RESAMPLING:
             found["interpolation"] = _RESAMPLING[settings["resample"]]
         size, crop = _side(settings.get("size")), _side(settings.get("crop_size"))
+        sides = settings.get("size")
+        if isinstance(sides, Mapping) and "height" in sides and sides["height"] == sides.get("width"):
+            found["squash"] = bool(settings.get("do_resize", True))
         if settings.get("do_center_crop") and size and crop:
             found |= {"usual_size": crop, "crop": crop / size}
         elif settings.get("crop_pct") and size:

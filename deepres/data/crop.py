@@ -46,6 +46,14 @@ def fit(
     return window(image, resize, (left, top, left + size, top + size), resample)
 
 
+def squash(image: Image.Image, size: int, resize: int, resample: Image.Resampling = Image.Resampling.BILINEAR) -> Image.Image:
+    """Both sides to ``resize``, whatever their ratio, then the centre ``size`` x ``size``; ``size`` is at most ``resize``."""
+    start = (resize - size) // 2
+    across, down = image.width / resize, image.height / resize
+    box = (start * across, start * down, (start + size) * across, (start + size) * down)
+    return image.resize((size, size), resample, box=box)
+
+
 def pixels(image: Image.Image) -> Tensor:
     """A Pillow image as uint8 (C, H, W)."""
     tensor = torch.from_numpy(np.array(image, dtype=np.uint8))

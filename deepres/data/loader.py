@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from deepres.data.augment import Augment, draws, lighting, pad_crop_flip, random_view
-from deepres.data.crop import fit, pixels
+from deepres.data.crop import pixels
 from deepres.data.dataset import Resident, Split, Streamed
 from deepres.data.decode import UnreadableImage, open_image
 from deepres.data.decode_pool import in_groups, usual_workers
@@ -85,7 +85,8 @@ class _Views:
     def _view(self, encoded: bytes, index: int, epoch: int, size: int) -> Image.Image:
         if self.augment == "none":
             resize = round(self.prepare.resize * size / self.prepare.size) or size
-            return fit(open_image(encoded, self.split.channels, draft=DRAFT * resize), size, resize, self.prepare.resampling)
+            image = open_image(encoded, self.split.channels, draft=DRAFT * resize)
+            return replace(self.prepare, size=size, resize=resize).fitted(image)
         image = open_image(encoded, self.split.channels, draft=2 * size)
         return random_view(image, self.augment, size, iter(draws(24, torch.tensor([index]), self.seed, 0, epoch)[0].tolist()))
 

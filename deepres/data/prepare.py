@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from deepres.data.crop import fit, pixels
+from deepres.data.crop import fit, pixels, squash
 from deepres.data.vocabulary import Vocabulary, vocabulary_from_notes
 from deepres.errors import DeepresError
 
@@ -31,6 +31,7 @@ class Prepare:
     std: tuple[float, ...]
     resize: int = 0  # short side before the centre crop; 0 means `size`
     interpolation: str = "bilinear"  # of resizing: a name of `Image.Resampling`, in lower case
+    squash: bool = False  # whether both sides, and not the short one alone, are resized to `resize`, as Hugging Face's ViT does
 
     @cached_property
     def _mean(self) -> Tensor:
@@ -52,7 +53,13 @@ class Prepare:
 
     def image(self, image: Image.Image) -> Tensor:
         """A Pillow image in the right mode -> uint8 (C, size, size)."""
-        return pixels(fit(image, self.size, self.resize or None, self.resampling))
+        return pixels(self.fitted(image))
+
+    def fitted(self, image: Image.Image) -> Image.Image:
+        """A Pillow image resized and cropped to ``size`` x ``size``."""
+        if self.squash and (not self.resize or self.resize >= self.size):
+            return squash(image, self.size, self.resize or self.size, self.resampling)
+        return fit(image, self.size, self.resize or None, self.resampling)
 
     def example(self, rows: int, generator: torch.Generator) -> Tensor:
         """Inputs that a network takes, of random content."""
@@ -61,12 +68,12 @@ class Prepare:
     def __str__(self) -> str:
         values = ["by pixel" if isinstance(self.mean[0], tuple) else " ".join(f"{v:.3g}" for v in self.mean)]
         values.append(" ".join(f"{v:.3g}" for v in self.std))
-        cut = f" of {self.resize}" if self.resize else ""
+        cut = (f" of {self.resize}" if self.resize else "") + (" squashed" if self.squash else "")
         return f"{self.size} pixels{cut}, {self.interpolation}, mean {values[0]}, deviation {values[1]}"
 
     def to_notes(self) -> dict[str, Any]:
         names = ("size", "channels", "mean", "std", "resize", "interpolation")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | ({"squash": True} if self.squash else {})
 
     @classmethod
     def from_notes(cls, notes: dict[str, Any]) -> Prepare:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deepres.adapters import logits_of
 from deepres.data import Prepare, Resident, Split, UnreadableImage, open_image
-from deepres.data.crop import fit, pixels, scaled, window
+from deepres.data.crop import pixels, scaled, window
 from deepres.errors import DeepresError
 from deepres.evaluation.measurement import Evaluation, _Tally
 from deepres.evaluation.options import SHORT_SIDES, Protocol
@@ -46,7 +46,7 @@ def ten_crops(image: Image.Image, size: int, short: int) -> Tensor:
 def _views(image: Image.Image, prepare: Prepare, protocol: Protocol, scales: Sequence[int]) -> list[Tensor]:
     """Batches of views, each batch of one size."""
     if protocol == "one-crop":
-        return [pixels(fit(image, prepare.size, prepare.resize or None, prepare.resampling))[None]]
+        return [pixels(prepare.fitted(image))[None]]
     if protocol == "ten-crop":
         return [ten_crops(image, prepare.size, prepare.resize or round(prepare.size * 256 / 224))]
     whole = [pixels(resized(image, short)) for short in scales]

@@ -203,6 +203,7 @@ def _write_timm(model: nn.Module, named: str, folder: Path, notes: Mapping[str, 
         "std": prepare.std,
         "interpolation": prepare.interpolation,
         "crop_pct": prepare.size / (prepare.resize or prepare.size),
+        **({"crop_mode": "squash"} if prepare.squash else {}),
     }
     labels = {"label_names": notes["classes"]} if notes.get("classes") else {}
     hub.save_config_for_hf(model, str(folder / CONFIG), model_config=labels, data_config=about)
@@ -241,7 +242,7 @@ def _processor(prepare: Prepare) -> dict[str, Any]:
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": prepare.channels == 3,
         "do_resize": True,
-        "size": {"shortest_edge": prepare.resize or prepare.size},
+        "size": dict.fromkeys(("height", "width") if prepare.squash else ("shortest_edge",), prepare.resize or prepare.size),
         "resample": int(prepare.resampling),
         "do_center_crop": True,
         "crop_size": {"height": prepare.size, "width": prepare.size},

@@ -229,6 +229,7 @@ def _timm_prepare(about: Mapping[str, Any]) -> dict[str, Any] | None:
     resize = int(size / about["crop_pct"]) if about.get("crop_pct") else 0
     mean, std = (list(v) * channels if len(v) == 1 else v for v in (about["mean"], about["std"]))
     told = {"size": size, "channels": channels, "mean": mean, "std": std, "resize": resize}
+    told |= {"squash": True} if about.get("crop_mode") == "squash" else {}
     return {**told, "interpolation": about.get("interpolation") or "bilinear"}
 
 

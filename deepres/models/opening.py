@@ -180,7 +180,7 @@ def library_prepare(spec: ModelSpec, size: int) -> Prepare:
         return usual
     mean, std = ((tuple(v) if len(v) == channels else (sum(v) / len(v),) * channels) for v in (spec.mean, spec.std))
     resize = int(size / spec.crop) if spec.crop and (size > 96 or size == spec.usual_size) else 0
-    return Prepare(size, channels, mean, std, 0 if resize == size else resize, spec.interpolation or "bilinear")
+    return Prepare(size, channels, mean, std, 0 if resize == size else resize, spec.interpolation or "bilinear", spec.squash)
 
 
 def _folder(text: str) -> Path | None:

@@ -219,7 +219,7 @@ def _timm(name: str) -> Pretrained:
 
     channels, size, _ = cfg.input_size
     resize = int(size / cfg.crop_pct) if cfg.crop_pct else 0
-    prepare = Prepare(size, channels, tuple(cfg.mean), tuple(cfg.std), resize, cfg.interpolation)
+    prepare = Prepare(size, channels, tuple(cfg.mean), tuple(cfg.std), resize, cfg.interpolation, cfg.crop_mode == "squash")
     notes: dict[str, Any] = {"prepare": prepare.to_notes()}
     if cfg.num_classes == 1000 and not cfg.label_offset:
         notes["classes"] = _imagenet_labels(timm)

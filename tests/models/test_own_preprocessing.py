@@ -6,15 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 import transformers
+from PIL import Image
 
+import deepres
 from deepres import DeepresError, Run
 from deepres.adapters import ModelSpec
 from deepres.cli.main import main
-from deepres.models import match_labels, open_model
+from deepres.data import Prepare
+from deepres.models import from_others, load_weights, match_labels, open_model
+from deepres.models.opening import library_prepare
 from deepres.training import Recipe, train
 
 HALF, PLAIN = ((0.5,) * 3, (0.5,) * 3), ((0.0,) * 3, (1.0,) * 3)
@@ -128,3 +133,29 @@ def test_a_link_to_nowhere_is_no_folder_for_a_run(tmp_path: Path, capsys: pytest
         train(run, show=False)
     assert main(["look", "resnet8-cifar", "--data", "digits", "--out", str(tmp_path / "out")]) == 2
     assert "gone, which does not exist; make that folder" in capsys.readouterr().err
+
+
+def test_both_sides_are_resized_alike_where_the_network_was_trained_so(vit: torch.nn.Module, tmp_path: Path) -> None:
+    wide = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 90, 3), np.uint8))
+    spec = ModelSpec(channels=3).with_processor({**USUAL, "size": {"height": 32, "width": 32}, "resample": 3})
+    ours = library_prepare(spec, 32)
+    assert np.array_equal(
+        ours.image(wide).permute(1, 2, 0).numpy(), np.asarray(wide.resize((32, 32), Image.Resampling.BICUBIC))
+    )
+    assert not library_prepare(ModelSpec(channels=3).with_processor({**USUAL, "size": {"shortest_edge": 32}}), 32).squash
+    assert Prepare.from_notes(json.loads(json.dumps(ours.to_notes()))) == ours
+    told = {"input_size": (3, 32, 32), "crop_pct": 0.8, "crop_mode": "squash", "interpolation": "bicubic"}
+    model = timm.create_model("test_resnet", num_classes=3, pretrained_cfg_overlay=told)
+    theirs = timm.data.create_transform(**timm.data.resolve_model_data_config(model))(wide)
+    prepare = open_model(model).preparation()
+    assert (prepare.size, prepare.resize) == (32, 40)
+    found = prepare.normalise(prepare.image(wide)[None])[0]
+    assert (found - theirs).abs().max() < 0.03  # one of 255 levels: theirs is rounded between resizing and cropping
+
+
+def test_weights_without_values_are_refused_and_their_names_translated() -> None:
+    with torch.device("meta"):
+        state = deepres.create("resnet8-cifar").state_dict()
+    assert from_others(state).keys() == state.keys()
+    with pytest.raises(DeepresError, match="has a shape and no values"):
+        load_weights(deepres.create("resnet8-cifar"), state)

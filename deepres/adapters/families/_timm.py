@@ -30,6 +30,7 @@ class Timm(Adapter):
             "std": tuple(noted["std"]) if noted.get("std") else None,
             "interpolation": noted.get("interpolation"),
             "crop": noted.get("crop_pct"),
+            "squash": noted.get("crop_mode") == "squash",
             "usual_size": (noted.get("input_size") or (3, 224, 224))[-1],
             "classes": getattr(model, "num_classes", None),
             "classifier": noted["classifier"] if isinstance(noted.get("classifier"), str) else None,
