@@ -71,8 +71,6 @@ def load_weights(model: nn.Module, state: Mapping[str, Any], *, strict: bool = T
     """
     spec = spec_of(model)
     found, theirs = tensors_for(model, state, spec)
-    if hollow := next((name for name, tensor in theirs.items() if tensor.is_meta), None):
-        raise DeepresError(f"the tensor {hollow} has a shape and no values (device meta), so it was saved before it was loaded")
     ours = model.state_dict()
     shapes = {n: t for n, t in theirs.items() if n in ours and t.shape != ours[n].shape}
     fits = {n: t for n, t in theirs.items() if n in ours and n not in shapes}
