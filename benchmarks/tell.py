@@ -9,23 +9,14 @@ from typing import Any
 
 from benchmarks.common import RESULTS
 from benchmarks.draw import Line, draw
-from benchmarks.notes import METHODS, NOTES, SENTENCES
+from benchmarks.notes import METHODS, NOTES
 from benchmarks.tell_engines import engine_tables
+from benchmarks.tell_format import markdown, plain, seeds_of, spread_of
+from benchmarks.tell_language import language_text
+from benchmarks.tell_serving import rivals_text, serving_text
 
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
 PICTURES = PAGE.parent / "pictures"
-
-
-def _plain(text: str) -> str:
-    """A recorded sentence in the words that the experiments use now. Figures stay as they are."""
-    for old, new in SENTENCES.items():
-        text = text.replace(old, new)
-    return text
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    line = "|".join(["---", *["--:"] * (len(head) - 1)])
-    return "\n".join([f"| {' | '.join(head)} |", f"|{line}|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def _on(result: dict[str, Any]) -> str:
@@ -52,7 +43,7 @@ def _speed(result: dict[str, Any]) -> str:
         name for name, one in result.items() if isinstance(one, dict) and one.get("ratio_lowest") == 1.0 == one["ratio"]
     )
     head = ["", "images/s, median", "range", f"against {best}"]
-    text = f"{result['what']}; {n} turns each, alternating.\n\n{_table(head, rows)}"
+    text = f"{result['what']}; {n} turns each, alternating.\n\n{markdown(head, rows)}"
     return text
 
 
@@ -76,7 +67,7 @@ def _answers(result: dict[str, Any]) -> str:
         "bf16",
         "bf16 without recomputing",
     ]
-    return _table(head, rows)
+    return markdown(head, rows)
 
 
 def _memory(result: dict[str, Any]) -> str:
@@ -88,7 +79,7 @@ def _memory(result: dict[str, Any]) -> str:
             ratio = f"{result[mode]['time_ratio']:.2f} x" if which == "bounded" else ""
             rows.append([f"{mode}, {which}", f"{one['peak_gib']:.2f} GiB", seconds, ratio, one["plan"]])
     head = ["", "peak of the process", "seconds per step, median and range", "time ratio", "plan"]
-    return f"{result['what']}, limit {result['limit']}.\n\n{_table(head, rows)}"
+    return f"{result['what']}, limit {result['limit']}.\n\n{markdown(head, rows)}"
 
 
 def _paper(result: dict[str, Any]) -> str:
@@ -98,10 +89,10 @@ def _paper(result: dict[str, Any]) -> str:
     for outcome in result["outcomes"]:
         held = "holds" if outcome["holds"] else "**does not hold here**"
         parts.append(
-            _plain(f"### {outcome['title']}\n\n{outcome['source']}. {outcome['claim']} The claim {held}. {outcome['why']}")
+            plain(f"### {outcome['title']}\n\n{outcome['source']}. {outcome['claim']} The claim {held}. {outcome['why']}")
         )
-        rows = [[_plain(row["label"]), row["text"], row["paper"]] for row in outcome["rows"]]
-        parts.append(_table(["", "ours", "the paper"], rows))
+        rows = [[plain(row["label"]), row["text"], row["paper"]] for row in outcome["rows"]]
+        parts.append(markdown(["", "ours", "the paper"], rows))
     return "\n\n".join(parts)
 
 
@@ -113,9 +104,9 @@ def _cifar(result: dict[str, Any]) -> str:
     for outcome in result["outcomes"]:
         held = "holds" if outcome["holds"] else "**does not hold here**"
         parts.append(
-            _plain(f"**{outcome['title']}** ({outcome['source']}). {outcome['claim']} The claim {held}. {outcome['why']}")
+            plain(f"**{outcome['title']}** ({outcome['source']}). {outcome['claim']} The claim {held}. {outcome['why']}")
         )
-        parts.append(_table(["", "ours"], [[row["label"], row["text"]] for row in outcome["rows"]]))
+        parts.append(markdown(["", "ours"], [[row["label"], row["text"]] for row in outcome["rows"]]))
         for i, curves in enumerate(outcome["curves"]):
             lines = [Line(name, x, y) for name, x, y in curves["lines"]]
             name = f"{result['name']}-{outcome['name']}{i or ''}.svg"
@@ -131,13 +122,13 @@ def _cifar(result: dict[str, Any]) -> str:
         for net, one in result["peer"].items()
     ]
     parts.append("Test error, compared with the architecture and recipe of a widely used re-implementation:")
-    parts.append(_table(["", "ours, `paper-cifar`", "the peer", "difference, points"], rows))
+    parts.append(markdown(["", "ours, `paper-cifar`", "the peer", "difference, points"], rows))
     return "\n\n".join(parts)
 
 
 def _shrink(result: dict[str, Any]) -> str:
     parts = [
-        f"`python -m benchmarks.shrink`: {result['what']}, {_seeds(result)}. The whole network has {_spread(result['whole'])} test "
+        f"`python -m benchmarks.shrink`: {result['what']}, {seeds_of(result)}. The whole network has {spread_of(result['whole'])} test "
         "error. Time is that of a forward pass, as a share of the whole network's, measured in alternation. Methods that "
         "start from a trained network spend half of the epochs on training it."
     ]
@@ -153,7 +144,7 @@ def _shrink(result: dict[str, Any]) -> str:
             rows.append(
                 [
                     name,
-                    _spread(one),
+                    spread_of(one),
                     f"{one['above_whole']:+.2f}",
                     f"{100 * one['time']:.0f} %",
                     ", ".join(shapes),
@@ -164,7 +155,7 @@ def _shrink(result: dict[str, Any]) -> str:
                 frontiers[what].setdefault(name, []).append((x, one["test_error"], one["spread"]))
         parts.append(f"To {key} of {sum(whole['blocks'][0])}:")
         parts.append(
-            _table(["", "test error", "above the whole, points", "time", "blocks by stage, for each seed", "training"], rows)
+            markdown(["", "test error", "above the whole, points", "time", "blocks by stage, for each seed", "training"], rows)
         )
     labels = {"time": "time of a forward pass, % of the whole network's", "blocks": "blocks that remain"}
     for what, full in (("time", 100.0), ("blocks", float(sum(whole["blocks"][0])))):
@@ -191,12 +182,12 @@ def _ghost(result: dict[str, Any]) -> str:
         rows.append(cells)
     head = [text for batch in batches for text in (f"time at batch {batch}", "points above the whole")]
     return (
-        f"`python -m benchmarks.ghost`: {result['what']}, {_seeds(result)}. The whole network has "
+        f"`python -m benchmarks.ghost`: {result['what']}, {seeds_of(result)}. The whole network has "
         f"{result['whole']['test_error']:.2f} % test error. Settings are chosen on the validation split, for each batch "
         "size separately, with a rise of "
         f"at most {result['allowed']:g} points. Time is that of a call, as a share of the whole network's, measured in alternation and "
         f"everything included{'; means and ranges over the seeds' if several else ''}.\n\n"
-        + _table(["", *head], rows)
+        + markdown(["", *head], rows)
         + (_budgets(result["budgets"], result["whole"]["errors"][0]) if "budgets" in result else "")
     )
 
@@ -211,7 +202,7 @@ def _budgets(result: dict[str, Any], whole: float) -> str:
     head = ["budget", *(f"time, points above the whole at batch {batch}" for batch in result)]
     return (
         "\n\nTime budgets, with exits alone (first seed; chosen on the validation split, time and error reported on the test "
-        "split):\n\n" + _table(head, rows)
+        "split):\n\n" + markdown(head, rows)
     )
 
 
@@ -227,28 +218,7 @@ def _detection(result: dict[str, Any]) -> str:
         for name, one in result.items()
         if isinstance(one, dict) and "test_ap50_percent" in one
     ]
-    return f"{result['what']}.\n\n{_table(['', 'seeds', 'test mAP@.5, mean', 'deviation', 'epochs'], rows)}"
-
-
-def _serving(result: dict[str, Any]) -> str:
-    rows = [
-        [
-            name,
-            f"{one['p50_ms']:.0f} ms",
-            f"{one['p99_ms']:.0f} ms",
-            f"{one['answers_per_second']:.0f} ({one['lowest']:.0f} to {one['highest']:.0f})",
-            f"{one['answers']:,}",
-        ]
-        for name, one in result["load"].items()
-    ]
-    error = result["test_error"]
-    return (
-        f"`python -m benchmarks.serving_ghost`: {_plain(result['what'])}; {result['turns']} alternating turns of {result['seconds']:g} "
-        "s each, with the clients "
-        f"on the same machine. The network has {error['network']:.2f} % test error and its ghost {error['ghost']:.2f} %. "
-        f"{100 * result['left_early']:.0f} % of the ghost's inputs exit early, and {100 * result['blocks_run']:.0f} % of its blocks "
-        "run.\n\n" + _table(["", "p50", "p99", "answers per second, median and range", "answers"], rows)
-    )
+    return f"{result['what']}.\n\n{markdown(['', 'seeds', 'test mAP@.5, mean', 'deviation', 'epochs'], rows)}"
 
 
 def _engines(result: dict[str, Any]) -> str:
@@ -258,43 +228,20 @@ def _engines(result: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             f"`python -m benchmarks.engines`: {result['what']}; {turns[0]} to {turns[-1]} alternating turns a row.{mixed}",
-            *(f"{sentence}\n\n{_table(head, rows)}" for sentence, head, rows in engine_tables(result)),
+            *(f"{sentence}\n\n{markdown(head, rows)}" for sentence, head, rows in engine_tables(result)),
         ]
-    )
-
-
-def _serving_rivals(result: dict[str, Any]) -> str:
-    rows = [
-        [
-            name,
-            f"{one['p50_ms']:.1f} ms ({one['p50_ms_lowest']:.1f} to {one['p50_ms_highest']:.1f})",
-            f"{one['p99_ms']:.1f} ms",
-            f"{one['answers_per_second']:.1f} ({one['lowest']:.1f} to {one['highest']:.1f})",
-            f"{one['answers']:,}",
-        ]
-        for name, one in result["load"].items()
-    ]
-    alone, versions = result["alone"], ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    one, engine = alone["decoding and the call of one"], alone["engine at the batch of 32 clients"]
-    return (
-        f"`python -m benchmarks.serving`: {result['what']}; {result['turns']} alternating turns of {result['seconds']:g} s each, with the "
-        f"clients on the same machine; {versions}. The tuned rivals run the network on the engine of `deepres serve`, {result['engine']}, "
-        f"and batch up to 32 images. Decoding and the call of one image take {one['ms']:.1f} ms alone, of which one client's median is "
-        f"{result['one_client_against_decoding_and_call']:.2f} times. 32 clients reach "
-        f"{100 * result['share_of_engine_at_32_clients']:.0f} % of what the engine gives at their mean batch of {engine['batch']}.\n\n"
-        + _table(["", "p50, median and range", "p99", "answers per second, median and range", "answers"], rows)
     )
 
 
 def _families(result: dict[str, Any]) -> str:
     rows = [
-        [METHODS.get(name, name), _spread(one), f"{one['above_whole']:+.2f}", f"{100 * one['time']:.0f} %"]
+        [METHODS.get(name, name), spread_of(one), f"{one['above_whole']:+.2f}", f"{100 * one['time']:.0f} %"]
         for name, one in sorted(result["ways"].items(), key=lambda pair: pair[1]["test_error"])
     ]
     return (
-        f"`python -m benchmarks.families`: {result['what']} in total for every method; {_seeds(result)}. {result['blocks'][1]} of "
+        f"`python -m benchmarks.families`: {result['what']} in total for every method; {seeds_of(result)}. {result['blocks'][1]} of "
         f"{result['blocks'][0]} blocks remain. Time is that of a forward pass, as a share of the whole network's, "
-        "measured in alternation.\n\n" + _table(["", "test error", "above the whole, points", "time"], rows)
+        "measured in alternation.\n\n" + markdown(["", "test error", "above the whole, points", "time"], rows)
     )
 
 
@@ -311,9 +258,9 @@ def _ghosts(result: dict[str, Any]) -> str:
         else ""
     )
     return (
-        f"`python -m benchmarks.families --part ghosts`: {result['what']}; {_seeds(result)}, one row each. The rise was limited to "
+        f"`python -m benchmarks.families --part ghosts`: {result['what']}; {seeds_of(result)}, one row each. The rise was limited to "
         f"{result['allowed']:g} points on the validation split{on}. Time is that of a call, as a share of the whole network's, measured "
-        "in alternation.\n\n" + _table([*head, *(f"time at batch {batch}" for batch in result["ghosts"][0]["times"])], rows)
+        "in alternation.\n\n" + markdown([*head, *(f"time at batch {batch}" for batch in result["ghosts"][0]["times"])], rows)
     )
 
 
@@ -324,59 +271,6 @@ def _monitor(result: dict[str, Any]) -> str:
         f"steps (medians of {result['n']} turns, {snapshot:.0f} ms and {step:.0f} ms). One snapshot per epoch of "
         f"CIFAR-10's 45,000 training images at batch 128 is {result['percent_of_an_epoch']:.2f} % of the epoch."
     )
-
-
-def _language(result: dict[str, Any]) -> str:
-    """Any of the results of language models, by what it holds."""
-    if "tried" in result and "rows" in result:  # of the training
-        rows = [
-            [name, f"{one['val_loss']:.3f} ± {one['deviation']:.3f}", str(one["n"]), f"{min(steps):,}"]
-            for name in ("adamw", "muon")
-            if (one := result.get(name)) and (steps := [row["steps"] for row in result["rows"] if row["optimizer"] == name])
-        ]
-        return f"{result['what']}. To be reached: {result['reach']:g} nats.\n\n" + _table(
-            ["optimizer", "validation loss, nats", "seeds", "steps"], rows
-        )
-    if "ways" in result:  # of shrinking
-        spread = [f" ± {one['deviation']:.3f}" if one["deviation"] is not None else "" for one in result["ways"].values()]
-        rows = [
-            [METHODS.get(name, name), f"{one['test_rise']:+.3f}{more}", f"{one['parts_removed']:g}", str(one["n"])]
-            for (name, one), more in zip(result["ways"].items(), spread, strict=True)
-        ]
-        given = [f"{row['test_loss']:.3f}" for row in result["rows"] if row["way"] == "whole"]
-        return (
-            f"`python -m benchmarks.language_shrink`: {result['what']}. The given networks have a test loss of {', '.join(given)} "
-            "nats; the rise is against them.\n\n" + _table(["", "rise of the test loss, nats", "parts removed", "seeds"], rows)
-        )
-    if "measured_again" in result:  # of speculation
-        found, best = result["measured_again"], result["tried"][result["best"]]
-        return (
-            f"`python -m benchmarks.language_generation speculate`: {result['what']}. The best of {len(result['tried'])} settings "
-            f"({result['best']}; blocks {', '.join(map(str, best['blocks']))}), measured again over {result['n']} turns: "
-            f"{found['ratio']:.2f} times the tokens a second ({found['tokens_per_second']:,.0f} and "
-            f"{found['plain_tokens_per_second']:,.0f}); {100 * found['acceptance']:.0f} % of the drafted tokens are accepted, "
-            f"{found['tokens_per_pass']:.1f} tokens for each pass of the whole."
-        )
-    groups = {name: one for name, one in result.items() if name.startswith("batch ")} or {"": result}
-    rows = [
-        [*([group] if group else []), name, f"{one['tokens_per_second']:,.0f}", f"{one['lowest']:,.0f} to {one['highest']:,.0f}",
-         f"{one['ratio']:.2f} ({one['ratio_lowest']:.2f} to {one['ratio_highest']:.2f})"]
-        for group, ways in groups.items()
-        for name, one in ways.items()
-        if isinstance(one, dict) and "tokens_per_second" in one
-    ]  # fmt: skip
-    n = next(one["n"] for ways in groups.values() for one in ways.values() if isinstance(one, dict) and "n" in one)
-    head = [*(["", ""] if "" not in groups else [""]), "tokens/s, median", "range", "against the best peer"]
-    return f"{result['what']}; {n} turns each, alternating.\n\n{_table(head, rows)}"
-
-
-def _seeds(result: dict[str, Any]) -> str:
-    return "1 seed" if result["seeds"] == 1 else f"{result['seeds']} seeds"
-
-
-def _spread(one: dict[str, Any]) -> str:
-    spread = f" ± {one['spread']:.2f}" if len(one["errors"]) > 1 else ""
-    return f"{one['test_error']:.2f}{spread} %"
 
 
 KINDS = {"avx2": "AVX2", "avx512": "AVX-512", "avx512-bf16": "AVX-512 and bf16", "amx": "AMX", "gpu": "a GPU"}  # of machines
@@ -416,14 +310,14 @@ SECTIONS = (
     ("detection-bccd", "Detectors in the same training time", _detection),
     ("ghosts-resnet34", "Ghosts of torchvision's ResNet-34", _ghosts),
     ("ghosts-vit", "Ghosts of a vision Transformer of timm's", _ghosts),
-    ("language-training", "Language models: a character model of four layers", _language),
-    ("language-throughput", "Language models: throughput of training", _language),
-    ("language-generation", "Language models: generation with a cache", _language),
-    ("language-generation-gpt2", "Language models: generation with a cache, GPT-2", _language),
-    ("language-speculation", "Language models: self-speculative decoding", _language),
-    ("language-shrink", "Language models: a quarter of the parts removed", _language),
-    ("serving", "Serving under load, with and without a ghost", _serving),
-    ("serving-rivals", "Serving, beside LitServe and BentoML", _serving_rivals),
+    ("language-training", "Language models: a character model of four layers", language_text),
+    ("language-throughput", "Language models: throughput of training", language_text),
+    ("language-generation", "Language models: generation with a cache", language_text),
+    ("language-generation-gpt2", "Language models: generation with a cache, GPT-2", language_text),
+    ("language-speculation", "Language models: self-speculative decoding", language_text),
+    ("language-shrink", "Language models: a quarter of the parts removed", language_text),
+    ("serving", "Serving under load, with and without a ghost", serving_text),
+    ("serving-rivals", "Serving, beside LitServe and BentoML", rivals_text),
     ("monitor-resnet56", "What `--lens every=1epoch` costs", _monitor),
     ("paper-quick", "The paper's claims, at the quick scale", _paper),
 )

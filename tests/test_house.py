@@ -248,7 +248,8 @@ def fragment_docstrings() -> list[str]:
 
 
 def long_files() -> list[str]:
-    count = {path: len(path.read_text().splitlines()) for path in sources()}
+    everything = [*sources(), *(path for folder in ("tests", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py")))]
+    count = {path: len(path.read_text().splitlines()) for path in everything}
     return [f"{path.relative_to(ROOT)}: {lines} lines" for path, lines in count.items() if lines > LINES]
 
 

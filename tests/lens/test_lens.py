@@ -1,43 +1,25 @@
-"""The lens against slow, obvious versions; it changes nothing, and its page does what it says."""
+"""The lens against slow, obvious versions; it changes nothing."""
 
 import itertools
 import json
 import math
 import weakref
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torchvision
-import transformers
 from torch import nn
 
 import deepres
-from deepres import DeepresError, Run, lens
-from deepres.cli.main import main
-from deepres.data import open_data
+from deepres import lens
 from deepres.lens.ablations import bypassed, interval, pairs_to_try, places, swapped
 from deepres.lens.gradient_split import gradients
 from deepres.lens.layers import responses
-from deepres.lens.monitor import Monitor, parse_every, read_snapshots, take_snapshot
-from deepres.lens.page import look_page
 from deepres.lens.paths import path_lengths
 from deepres.lens.probes import FEATURES, RIDGE, _pooled, probes
 from deepres.lens.sample import Sample
 from deepres.lens.signals import SignalSums, channel_axis, signals
-
-
-@pytest.fixture(scope="module")
-def trained() -> tuple[nn.Module, Sample]:
-    """A network that has learnt something, and 96 digits in three batches."""
-    torch.manual_seed(0)
-    run = Run("resnet20-cifar", "digits", "digits", epochs=3, width=0.5, speed="float32-channels-last")
-    model = deepres.train(run, show=False).model
-    data = open_data("digits")
-    images, labels = data.prepare.normalise(data.val.pixels[:96]), data.val.labels[:96]
-    return model, Sample.take(model, zip(images.split(40), labels.split(40), strict=True))
 
 
 def everything(model: nn.Module, sample: Sample) -> list[dict[str, torch.Tensor]]:
@@ -264,145 +246,6 @@ def test_a_look_leaves_no_trace(build) -> None:
     assert lens.summary(found)[0].startswith("Measured on 40 examples, compared with the labels")
 
 
-def test_a_look_at_what_is_no_residual_network() -> None:
-    plain = deepres.create("plain14-cifar")
-    found = lens.look(plain, [torch.randn(4, 3, 16, 16)])
-    assert found.sites == () and len(found.layers) == 14 and found.against == "itself" and found.error == 0
-    assert any("No residual sites" in line for line in lens.summary(found))
-    assert found.frame().empty
-    with pytest.raises(DeepresError, match="no examples"):
-        lens.look(plain, [])
-    with pytest.raises(DeepresError, match="a label is 12, and the network has 10 classes"):
-        lens.look(plain, [(torch.randn(2, 3, 16, 16), torch.tensor([1, 12]))])
-    with pytest.raises(DeepresError, match="not logits"):
-        lens.look(nn.Conv2d(3, 3, 1), [torch.randn(2, 3, 4, 4)])
-
-
-def test_a_look_at_a_language_model() -> None:
-    config = transformers.GPT2Config(vocab_size=40, n_positions=16, n_embd=32, n_layer=2, n_head=2, use_cache=False)
-    model = transformers.GPT2LMHeadModel(config)
-    tokens = torch.randint(0, 40, (6, 12))
-    found = lens.look(model.eval(), [(tokens[:, :-1], tokens[:, 1:])], pairs=2)
-    assert [site.kind for site in found.sites] == ["attention", "mlp"] * 2
-    assert found.answers == 6 * 11 and found.probes is None
-    assert all(site.gradient and site.gradient.branch > 0 for site in found.sites)
-    for site, one in zip(deepres.sites(model), found.sites, strict=True):  # an error of next tokens, each of which is an answer
-        with site.bypass(), torch.no_grad():
-            wrong = model(tokens[:, :-1]).logits.argmax(-1) != tokens[:, 1:]
-        assert one.ablation is not None and one.ablation.error == pytest.approx(100 * float(wrong.float().mean()))
-    assert found.paths is not None and found.paths.sites == 4
-
-
-def test_words_claim_no_more_than_was_measured(trained: tuple[nn.Module, Sample]) -> None:
-    model, sample = trained
-    found = lens.look(model, sample.pairs(), ablations=False)
-    said = " ".join(lens.summary(found))
-    assert (
-        "when left out" not in said
-        and "delet" not in said
-        and f"96 examples, compared with the labels: error {found.error:.2f}" in said
-    )
-    assert found.pairs == () and all(site.ablation is None for site in found.sites)
-
-
-def test_how_often_is_parsed() -> None:
-    assert parse_every("every=1epoch") == (1.0, "epoch")
-    assert parse_every("200steps") == (200.0, "step")
-    for wrong in ("often", "every=0epochs", "0.5steps", "1 day"):
-        with pytest.raises(DeepresError, match="such as every=1epoch"):
-            parse_every(wrong)
-
-
-def test_a_monitored_run_is_the_same_run(tmp_path: Path) -> None:
-    settings = {"net": "resnet8-cifar", "data": "digits", "recipe": "digits", "epochs": 2, "speed": "exact", "width": 0.5}
-    alone = deepres.train(Run(**settings), show=False)
-    out = tmp_path / "run"
-    out.mkdir()
-    monitor = Monitor("every=0.5epochs", out, say=lambda _: None)
-    watched = deepres.train(Run(**settings, out=str(out)), show=False, callbacks=[monitor])
-    assert all(
-        torch.equal(a, b) for a, b in zip(alone.model.state_dict().values(), watched.model.state_dict().values(), strict=True)
-    )
-    snapshots = read_snapshots(out)
-    assert snapshots == monitor.snapshots and len(snapshots) == 4
-    assert snapshots[0].sites[0].update is None and snapshots[1].sites[0].update > 0
-    assert all(0 < site.by_shortcut < 1 and site.gradient > 0 for one in snapshots for site in one.sites)
-
-
-def test_the_monitor_says_when_a_block_dies() -> None:
-    model = deepres.create("resnet14-cifar").train()
-    images, labels = torch.randn(8, 3, 16, 16), torch.arange(8)
-    seen = take_snapshot(model, images, labels, None, 0, 0.0)
-    assert seen is not None and seen.warnings() == []
-    with torch.no_grad():
-        model.stages[0].blocks[1].branch.norm2.bias.fill_(-1000.0)
-    seen = take_snapshot(model, images, labels, None, 0, 0.0)
-    assert seen is not None
-    assert any("stages.0.blocks.1: every channel is zero" in line for line in seen.warnings())
-    said: list[str] = []
-    monitor = Monitor("1step", say=said.append)
-    for step in range(2):
-        monitor.look(model, images, labels, torch.optim.SGD(model.parameters(), 0.1), step, 10)
-    assert sum("stages.0.blocks.1: every" in line for line in said) == 1  # once is enough
-
-
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = tmp_path / "run"
-    train = ["train", "--net", "resnet8-cifar", "--recipe", "digits", "--epochs", "2", "--speed", "float32", "--out", str(run)]
-    assert main([*train, "--lens", "every=1epoch"]) == 0
-    out = tmp_path / "look"
-    assert main(["look", str(run), "timm:resnet18", "--out", str(out), "--examples", "40", "--pairs", "2"]) == 0
-    said = capsys.readouterr().out
-    assert "Measured on 40 examples" in said and "report.html" in said
-    assert "Sites during training" in (out / "report.html").read_text()
-    found = json.loads((out / "findings.json").read_text())
-    assert [(one["examples"], len(one["pairs"])) for one in found] == [(40, 0), (40, 2)]  # three blocks are too few for pairs
-    assert all(f"compared with the labels: error {one['error']:.2f} %" in said for one in found)
-
-
-def test_the_page_answers_mouse_and_keyboard(
-    trained: tuple[nn.Module, Sample], tmp_path: Path, browse: Callable[..., Any]
-) -> None:
-    model, sample = trained
-    found = lens.look(model, sample.pairs(), name="</script><b>net</b>", pairs=4)
-    data = open_data("digits")
-    built = look_page([found], data="digits", classes=data.classes, pixels=lambda i: data.val.pixels[i])
-    path = built.write(tmp_path / "report.html")
-    assert path.stat().st_size < 5 << 20
-    tab = browse(path)
-    blocks = tab.locator(".chain .block")
-    assert blocks.count() == 9
-    blocks.nth(2).hover()
-    assert "lit" in (blocks.nth(2).get_attribute("class") or "")
-    assert "Site 3, stages.0.blocks.2" in tab.locator(".chain .now").inner_text()
-    assert tab.locator(".chain .detail").is_hidden()
-    blocks.nth(4).click()
-    detail = tab.locator(".chain .detail")
-    assert "Site 5" in detail.inner_text() and "change" in detail.inner_text()
-    assert detail.locator("svg").count() == 2
-    tab.keyboard.press("ArrowRight")
-    tab.keyboard.press("Enter")
-    assert "Site 6" in detail.inner_text()
-    assert blocks.nth(5).get_attribute("aria-pressed") == "true"
-    tab.keyboard.press("Home")
-    tab.keyboard.press("Enter")
-    assert "Site 1:" in detail.inner_text()
-    before = blocks.nth(3).locator("rect").first.get_attribute("fill")
-    tab.locator(".chain select").select_option("time")
-    assert blocks.nth(3).locator("rect").first.get_attribute("fill") != before
-    tab.set_viewport_size({"width": 300, "height": 800})
-    tab.wait_for_function("document.querySelector('.chain svg').getAttribute('height') > 62")
-    assert blocks.count() == 9
-    tab.wait_for_selector(".plot .scatterlayer .trace")
-    assert tab.locator(".gallery img").count() == 20
-
-
-def test_a_network_that_guesses_is_called_so() -> None:
-    model = deepres.create("resnet8-cifar")
-    found = lens.look(model, [(torch.randn(20, 3, 16, 16), torch.arange(20) % 10)], pairs=0)
-    assert any("hardly better than guessing among 10" in line for line in lens.summary(found))
-
-
 @pytest.mark.parametrize(
     ("shape", "layout", "axis"),
     [((2, 5, 3, 4), "NCHW", 1), ((2, 3, 4, 5), "NHWC", 3), ((2, 7, 5), "NLC", 2), ((2, 5), "NCHW", 1)],
@@ -421,14 +264,3 @@ def test_a_compiled_model_is_measured_as_the_model_itself() -> None:
     assert [site.signal for site in compiled.sites] == [site.signal for site in plain.sites]
     assert [site.ablation for site in compiled.sites] == [site.ablation for site in plain.sites]
     assert len(compiled.sites) == 3
-
-
-def test_old_names_of_options_work_and_warn() -> None:
-    model, x = deepres.create("resnet8-cifar"), torch.randn(4, 3, 16, 16)
-    with pytest.warns(DeprecationWarning, match="now called ablations"):
-        found = lens.look(model, [x], lesions=False)
-    assert all(site.ablation is None for site in found.sites) and found.deletions == ()
-    with pytest.raises(TypeError, match="unexpected keyword argument 'ablation'"):
-        lens.look(model, [x], ablation=False)
-    saved = lens.look(model, [x], pairs=0).to_dict()
-    assert saved["sites"][0]["ablation"] == saved["sites"][0]["lesion"] and saved["sites"][0]["lesion"]["low"] <= 0

@@ -1,0 +1,51 @@
+"""The part of docs/results.md on serving."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.tell_format import markdown, plain
+
+
+def serving_text(result: dict[str, Any]) -> str:
+    rows = [
+        [
+            name,
+            f"{one['p50_ms']:.0f} ms",
+            f"{one['p99_ms']:.0f} ms",
+            f"{one['answers_per_second']:.0f} ({one['lowest']:.0f} to {one['highest']:.0f})",
+            f"{one['answers']:,}",
+        ]
+        for name, one in result["load"].items()
+    ]
+    error = result["test_error"]
+    return (
+        f"`python -m benchmarks.serving_ghost`: {plain(result['what'])}; {result['turns']} alternating turns of {result['seconds']:g} "
+        "s each, with the clients "
+        f"on the same machine. The network has {error['network']:.2f} % test error and its ghost {error['ghost']:.2f} %. "
+        f"{100 * result['left_early']:.0f} % of the ghost's inputs exit early, and {100 * result['blocks_run']:.0f} % of its blocks "
+        "run.\n\n" + markdown(["", "p50", "p99", "answers per second, median and range", "answers"], rows)
+    )
+
+
+def rivals_text(result: dict[str, Any]) -> str:
+    rows = [
+        [
+            name,
+            f"{one['p50_ms']:.1f} ms ({one['p50_ms_lowest']:.1f} to {one['p50_ms_highest']:.1f})",
+            f"{one['p99_ms']:.1f} ms",
+            f"{one['answers_per_second']:.1f} ({one['lowest']:.1f} to {one['highest']:.1f})",
+            f"{one['answers']:,}",
+        ]
+        for name, one in result["load"].items()
+    ]
+    alone, versions = result["alone"], ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    one, engine = alone["decoding and the call of one"], alone["engine at the batch of 32 clients"]
+    return (
+        f"`python -m benchmarks.serving`: {result['what']}; {result['turns']} alternating turns of {result['seconds']:g} s each, with the "
+        f"clients on the same machine; {versions}. The tuned rivals run the network on the engine of `deepres serve`, {result['engine']}, "
+        f"and batch up to 32 images. Decoding and the call of one image take {one['ms']:.1f} ms alone, of which one client's median is "
+        f"{result['one_client_against_decoding_and_call']:.2f} times. 32 clients reach "
+        f"{100 * result['share_of_engine_at_32_clients']:.0f} % of what the engine gives at their mean batch of {engine['batch']}.\n\n"
+        + markdown(["", "p50, median and range", "p99", "answers per second, median and range", "answers"], rows)
+    )
