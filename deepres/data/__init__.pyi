@@ -1,6 +1,8 @@
 from .augment import draws as draws
 from .augment import mix as mix
 from .augment import pad_crop_flip as pad_crop_flip
+from .changes import difference as difference
+from .changes import digest as digest
 from .crop import fit as fit
 from .crop import pixels as pixels
 from .crop import window as window
@@ -15,8 +17,6 @@ from .decode import image_formats as image_formats
 from .decode import image_suffixes as image_suffixes
 from .decode import is_image_name as is_image_name
 from .decode import open_image as open_image
-from .digest import difference as difference
-from .digest import digest as digest
 from .folders import cache_folder as cache_folder
 from .folders import user_path as user_path
 from .loader import Batch as Batch
