@@ -223,11 +223,12 @@ def _detection(result: dict[str, Any]) -> str:
 
 def _engines(result: dict[str, Any]) -> str:
     turns = sorted({one["n"] for row in result["rows"].values() for one in row["candidates"].values()})
+    counts = [str(turns[0]), *([str(turns[-1])] if len(turns) > 1 else [])]
     machines = {json.dumps({**row["machine"], "commit": ""}, sort_keys=True) for row in result["rows"].values()}
     mixed = " Rows were measured on different machines or versions, which the file names." if len(machines) > 1 else ""
     return "\n\n".join(
         [
-            f"`python -m benchmarks.engines`: {result['what']}; {turns[0]} to {turns[-1]} alternating turns a row.{mixed}",
+            f"`python -m benchmarks.engines`: {result['what']}; {' to '.join(counts)} alternating turns a row.{mixed}",
             *(f"{sentence}\n\n{markdown(head, rows)}" for sentence, head, rows in engine_tables(result)),
         ]
     )
