@@ -11,7 +11,7 @@ import signal
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 import torchvision
 
 import deepres
-from deepres.evaluation import timing
+from deepres.evaluation import processor_name, timing
 from deepres.training.distribute import pick_device
 
 DEVICE = pick_device("auto")
@@ -32,14 +32,8 @@ RESULTS = Path(__file__).parent / "results"
 
 def machine() -> dict[str, Any]:
     """Hardware and versions."""
-    model = platform.processor()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
     return {
-        "cpu": model,
+        "cpu": processor_name(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "bf16": torch.cpu._is_avx512_bf16_supported(),
         "amx": torch.cpu._is_amx_tile_supported(),
@@ -133,16 +127,31 @@ def _serve(
         pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
-def summary(times: dict[str, list[float]], images: int, against: str) -> dict[str, dict[str, Any]]:
-    """Images per second (median, lowest, highest), and the median over the turns of the ratio to ``against``."""
+def in_groups(make: Callable[[], Sequence[Remote]], groups: int, turns: int, warm: int) -> dict[str, list[float]]:
+    """Seconds of each turn of the candidates that ``make`` starts, alternating, over ``groups`` of fresh processes."""
+    times: dict[str, list[float]] = {}
+    for _ in range(groups):
+        candidates = make()
+        try:
+            found = alternate({one.name: one for one in candidates}, repeats=turns, warm=warm)
+        finally:
+            for one in candidates:
+                one.close()
+        for name, seconds in found.items():
+            times.setdefault(name, []).extend(seconds)
+    return times
+
+
+def summary(times: dict[str, list[float]], count: int, against: str, unit: str = "images") -> dict[str, dict[str, Any]]:
+    """Units per second (median, lowest, highest), ``count`` of which a turn does, and the median of the ratios to ``against``."""
     out = {}
     for name, values in times.items():
         ratios = [peer / mine for mine, peer in zip(values, times[against], strict=True)]
         out[name] = {
             "n": len(values),
-            "images_per_second": round(images / statistics.median(values), 1),
-            "lowest": round(images / max(values), 1),
-            "highest": round(images / min(values), 1),
+            f"{unit}_per_second": round(count / statistics.median(values), 1),
+            "lowest": round(count / max(values), 1),
+            "highest": round(count / min(values), 1),
             "ratio": round(statistics.median(ratios), 3),
             "ratio_lowest": round(min(ratios), 3),
             "ratio_highest": round(max(ratios), 3),

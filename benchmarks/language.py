@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 import deepres
-from benchmarks.common import BF16, RESULTS, Remote, alternate, record, summary
+from benchmarks.common import BF16, RESULTS, Remote, in_groups, record, summary
 from deepres import Run
 from deepres.data import Data, open_data
 from deepres.evaluation import measure
@@ -167,21 +167,15 @@ class Plain(torch.nn.Module):
 
 def throughput(path: str, groups: int = 3, turns: int = 15) -> None:
     """Tokens a second of a training step, alternating, each candidate in fresh processes."""
-    times: dict[str, list[float]] = {}
     kinds = [(False, False), (False, True), *([(True, False), (True, True)] if BF16 else [])]
-    for _ in range(groups):
-        candidates = [*(Remote(peer, path, bf16, compiled) for bf16, compiled in kinds), Remote(ours, path, "auto")]
-        try:
-            found = alternate({candidate.name: candidate for candidate in candidates}, repeats=turns, warm=5)
-        finally:
-            for candidate in candidates:
-                candidate.close()
-        for name, seconds in found.items():
-            times.setdefault(name, []).extend(seconds)
+    times = in_groups(
+        lambda: [*(Remote(peer, path, bf16, compiled) for bf16, compiled in kinds), Remote(ours, path, "auto")],
+        groups,
+        turns,
+        warm=5,
+    )
     best = min((name for name in times if name.startswith("plain")), key=lambda name: statistics.median(times[name]))
-    found_all = summary(times, BATCH * CONTEXT, best)
-    for one in found_all.values():
-        one["tokens_per_second"] = one.pop("images_per_second")
+    found_all = summary(times, BATCH * CONTEXT, best, "tokens")
     record("language-throughput", {"what": _what(), "processes": groups, "best_peer": best, **found_all})
 
 

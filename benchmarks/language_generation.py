@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from benchmarks.common import Remote, alternate, record, summary
+from benchmarks.common import Remote, in_groups, record, summary
 from deepres.adapters.transformer_weights import to_hugging_face
 from deepres.data import Resident, open_data
 from deepres.ghosting.speculation import draft_blocks, time_speculation
@@ -98,20 +98,13 @@ def generation(net: str, groups: int, turns: int) -> None:
     """Tokens a second for each number of sequences at a time."""
     found = {}
     for rows in ROWS:
-        times: dict[str, list[float]] = {}
-        for _ in range(groups):
-            candidates = [Remote(ours, net, rows), Remote(peer, net, rows, False), Remote(peer, net, rows, True)]
-            try:
-                measured = alternate({one.name: one for one in candidates}, repeats=turns, warm=1)
-            finally:
-                for one in candidates:
-                    one.close()
-            for name, seconds in measured.items():
-                times.setdefault(name, []).extend(seconds)
+
+        def candidates(rows: int = rows) -> list[Remote]:
+            return [Remote(ours, net, rows), Remote(peer, net, rows, False), Remote(peer, net, rows, True)]
+
+        times = in_groups(candidates, groups, turns, warm=1)
         best = min((name for name in times if name != "deepres"), key=lambda name: statistics.median(times[name]))
-        ways = summary(times, rows * NEW, best)
-        for figures in ways.values():
-            figures["tokens_per_second"] = figures.pop("images_per_second")
+        ways = summary(times, rows * NEW, best, "tokens")
         found[f"batch {rows}"] = {"best_peer": best, **ways}
     what = f"{net}, {PROMPT} tokens of prompt, {NEW} new ones, greedy, float32"
     name = "language-generation" + ("" if net == "gpt-tiny" else f"-{net}")

@@ -11,7 +11,7 @@ from benchmarks.common import RESULTS
 from benchmarks.draw import Line, draw
 from benchmarks.notes import METHODS, NOTES
 from benchmarks.tell_engines import engine_tables
-from benchmarks.tell_format import markdown, plain, seeds_of, spread_of
+from benchmarks.tell_format import markdown, plain, seeds_of, speed_cells, spread_of
 from benchmarks.tell_language import language_text
 from benchmarks.tell_serving import rivals_text, serving_text
 
@@ -29,12 +29,7 @@ def _on(result: dict[str, Any]) -> str:
 
 def _speed(result: dict[str, Any]) -> str:
     rows = [
-        [
-            name,
-            f"{one['images_per_second']:,.1f}",
-            f"{one['lowest']:,.1f} to {one['highest']:,.1f}",
-            f"{one['ratio']:.2f} ({one['ratio_lowest']:.2f} to {one['ratio_highest']:.2f})",
-        ]
+        [name, *speed_cells(one, "images")]
         for name, one in result.items()
         if isinstance(one, dict) and "images_per_second" in one
     ]

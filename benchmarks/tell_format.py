@@ -19,6 +19,16 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join([f"| {' | '.join(head)} |", f"|{line}|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
+def speed_cells(one: dict[str, Any], unit: str) -> list[str]:
+    """Median and range of a speed, and its ratio with the ratio's range; large numbers of ``unit`` have no decimals."""
+    digits = ",.1f" if unit == "images" else ",.0f"
+    return [
+        f"{one[f'{unit}_per_second']:{digits}}",
+        f"{one['lowest']:{digits}} to {one['highest']:{digits}}",
+        f"{one['ratio']:.2f} ({one['ratio_lowest']:.2f} to {one['ratio_highest']:.2f})",
+    ]
+
+
 def seeds_of(result: dict[str, Any]) -> str:
     return "1 seed" if result["seeds"] == 1 else f"{result['seeds']} seeds"
 

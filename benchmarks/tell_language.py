@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.notes import METHODS
-from benchmarks.tell_format import markdown
+from benchmarks.tell_format import markdown, speed_cells
 
 
 def language_text(result: dict[str, Any]) -> str:
@@ -42,12 +42,11 @@ def language_text(result: dict[str, Any]) -> str:
         )
     groups = {name: one for name, one in result.items() if name.startswith("batch ")} or {"": result}
     rows = [
-        [*([group] if group else []), name, f"{one['tokens_per_second']:,.0f}", f"{one['lowest']:,.0f} to {one['highest']:,.0f}",
-         f"{one['ratio']:.2f} ({one['ratio_lowest']:.2f} to {one['ratio_highest']:.2f})"]
+        [*([group] if group else []), name, *speed_cells(one, "tokens")]
         for group, ways in groups.items()
         for name, one in ways.items()
         if isinstance(one, dict) and "tokens_per_second" in one
-    ]  # fmt: skip
+    ]
     n = next(one["n"] for ways in groups.values() for one in ways.values() if isinstance(one, dict) and "n" in one)
     head = [*(["", ""] if "" not in groups else [""]), "tokens/s, median", "range", "against the best peer"]
     return f"{result['what']}; {n} turns each, alternating.\n\n{markdown(head, rows)}"

@@ -1,9 +1,12 @@
-"""Runs in tests: a callback that ends one as a scheduler or a user does, and a comparison of the weights of two."""
+"""Runs in tests: several processes, a callback that ends one as a scheduler or a user does, and a comparison of weights."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -12,6 +15,24 @@ import deepres
 from deepres.data import Batch
 from deepres.models import read_checkpoint
 from deepres.training import Trainer
+
+
+def torchrun(*program: str, world: int = 2, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run ``program``, a script or ``-m`` and a module, with its arguments in ``world`` processes, which can import this module too."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world), "--master-port", str(port)]
+    done = subprocess.run(
+        [*command, *program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **environment},
+        timeout=240,
+    )
+    assert not check or done.returncode == 0, done.stderr
+    return done
 
 
 class Stop(deepres.Callback):

@@ -8,7 +8,7 @@ architectures.
 from deepres.adapters.adapter import Adapter, adapters, register_site
 from deepres.adapters.blocks import Block, find_blocks
 from deepres.adapters.compiled import as_written, uncompiled, unwrapped
-from deepres.adapters.modes import kept_modes
+from deepres.adapters.modes import kept_modes, on_cpu
 from deepres.adapters.observing import GradientSplit, Observation
 from deepres.adapters.outputs import flat, logits_in, logits_of
 from deepres.adapters.patterns import SitePattern
@@ -39,6 +39,7 @@ __all__ = [
     "kept_modes",
     "logits_in",
     "logits_of",
+    "on_cpu",
     "register_site",
     "removed_parts",
     "repeat_removals",

@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from deepres.detection.faster_rcnn import Detector, DetectorConfig, assemble
 from deepres.errors import DeepresError
 from deepres.models import read_checkpoint
 from deepres.models.builders import Origin, origin, to_json
-from deepres.models.checkpoint import KEY
+from deepres.models.checkpoint import header_of
 from deepres.models.names import our_name, to_others
 from deepres.models.store import locate, write_tensors
 from deepres.nn.resnet import ResNet, ResNetConfig
@@ -73,12 +72,7 @@ def is_detector(reference: object) -> bool:
     path = path / BEST if path.is_dir() else path
     if not path.is_file() or path.suffix != ".safetensors":
         return False
-    try:
-        with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {}).get(KEY, "{}"))
-    except (OSError, ValueError, SafetensorError):  # whoever opens it says what is wrong with it
-        return False
-    return isinstance(header, dict) and "detector" in header
+    return "detector" in header_of(path)  # whoever opens a damaged one says what is wrong with it
 
 
 def load_torchvision(model: Detector, state: Mapping[str, Tensor]) -> None:

@@ -16,14 +16,14 @@ from torch.export import Dim
 from torchvision.ops import box_iou
 
 from deepres import __version__
+from deepres.adapters import on_cpu
 from deepres.data import open_image, seeded
 from deepres.data.detection import open_boxes
 from deepres.detection import Detector, load_detector
 from deepres.detection.graph import DetectorGraph
 from deepres.detection.predicting import PADDED
-from deepres.engines.exporters import _quiet as quiet
-from deepres.engines.exporters import need_engine
-from deepres.engines.exporting import _in_place as in_place
+from deepres.engines.exporters import need_engine, quiet
+from deepres.engines.exporting import in_place
 from deepres.engines.options import ExportOptions
 from deepres.errors import DeepresError
 from deepres.models.exported import PLACEHOLDER, stamp_bytes
@@ -87,20 +87,21 @@ def export_detector(
     for name in ("onnx", "onnxscript", "onnxruntime"):
         need_engine(name)
     name = "detector" if isinstance(model, Detector) else Path(model).stem
-    net: Detector = (model if isinstance(model, Detector) else load_detector(model)).cpu().eval()
+    net: Detector = model if isinstance(model, Detector) else load_detector(model)
     path = Path(out) if out is not None else Path(f"{name}.onnx")
     if path.suffix != ".onnx":
         raise DeepresError(f"{path}: a file of onnx ends in .onnx")
     images, source = _images(data, net.config.classes)
-    graph = DetectorGraph(net, _canvas(net))
-    before = net.transform.canvas
-    net.transform.canvas = graph.canvas  # as the file pads images
-    try:
-        with in_place(path) as temporary:
-            _write(graph, temporary, _metadata(net, path.stem), opset)
-            result = _compared(net, temporary, images, path, source, graph.canvas)
-    finally:
-        net.transform.canvas = before
+    with on_cpu(net):
+        graph = DetectorGraph(net, _canvas(net))
+        before = net.transform.canvas
+        net.transform.canvas = graph.canvas  # as the file pads images
+        try:
+            with in_place(path) as temporary:
+                _write(graph, temporary, _metadata(net, path.stem), opset)
+                result = _compared(net, temporary, images, path, source, graph.canvas)
+        finally:
+            net.transform.canvas = before
     return result
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deepres.detection import load_detector
 from deepres.errors import DeepresError
-from deepres.models.exported import _check_bytes, _engine
+from deepres.models.exported import open_file
 
 
 def open_detector(reference: str | Path) -> nn.Module:
@@ -32,30 +32,17 @@ class ExportedDetector(nn.Module):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
-        path = Path(path)
-        if not path.is_file():
-            raise DeepresError(f"{path}: no such file")
-        runtime = _engine("onnxruntime")
-        options = runtime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = torch.get_num_threads()
-        try:
-            session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the engine's own kinds
-            raise DeepresError(f"{path}: cannot be opened, so it is damaged or of another version") from error
-        header = session.get_modelmeta().custom_metadata_map
-        _check_bytes(path, header)
-        self.engine = f"ONNX Runtime {runtime.__version__}"
-        if header.get("task") != "detection":
+        file = open_file(path)
+        if file.header.get("task") != "detection":
             raise DeepresError(f"{path}: not a detector; `deepres export DETECTOR --to onnx` writes them")
-        self.session, self.header = session, header
-        self.config = SimpleNamespace(classes=tuple(json.loads(header["labels"])))
+        self.file, self.engine = file, file.engine
+        self.config = SimpleNamespace(classes=tuple(json.loads(file.header["labels"])))
         self.eval()
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         found = []
         for image in images:
-            pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-            boxes, labels, scores = map(torch.from_numpy, self.session.run(None, {"image": pixels}))
+            pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0)
+            boxes, labels, scores = self.file.call([pixels])
             found.append({"boxes": boxes, "labels": labels + 1, "scores": scores})
         return found

@@ -71,7 +71,7 @@ def capture_graph(graph: nn.Module, examples: Sequence[Tensor], model: nn.Module
     given = tuple(torch.cat([example] * 2)[: max(2, len(example))] for example in examples)
     shapes = ({0: Dim("batch", min=1)},) * len(given)
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             return torch.export.export(graph, given, dynamic_shapes=shapes, strict=False)
     except DeepresError:
         raise
@@ -91,7 +91,7 @@ def to_torch_export(model: nn.Module | ExportedProgram, example: Tensor, path: P
 
     Raises ``DeepresError`` as ``capture`` does.
     """
-    with _quiet():
+    with quiet():
         torch.export.save(_program(model, example), path)
     stamp_archive(path, metadata)
 
@@ -103,7 +103,7 @@ def to_aoti(model: nn.Module | ExportedProgram, example: Tensor, path: Path, met
     """
     program = _program(model, example)
     try:
-        with _quiet():
+        with quiet():
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(path), inductor_configs={"aot_inductor.metadata": dict(metadata)}
             )
@@ -134,7 +134,7 @@ def to_onnx(
     names = names or TensorNames.of(example)
     called: dict[str, Any] = {"input_names": list(names.inputs), "output_names": list(names.outputs)}
     try:
-        with _quiet():
+        with quiet():
             built: Any = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False, **called)
     except Exception as error:
         raise DeepresError(f"{_unknown_operation(program, error)}: ONNX opset {opset} cannot express it") from error
@@ -154,7 +154,7 @@ def openvino_model(model: nn.Module | ExportedProgram, example: Tensor, names: T
     program = _program(model, example)
     given: tuple[Tensor, ...] = program.example_inputs[0] if program.example_inputs else (example,)
     try:
-        with _quiet():
+        with quiet():
             built = openvino.convert_model(program, example_input=given)
     except Exception as error:
         raise DeepresError(f"{_unknown_operation(program, error)}: OpenVINO cannot express it") from error
@@ -190,7 +190,7 @@ def need_engine(name: str) -> Any:
     Raises ``DeepresError`` with the line that installs it.
     """
     try:
-        with _quiet():
+        with quiet():
             return importlib.import_module(name)
     except ImportError as error:
         raise DeepresError(f"{name.split('.')[0]} is not installed; run: pip install 'deepres[export]'") from error
@@ -201,7 +201,7 @@ def _program(model: nn.Module | ExportedProgram, example: Tensor) -> ExportedPro
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the exporters' remarks to their own developers: deprecations inside them, progress and dumped graphs."""
     before = logging.root.manager.disable
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from deepres import __version__
-from deepres.adapters import logits_of
+from deepres.adapters import logits_of, on_cpu
 from deepres.data import Data, Loader, Prepare, Tokens, seeded
 from deepres.engines import exporters
 from deepres.engines.options import ExportOptions
@@ -101,27 +101,28 @@ def export(
         raise DeepresError(f"ONNX opset {opset}: torch.onnx writes {OPSETS[0]} to {OPSETS[-1]}")
     opened, ghost = _opened(model, weights)
     if ghost is not None:
-        device = next(ghost.parameters()).device
-        try:
-            return _export_segments(ghost.cpu(), opened, to, out, data, size, opset)
-        finally:
-            ghost.to(device)  # it may be the caller's
+        with on_cpu(ghost):
+            return _export_segments(ghost, opened, to, out, data, size, opset)
     if isinstance(opened.model, ExportedModel):
         raise DeepresError(f"{opened.name}: is exported already; export the network that it was made of")
-    network = opened.to_write()
     path = Path(out) if out is not None else Path(f"{Path(opened.name.replace(':', '-')).name}{SUFFIX[to]}")
     if path.suffix != SUFFIX[to]:
         raise DeepresError(f"{path}: a file of {to} ends in {SUFFIX[to]}")
-    inputs, prepare, source = _inputs(opened, data, size)
-    program = exporters.capture(network, inputs[:2])
-    metadata = _metadata(opened, prepare, to, path.stem)
-    with _in_place(path) as temporary:
-        if to == "onnx":
-            exporters.to_onnx(program, inputs[:2], temporary, metadata, opset=opset)
-        else:
-            write = {"openvino": exporters.to_openvino, "aoti": exporters.to_aoti, "torch-export": exporters.to_torch_export}
-            write[to](program, inputs[:2], temporary, metadata)
-        result = _compare(network, temporary, inputs, to, path, source)
+    with on_cpu(opened.model) as network:
+        inputs, prepare, source = _inputs(opened, data, size)
+        program = exporters.capture(network, inputs[:2])
+        metadata = _metadata(opened, prepare, to, path.stem)
+        with in_place(path) as temporary:
+            if to == "onnx":
+                exporters.to_onnx(program, inputs[:2], temporary, metadata, opset=opset)
+            else:
+                write = {
+                    "openvino": exporters.to_openvino,
+                    "aoti": exporters.to_aoti,
+                    "torch-export": exporters.to_torch_export,
+                }
+                write[to](program, inputs[:2], temporary, metadata)
+            result = _compare(network, temporary, inputs, to, path, source)
     return result
 
 
@@ -172,7 +173,7 @@ def _export_segments(
     inputs, prepare, source = _inputs(opened, data, size)
     metadata = _metadata(opened, prepare, to, path.name)
     segments = []
-    with _in_place(path) as temporary:
+    with in_place(path) as temporary:
         temporary.mkdir()
         for number, segment in enumerate(capture_segments(ghost, inputs[:2])):
             file = temporary / f"segment-{number}{SUFFIX[to]}"
@@ -281,7 +282,7 @@ def _compare(network: nn.Module, file: Path, inputs: Tensor, to: ExportTarget, p
 
 
 @contextmanager
-def _in_place(path: Path) -> Iterator[Path]:
+def in_place(path: Path) -> Iterator[Path]:
     """A path in a temporary folder beside ``path``, whose files are moved to ``path``'s folder at the end, ``path`` itself last."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import platform
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from deepres.engines.optimized import Candidate
+from deepres.evaluation import processor_name
 from deepres.paths import cache_folder
 
 _FILE = "measured.json"
@@ -35,18 +35,13 @@ def key_of(model: nn.Module, images: Tensor, *asked: object) -> str:
 
 
 def _machine() -> tuple[object, ...]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
-    except OSError:
-        cpu = ""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     features = (
         torch.backends.cpu.get_cpu_capability(),
         torch.cpu._is_avx512_bf16_supported(),
         torch.cpu._is_amx_tile_supported(),
     )
-    return cpu or platform.processor(), features, torch.get_num_threads(), gpu
+    return processor_name(), features, torch.get_num_threads(), gpu
 
 
 def _versions() -> dict[str, str]:

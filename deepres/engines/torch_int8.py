@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from deepres.data import Data
 from deepres.engines.engine import FixedBatch, computes_bf16
-from deepres.engines.exporters import _quiet as quietly
-from deepres.engines.exporters import need_engine
+from deepres.engines.exporters import need_engine, quiet
 from deepres.engines.int8 import Quantized, calibration_batches, check_rise, error_of, float_error
 from deepres.engines.source import Source
 from deepres.engines.torch_compiled import TorchRunner
@@ -67,7 +66,7 @@ def quantize_torch(
     batches = calibration_batches(source, data, CALIBRATION_IMAGES)
     prepared = _prepared(source)
     log("calibrating int8 of PyTorch")
-    with torch.no_grad(), quietly():
+    with torch.no_grad(), quiet():
         for batch in batches:
             prepared(batch)
     observed = {name: value.clone() for name, value in prepared.state_dict().items() if _OBSERVER in name}
@@ -92,13 +91,13 @@ def _prepared(source: Source) -> Any:
     pt2e = need_engine("torchao.quantization.pt2e.quantize_pt2e")
     x86 = need_engine("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
     quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
-    with quietly():
+    with quiet():
         return pt2e.prepare_pt2e(source.program.module(), quantizer)
 
 
 def _converted(prepared: Any, observed: dict[str, Tensor], example: Tensor) -> TorchInt8Runner:
     pt2e = need_engine("torchao.quantization.pt2e.quantize_pt2e")
-    with quietly():
+    with quiet():
         runner = TorchInt8Runner(pt2e.convert_pt2e(prepared), observed).eval()
         for _ in range(2):
             runner(example)

@@ -1,5 +1,6 @@
 from .generation import generate as generate
 from .machine import describe_machine as describe_machine
+from .machine import processor_name as processor_name
 from .measurement import Evaluation as Evaluation
 from .measurement import measure as measure
 from .profile import block_times as block_times

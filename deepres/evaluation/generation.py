@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from deepres.data import Vocabulary
@@ -37,11 +36,7 @@ def generate(
     sampling = replace(sampling, **changes)
     tokens = opened.prompt(prompt)
     device = next(opened.model.parameters()).device
-    generator = torch.Generator(device)
-    if sampling.seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(sampling.seed)
+    generator = sampling.generator(device)
     drawn = generate_tokens(
         opened.model,
         tokens.to(device),

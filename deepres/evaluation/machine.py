@@ -15,7 +15,7 @@ from deepres import __version__
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """The processor, the GPU where ``device`` is one, and versions."""
     return {
-        "cpu": _processor_name(),
+        "cpu": processor_name(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
@@ -24,7 +24,8 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _processor_name() -> str:
+def processor_name() -> str:
+    """The processor's model, as Linux names it; elsewhere what Python knows."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from deepres.errors import DeepresError
 
@@ -29,6 +30,17 @@ class Sampling:
             )
         if any(not word for word in self.stop):
             raise DeepresError("a stop word has at least one character")
+
+    def generator(self, device: Any = "cpu") -> Any:
+        """A ``torch.Generator`` on ``device`` with the seed, or another one each time without."""
+        import torch
+
+        made = torch.Generator(device)
+        if self.seed is None:
+            made.seed()
+        else:
+            made.manual_seed(self.seed)
+        return made
 
 
 class StopWords:

@@ -41,11 +41,7 @@ def generate_faster(
     opened = model if isinstance(model, LanguageModel) else open_language_model(model, weights=weights)
     network, tokens = opened.model, opened.prompt(prompt).to(device_of(opened.model))
     _check(network, decoding)
-    generator = torch.Generator(tokens.device)
-    if sampling.seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(sampling.seed)
+    generator = sampling.generator(tokens.device)
     samples = _own_texts(network, tokens)
     options = {"temperature": sampling.temperature, "top_p": sampling.top_p, "generator": generator}
     if decoding.speculate is not None:
@@ -58,7 +54,7 @@ def generate_faster(
             blocks,
             ahead=decoding.ahead,
             counts=seen,
-            **options,  # type: ignore[arg-type]
+            **options,
         )
     else:
         assert decoding.depth is not None
@@ -75,7 +71,7 @@ def generate_faster(
                 exits=exits,
                 confidence=confidence,
                 counts=by_depth,
-                **options,  # type: ignore[arg-type]
+                **options,
             ),
         )
     return text_of(drawn, opened.vocabulary, sampling.stop)

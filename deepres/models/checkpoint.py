@@ -102,6 +102,16 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return state, {}
 
 
+def header_of(path: str | Path) -> dict[str, Any]:
+    """The header of a safetensors file of ours, without reading its tensors; empty for any other file, or none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = json.loads((file.metadata() or {}).get(KEY, "{}"))
+    except (SafetensorError, ValueError, OSError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:

@@ -116,11 +116,10 @@ def _open_onnx(path: Path) -> LoadedFile:
     runtime = _engine("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     header = session.get_modelmeta().custom_metadata_map
     _check_bytes(path, header)
-    if header.get("task") == "detection":
-        raise DeepresError(f"{path}: holds a detector, which `deepres detect predict` and `deepres detect evaluate` run")
     names = [one.name for one in session.get_inputs()]
     last = session.get_outputs()[0].shape[-1]
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from deepres import __version__
-from deepres.adapters import logits_of
+from deepres.adapters import logits_of, on_cpu
 from deepres.data import BytePairs, Prepare, Tokens
 from deepres.errors import DeepresError
 from deepres.models.builders import Origin, need_library, origin
@@ -86,8 +86,9 @@ def save_pretrained(
         raise DeepresError(f"{out}: cannot be written ({error.strerror}); choose another folder") from error
     try:
         temporary.chmod(0o755)
-        library, remarks = _write(opened, temporary)
-        _compare(opened, temporary)
+        with on_cpu(opened.model):
+            library, remarks = _write(opened, temporary)
+            _compare(opened, temporary)
         card = model_card(opened, source, name or out.resolve().name, library, license, remarks)
         (temporary / CARD).write_text(card, encoding="utf-8")
         files = tuple(sorted(path.name for path in temporary.iterdir()))
@@ -114,7 +115,7 @@ def from_pretrained(reference: str | Path) -> Any:
 
 
 def _open(model: nn.Module | str | Path, weights: str | Path | None) -> OpenedModel:
-    """The network to write, on the CPU. Raises ``DeepresError`` for one that no configuration describes."""
+    """The network to write. Raises ``DeepresError`` for one that no configuration describes."""
     if not isinstance(model, nn.Module):
         if (Path(model) / _GHOST).exists():
             raise DeepresError(
@@ -129,7 +130,7 @@ def _open(model: nn.Module | str | Path, weights: str | Path | None) -> OpenedMo
             f"{opened.name}: how it is built is not known, so nobody could open the folder; give a run, a file, or the name of a network "
             "with its --weights"
         )
-    return replace(opened, model=opened.to_write())
+    return opened
 
 
 def _timm_name(model: nn.Module) -> str | None:

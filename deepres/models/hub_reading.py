@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from deepres.adapters import spec_of
 from deepres.data import Prepare, Tokens
 from deepres.errors import DeepresError, nearest
 from deepres.models.builders import check_config
-from deepres.models.checkpoint import KEY, read_checkpoint
+from deepres.models.checkpoint import header_of, read_checkpoint
 from deepres.models.store import from_state, network_from
 from deepres.models.weights import Matched
 from deepres.nn.resnet import ResNetConfig
@@ -46,7 +45,7 @@ def is_hub_folder(folder: str | Path) -> bool:
     settings = read_hub_config(folder)
     if settings.get("library_name") == LIBRARY or "pretrained_cfg" in settings:
         return True
-    return "origin" in _header(folder / WEIGHTS)
+    return "origin" in header_of(folder / WEIGHTS)
 
 
 def read_hub_config(folder: Path) -> dict[str, Any]:
@@ -98,16 +97,6 @@ def open_hub_folder(folder: str | Path) -> tuple[nn.Module, dict[str, Any], Matc
     except DeepresError as error:
         raise DeepresError(f"{config}: {error}") from error
     return model, noted, report
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """The header of a file of ours; empty for any other file, or none. Its tensors are not read."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = json.loads((file.metadata() or {}).get(KEY, "{}"))
-    except (SafetensorError, ValueError, OSError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _header_from(settings: Mapping[str, Any], written: Mapping[str, Any], tensors: int) -> dict[str, Any]:

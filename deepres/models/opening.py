@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -54,10 +53,6 @@ class OpenedModel:
         if self.prepare is not None and size in (None, self.prepare.size):
             return self.prepare
         return library_prepare(self.spec, size or self.spec.image_size)
-
-    def to_write(self) -> nn.Module:
-        """The network in eval mode on the CPU, for a file: a copy where the caller gave the module, which stays as it is."""
-        return (copy.deepcopy(self.model) if self.given else self.model).eval().cpu()
 
     def need_weights(self) -> None:
         """Raises ``DeepresError`` for a network that is freshly initialised, or whose head is."""

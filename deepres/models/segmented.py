@@ -64,6 +64,8 @@ def open_exported(path: str | Path, *, trust: bool = False) -> ExportedModel:
     path = Path(path)
     if not path.is_dir():
         file = open_file(path, trust=trust)
+        if file.header.get("task") == "detection":
+            raise DeepresError(f"{path}: holds a detector, which `deepres detect predict` and `deepres detect evaluate` run")
         return ExportedModel(path, [file], file.header)
     about = _read(path / RUNNER)
     files = [open_file(path / one["file"], trust=trust) for one in about["segments"]]

@@ -87,7 +87,7 @@ def growth(norms: list[float]) -> float:
 
 
 def fresh_seeds(lab: Lab) -> range:
-    """As many seeds as the lab has, none of which the claim's rule was set on."""
+    """Seeds on which the claim's rule was not set, as many as the lab has."""
     return range(FRESH_SEED, FRESH_SEED + len(lab.seeds))
 
 

@@ -89,11 +89,7 @@ class ContinuousBatching:
 
         Raises ``SequencesFull`` where the queue is.
         """
-        generator = torch.Generator()
-        if sampling.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(sampling.seed)
+        generator = sampling.generator()
         stream, words = self.language.vocabulary.stream(), StopWords(sampling.stop)
         made = Sequence(prompt, sampling, deliver, generator, stream, words)
         with self._changed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 
 from deepres.errors import DeepresError
-from deepres.serve.worker import Facts, Spec, Worker, WorkerAnswers, WorkerDied, WorkerHung
+from deepres.serve.worker import DONE, FAILED, Facts, Spec, Worker, WorkerAnswers
 
 ROW = 6  # of a detection: left, top, right, bottom, class, confidence
 _COUNT, _SIZES, _SECONDS = struct.Struct("<I"), struct.Struct("<4I"), struct.Struct("<d")
-_DONE, _FAILED = b"=", b"!"
 
 
 @dataclass(frozen=True)
@@ -46,23 +45,19 @@ class DetectorWorker(Worker):
 
         Raises ``WorkerDied`` where the process is gone or goes meanwhile, and ``RuntimeError`` with the network's own error.
         """
-        self.called = time.monotonic()
-        try:
-            self.pipe.send_bytes(_COUNT.pack(len(images)))
-            for one in images:
-                self.pipe.send_bytes(_SIZES.pack(*one.pixels.shape[1:], *one.size))
-                self.pipe.send_bytes(np.ascontiguousarray(one.pixels).reshape(-1).data)
-            found = self.pipe.recv_bytes()
-        except (EOFError, OSError) as error:
-            self.process.kill()
-            self.process.join()
-            raise (WorkerHung if self.hung else WorkerDied) from error
-        finally:
-            self.called = None
-        if found[:1] == _FAILED:
+        found = self.exchange(_sent(images))
+        if found[:1] == FAILED:
             raise RuntimeError(found[1:].decode())
         boxes: Any = _unpacked(found, len(images))
         return WorkerAnswers(boxes, np.ones(len(images), np.float32), _SECONDS.unpack_from(found, 1)[0])
+
+
+def _sent(images: np.ndarray) -> Iterator[bytes | memoryview]:
+    """The messages that ``_detect`` reads: a count, then for each image its sizes and its pixels."""
+    yield _COUNT.pack(len(images))
+    for one in images:
+        yield _SIZES.pack(*one.pixels.shape[1:], *one.size)
+        yield np.ascontiguousarray(one.pixels).reshape(-1).data
 
 
 def _unpacked(message: bytes, images: int) -> list[np.ndarray]:
@@ -76,7 +71,7 @@ def _unpacked(message: bytes, images: int) -> list[np.ndarray]:
 
 
 def _packed(seconds: float, boxes: Sequence[np.ndarray]) -> bytes:
-    parts = [_DONE, _SECONDS.pack(seconds)]
+    parts = [DONE, _SECONDS.pack(seconds)]
     for one in boxes:
         parts += [_COUNT.pack(len(one)), np.ascontiguousarray(one, np.float32).tobytes()]
     return b"".join(parts)
@@ -127,4 +122,4 @@ def _detect(pipe: Connection, spec: Spec) -> None:
             ]
             pipe.send_bytes(_packed(time.perf_counter() - began, boxes))
         except Exception as error:
-            pipe.send_bytes(_FAILED + f"{type(error).__name__}: {error}".encode())
+            pipe.send_bytes(FAILED + f"{type(error).__name__}: {error}".encode())

@@ -7,7 +7,7 @@ import multiprocessing
 import signal
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -63,12 +63,12 @@ class WorkerAnswers:
 
     def to_bytes(self) -> bytes:
         arrays = (np.ascontiguousarray(values, dtype=np.float32) for values in (self.probabilities, self.depth))
-        return b"".join((_DONE, struct.pack("<d", self.seconds), *(values.tobytes() for values in arrays)))
+        return b"".join((DONE, struct.pack("<d", self.seconds), *(values.tobytes() for values in arrays)))
 
     @classmethod
     def from_bytes(cls, message: bytes, rows: int) -> WorkerAnswers:
         """Read ``to_bytes``. Raises ``RuntimeError`` with the network's error, where the message is one."""
-        if message[:1] == _FAILED:
+        if message[:1] == FAILED:
             raise RuntimeError(message[1:].decode())
         values = np.frombuffer(message, np.float32, offset=1 + 8)
         return cls(values[:-rows].reshape(rows, -1), values[-rows:], *struct.unpack_from("<d", message, 1))
@@ -76,7 +76,7 @@ class WorkerAnswers:
 
 # Pixels and probabilities cross as raw bytes; pickling a batch of photographs would copy it several times.
 _HEADER = struct.Struct("<5I")  # level, N, C, H, W
-_DONE, _FAILED = b"=", b"!"
+DONE, FAILED = b"=", b"!"
 
 
 class Worker:
@@ -126,18 +126,25 @@ class Worker:
 
         Raises ``WorkerDied`` where the process is gone or goes meanwhile, and ``RuntimeError`` with the network's own error.
         """
+        pixels = np.ascontiguousarray(images).reshape(-1).data
+        return WorkerAnswers.from_bytes(self.exchange((_HEADER.pack(level, *images.shape), pixels)), len(images))
+
+    def exchange(self, messages: Iterable[bytes | memoryview]) -> bytes:
+        """Send ``messages`` to the process and wait for its answer.
+
+        Raises ``WorkerDied`` where the process is gone or goes meanwhile, ``WorkerHung`` where it was killed for taking too long.
+        """
         self.called = time.monotonic()
         try:
-            self.pipe.send_bytes(_HEADER.pack(level, *images.shape))
-            self.pipe.send_bytes(np.ascontiguousarray(images).reshape(-1).data)
-            found = self.pipe.recv_bytes()
+            for message in messages:
+                self.pipe.send_bytes(message)
+            return self.pipe.recv_bytes()
         except (EOFError, OSError) as error:
             self.process.kill()  # it may still be a zombie
             self.process.join()
             raise (WorkerHung if self.hung else WorkerDied) from error
         finally:
             self.called = None
-        return WorkerAnswers.from_bytes(found, len(images))
 
     @property
     def alive(self) -> bool:
@@ -211,7 +218,7 @@ def _work(pipe: Connection, spec: Spec) -> None:
                 probabilities = logits.float().softmax(1).cpu().numpy()
             pipe.send_bytes(WorkerAnswers(probabilities, depth, time.perf_counter() - began).to_bytes())
         except Exception as error:
-            pipe.send_bytes(_FAILED + f"{type(error).__name__}: {error}".encode())
+            pipe.send_bytes(FAILED + f"{type(error).__name__}: {error}".encode())
 
 
 def _load(spec: Spec) -> tuple[Any, Facts, list[Any]]:

@@ -309,11 +309,8 @@ class InverseCurriculum(Callback):
 
     def _held_quantity(self) -> float:
         """The validation error in percent, or loss in nats, with all selected blocks as identities."""
-        kept = list(self.constraint.scales)
-        for i in self.bounds:
-            self.constraint.scales[i] = 0.0
-        found = self.trainer.measure("val", self.trainer.model)
-        self.constraint.scales = kept
+        with self.constraint.bypassed(*self.bounds):
+            found = self.trainer.measure("val", self.trainer.model)
         return found.loss if self.schedule.target.quantity == "loss" else found.top1
 
     # ---- the end of the constrain phase

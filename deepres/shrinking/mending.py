@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepres.adapters import Block, Observation, Site, logits_of
+from deepres.adapters import Block, Observation, Site, kept_modes, logits_of
 from deepres.adapters.calls import signal_in
 from deepres.adapters.surgery import norms_behind
 from deepres.shrinking.features import block_before
@@ -77,11 +77,10 @@ def mend(trainer: Trainer, whole: nn.Module, gaps: Sequence[Gap], kind: Mend, lo
     receives the reason.
     """
     model = trainer.model
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    whole.eval()
     found = []
-    try:
+    with kept_modes(model):
+        model.eval()
+        whole.eval()
         for gap in gaps:
             name = ", ".join(gap.removed)
             branch = gap.site.branch_modules if gap.site is not None else [gap.block]
@@ -109,9 +108,6 @@ def mend(trainer: Trainer, whole: nn.Module, gaps: Sequence[Gap], kind: Mend, lo
                 )
             else:
                 log(f"nothing is fitted in place of {name}: the fit cannot be folded into the last layers of {gap.path}")
-    finally:
-        for module, training in modes:
-            module.training = training
     trainer.context.broadcast_weights(model)
     return found
 

@@ -7,7 +7,6 @@ import copy
 import hashlib
 import json
 import os
-import platform
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from deepres import kernels
 from deepres.adapters import flat, logits_in
+from deepres.evaluation import processor_name
 from deepres.evaluation.timing import alternate
 from deepres.paths import cache_folder
 from deepres.training.fusion import accelerate
@@ -99,10 +99,7 @@ def _has_norms(model: nn.Module) -> bool:
 def _machine(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    model = platform.processor()
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as cpu:
-        model = next((line.split(":")[1].strip() for line in cpu if line.startswith("model name")), model)
-    return f"{model} {torch.backends.cpu.get_cpu_capability()} x{torch.get_num_threads()}"
+    return f"{processor_name()} {torch.backends.cpu.get_cpu_capability()} x{torch.get_num_threads()}"
 
 
 def choose(model: nn.Module, images: Tensor, labels: Tensor, steps: int) -> Speed:

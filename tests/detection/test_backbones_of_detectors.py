@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from run_helpers import torchrun
 from tiny_detector import NarrowVgg
 
 from deepres.data.detection import open_boxes
@@ -87,16 +85,6 @@ def test_the_paper_s_coco_recipe_runs_in_two_processes(shapes: Path, tmp_path: P
         "run = DetectRun('resnet18', sys.argv[1], 'c4', recipe=few_steps('paper-coco', 2), width=0.25, out=sys.argv[2])\n"
         "train_detector(run, show=False)\n"
     )
-    out = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29613"),
-            *(str(script), str(folder), str(tmp_path / "run"), str(Path(__file__).parent)),
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
-        timeout=200,
-    )
-    assert out.returncode == 0, out.stderr[-3000:]
+    torchrun(str(script), str(folder), str(tmp_path / "run"), str(Path(__file__).parent), PYTHONWARNINGS="ignore")
     saved = json.loads((tmp_path / "run/result.json").read_text())
     assert saved["test_images"] == 6 and load_detector(tmp_path / "run").config.anchors == (64.0, 128.0, 256.0, 512.0)

@@ -6,13 +6,12 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 import torch
+from run_helpers import torchrun
 from tiny_detector import TINY
 
 from deepres import DeepresError
@@ -180,17 +179,7 @@ def test_two_processes_train_as_one_and_agree(shapes: Path, tmp_path: Path) -> N
         "total = sum(float(t.double().sum()) for t in result.model.state_dict().values())\n"
         "import os\nPath(sys.argv[2], os.environ['RANK']).write_text(f'{total} {result.test.coco.ap50}')\n"
     )
-    out = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29611"),
-            *(str(script), str(shapes), str(tmp_path / "run"), str(Path(__file__).parent)),
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
-        timeout=200,
-    )
-    assert out.returncode == 0, out.stderr[-3000:]
+    torchrun(str(script), str(shapes), str(tmp_path / "run"), str(Path(__file__).parent), PYTHONWARNINGS="ignore")
     assert (tmp_path / "run/0").read_text() == (tmp_path / "run/1").read_text()
     assert load_detector(tmp_path / "run").config.classes == ("blue", "red")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from run_helpers import torchrun
 
 import deepres
 from deepres import Run
@@ -21,24 +22,14 @@ from deepres.training import read_log, recipe
 from deepres.training.distribute import SyncBatchNorm2d
 from deepres.training.fusion import accelerate
 
+DEEPRES = ("-m", "deepres")
 COMMON = ["--net", "resnet8-cifar", "--width", "0.5", "--recipe", "digits", "--batch", "64", "--speed", "exact", "--sync-norm"]
-
-
-def torchrun(*args: str, world: int = 2, check: bool = True) -> subprocess.CompletedProcess[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world), "--master-port", str(port)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, "-m", "deepres", *args], capture_output=True, text=True, env=environment, timeout=240)
-    assert not check or done.returncode == 0, done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("ddp") / "two"
-    done = torchrun("train", *COMMON, "--epochs", "2", "--out", str(out))
+    done = torchrun(*DEEPRES, "train", *COMMON, "--epochs", "2", "--out", str(out))
     assert done.stdout.count("test error") == 1  # one process speaks
     return out
 
@@ -75,7 +66,7 @@ def test_a_run_resumes_on_another_number_of_processes(two: Path, tmp_path: Path)
 
 
 def test_bad_input_under_torchrun_ends_with_a_sentence() -> None:
-    done = torchrun("train", "--net", "resnet9-cifar", check=False)
+    done = torchrun(*DEEPRES, "train", "--net", "resnet9-cifar", check=False)
     assert done.returncode != 0 and "6n+2" in done.stderr
 
 
@@ -195,7 +186,7 @@ def test_processes_without_an_example_change_nothing(world: int, tmp_path: Path)
 
 def test_the_lens_on_one_process_does_not_wait_for_synchronised_norms(two: Path, tmp_path: Path) -> None:
     out = tmp_path / "seen"
-    done = torchrun("train", *COMMON, "--epochs", "2", "--lens", "every=0.5epochs", "--out", str(out))
+    done = torchrun(*DEEPRES, "train", *COMMON, "--epochs", "2", "--lens", "every=0.5epochs", "--out", str(out))
     assert "FutureWarning" not in done.stderr
     assert len((out / "lens.jsonl").read_text().splitlines()) == 5
     one, other = (read_checkpoint(folder / "last.safetensors")[0] for folder in (two, out))
@@ -206,7 +197,7 @@ def test_shrinking_on_two_processes(tmp_path: Path) -> None:
     """Both come to the same network, whose removal of blocks they decided together; one of them speaks and writes."""
     out = tmp_path / "small"
     options = ["--recipe", "digits", "--epochs", "3", "--batch", "64", "--speed", "exact"]
-    done = torchrun("shrink", "resnet14-cifar", "--target", "blocks=4", *options, "--out", str(out))
+    done = torchrun(*DEEPRES, "shrink", "resnet14-cifar", "--target", "blocks=4", *options, "--out", str(out))
     assert done.stdout.count("2 of 6 blocks are the identity and have been deleted") == 1
     assert sum(deepres.load(out / "blocks-4").config.blocks) == 4
     assert (out / "report.html").exists() and json.loads((out / "blocks-4" / "shrink.json").read_text())["difference"] < 1e-5
@@ -216,7 +207,7 @@ def test_a_claim_of_the_paper_on_two_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "paper"
-    done = torchrun("paper", "responses", "--epochs", "0.1", "--seeds", "1", "--out", str(out))
+    done = torchrun(*DEEPRES, "paper", "responses", "--epochs", "0.1", "--seeds", "1", "--out", str(out))
     assert done.stdout.count("The whole:") == 1 and (out / "report.html").exists()
     monkeypatch.setenv("RANK", "1")
     assert main(["paper", "responses"]) == 2 and "give --out" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import zlib
 from dataclasses import replace
 from pathlib import Path
 
-from deepres.data.files import Item, Listing
+from deepres.data.files import Item, Listing, fingerprint
 from deepres.data.readers import kaggle
 from deepres.data.tree import Tree, folder_tree, is_system, zip_tree
 from deepres.errors import DeepresError
@@ -47,9 +47,7 @@ def unpacked(path: Path) -> Path:
     Raises ``DeepresError`` for a damaged archive, one that would not fit on the disk, and one with paths that lead outside.
     """
     stat = path.stat()
-    key = hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode(errors="surrogateescape")).hexdigest()[
-        :24
-    ]
+    key = fingerprint((), str(path.resolve()), stat.st_size, stat.st_mtime_ns)
     target = cache_folder() / "unpacked" / key
     if target.is_dir():
         return target
