@@ -1,10 +1,11 @@
 """Detectors without pretrained weights on few photographs: ours on several backbones, and torchvision's, in the same training time.
 
-    python -m benchmarks.detection --data ../shared/data/bccd-voc --minutes 60 --seeds 3 --ground FOLDER
+    OMP_NUM_THREADS=1 python -m benchmarks.detection --data ../shared/data/bccd-voc --minutes 20 --seeds 3 --ground FOLDER
 
-Each arm is trained with every seed. A row is written to GROUND as its arm ends, and a stopped arm goes on from its last checkpoint. When
-all rows are there, ``benchmarks/results/detection-NAME.json`` is written. torchvision's detector is its own builder's, with the optimizer,
-the averaged weights, the augmentation, the image size, the numbers of regions and the precision of ours.
+Each arm is trained with every seed. The time of a training is the processor's, divided by the number of threads, so that other
+programs on the machine take none of it. A row is added to ``benchmarks/results/detection-NAME.json`` as its arm ends, and what is there
+is not trained again; a stopped arm goes on from its last checkpoint in GROUND. torchvision's detector is its own builder's, with the
+optimizer, the averaged weights, the augmentation, the image size, the numbers of regions and the precision of ours.
 ``python -m benchmarks.detection_speed`` measures images per second.
 """
 
@@ -24,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-from benchmarks.common import SPEED, record
+from benchmarks.common import RESULTS, SPEED, machine, record
 from deepres.data.detection import BoxData, open_boxes
 from deepres.detection import DetectRun, measure_detector, resume_detector, train_detector
 from deepres.detection.batches import BoxBatch, BoxLoader
@@ -49,6 +50,13 @@ ARMS: dict[str, dict[str, Any]] = {
     "vgg16": {"net": "torchvision.models:vgg16", "form": "c4"},
     "resnet18-context": {"net": "resnet18", "context": True},
 }
+
+
+def clock() -> float:
+    """Seconds of processor time that a thread of this program has had; behind a GPU, where the processor waits, of the day."""
+    if torch.cuda.is_available():
+        return time.perf_counter()
+    return time.process_time() / torch.get_num_threads()
 
 
 def run_of(arm: str, data: str, seed: int, epochs: float = 1.0, out: Path | None = None) -> DetectRun:
@@ -123,11 +131,11 @@ class PeerTraining:
 
     def train(self, minutes: float) -> dict[str, Any]:
         """Train for ``minutes``, validation included; the best epoch on the validation images is tested."""
-        before = time.perf_counter()
+        before = clock()
 
         def share() -> float:
             nonlocal before
-            now = time.perf_counter()
+            now = clock()
             self.seconds, before = self.seconds + now - before, now
             return self.seconds / (60 * minutes)
 
@@ -157,12 +165,13 @@ class PeerTraining:
 
 def train_ours(arm: str, folder: str, data: BoxData, seed: int, minutes: float, out: Path) -> dict[str, Any]:
     """As many epochs as fit into ``minutes``, by the time of a few steps and of one validation; a stopped run goes on."""
+    began = clock()
     if (out / "run.json").exists():
         result = resume_detector(out)
     else:
         epochs = max(1, int(60 * minutes / _epoch_seconds(arm, folder, data, seed)))
         result = train_detector(run_of(arm, folder, seed, epochs, out), data=data, show=True)
-    row = {"val": result.val, "test": result.test.to_dict(), "seconds": result.seconds, "epochs": len(result.history)}
+    row = {"val": result.val, "test": result.test.to_dict(), "seconds": clock() - began, "epochs": len(result.history)}
     return {**row, "best_epoch": result.best_epoch}
 
 
@@ -171,56 +180,61 @@ def _epoch_seconds(arm: str, folder: str, data: BoxData, seed: int) -> float:
     seconds = []
     trainer.model.train()
     for _, batch in batches(trainer.loader):
-        began = time.perf_counter()
+        began = clock()
         trainer.take_step(batch)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(clock() - began)
         if len(seconds) == WARM + TIMED:
             break
-    began = time.perf_counter()
+    began = clock()
     trainer.measure(data.val[:16])
-    validation = (time.perf_counter() - began) * len(data.val) / min(16, len(data.val))
+    validation = (clock() - began) * len(data.val) / min(16, len(data.val))
     return statistics.median(seconds[WARM:]) * trainer.loader.steps + validation
 
 
-def summarised(rows: dict[str, dict[str, Any]], arms: list[str], seeds: int) -> dict[str, Any]:
+def summarised(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation over the seeds of each arm's mAP@.5 on the test images, %."""
     found: dict[str, Any] = {}
-    for arm in arms:
-        values = [100 * rows[f"{arm}-seed{seed}"]["test"]["coco"]["ap50"] for seed in range(seeds)]
-        spread = statistics.stdev(values) if len(values) > 1 else None
-        found[arm] = {"n": seeds, "test_ap50_percent": statistics.mean(values), "deviation": spread, "seeds": values}
+    for arm in (*ARMS, PEER):
+        values = [100 * row["test"]["coco"]["ap50"] for key, row in sorted(rows.items()) if key.rpartition("-seed")[0] == arm]
+        if values:
+            spread = statistics.stdev(values) if len(values) > 1 else None
+            found[arm] = {"n": len(values), "test_ap50_percent": statistics.mean(values), "deviation": spread, "seeds": values}
     return found
 
 
+def train_arm(arm: str, folder: str, data: BoxData, seed: int, minutes: float, work: Path) -> dict[str, Any]:
+    if arm != PEER:
+        return train_ours(arm, folder, data, seed, minutes, work)
+    recipe = run_of("resnet18", folder, seed).recipe
+    assert isinstance(recipe, DetectRecipe)
+    return PeerTraining(data, seed, recipe, work.with_suffix(".pt")).train(minutes)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--minutes", type=float, default=60.0, help="of training, validation included, for each thread")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", nargs="+", choices=[*ARMS, PEER], default=["resnet18", "plain18", PEER])
-    parser.add_argument("--ground", type=Path, required=True, help="folder for rows, runs and checkpoints")
+    parser.add_argument("--ground", type=Path, required=True, help="folder for runs and checkpoints")
     parser.add_argument("--name", default="bccd", help="of the result, detection-NAME.json")
     given = parser.parse_args()
     given.ground.mkdir(parents=True, exist_ok=True)
-    data = open_boxes(given.data)
-    rows: dict[str, dict[str, Any]] = {}
+    data, path = open_boxes(given.data), RESULTS / f"detection-{given.name}.json"
+    rows: dict[str, dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else {}
+    if other := {row["minutes"] for row in rows.values()} - {given.minutes}:
+        parser.error(f"{path} holds rows of {other.pop():g} minutes; give them with --minutes, or another --name")
+    threads = torch.get_num_threads()
+    what = f"test mAP@.5 of detectors trained for {given.minutes:g} minutes on {threads} threads at {LONGEST} pixels on {data}"
     with exactness(SPEEDS[SPEED]), heap_kept():
         for seed in range(given.seeds):  # every arm's first seed comes before the second ones
             for arm in given.arms:
                 key = f"{arm}-seed{seed}"
-                file, work = given.ground / f"{key}.json", given.ground / key
-                if not file.exists():
-                    if arm == PEER:
-                        recipe = run_of("resnet18", given.data, seed).recipe
-                        assert isinstance(recipe, DetectRecipe)
-                        row = PeerTraining(data, seed, recipe, work.with_suffix(".pt")).train(given.minutes)
-                    else:
-                        row = train_ours(arm, given.data, data, seed, given.minutes, work)
-                    file.write_text(json.dumps({**row, "minutes": given.minutes}, indent=1))
-                rows[key] = json.loads(file.read_text())
-                print(f"{key}: test mAP@.5 {100 * rows[key]['test']['coco']['ap50']:.1f} %", flush=True)
-    what = f"test mAP@.5 of detectors trained for {given.minutes:g} minutes at {LONGEST} pixels on {data}"
-    record(f"detection-{given.name}", {"what": what, **summarised(rows, given.arms, given.seeds), "rows": rows})
+                if key in rows:
+                    continue
+                row = train_arm(arm, given.data, data, seed, given.minutes, given.ground / key)
+                rows[key] = {**row, "minutes": given.minutes, "machine": machine()}
+                record(f"detection-{given.name}", {"what": what, **summarised(rows), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -208,7 +208,7 @@ def _detection(result: dict[str, Any]) -> str:
             str(one["n"]),
             f"{one['test_ap50_percent']:.1f} %",
             "" if one["deviation"] is None else f"{one['deviation']:.1f}",
-            f"{statistics.mean(result['rows'][f'{name}-seed{seed}']['epochs'] for seed in range(one['n'])):.0f}",
+            f"{statistics.mean(row['epochs'] for key, row in result['rows'].items() if key.rpartition('-seed')[0] == name):.1f}",
         ]
         for name, one in result.items()
         if isinstance(one, dict) and "test_ap50_percent" in one
