@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.common import RESULTS
 from benchmarks.draw import Line, draw
 from benchmarks.notes import METHODS, NOTES
+from benchmarks.tell_detection import detectors_text, passes_text
 from benchmarks.tell_engines import engine_tables
 from benchmarks.tell_format import markdown, plain, seeds_of, speed_cells, spread_of
 from benchmarks.tell_language import language_text
@@ -201,21 +202,6 @@ def _budgets(result: dict[str, Any], whole: float) -> str:
     )
 
 
-def _detection(result: dict[str, Any]) -> str:
-    rows = [
-        [
-            name,
-            str(one["n"]),
-            f"{one['test_ap50_percent']:.1f} %",
-            "" if one["deviation"] is None else f"{one['deviation']:.1f}",
-            f"{statistics.mean(row['epochs'] for key, row in result['rows'].items() if key.rpartition('-seed')[0] == name):.1f}",
-        ]
-        for name, one in result.items()
-        if isinstance(one, dict) and "test_ap50_percent" in one
-    ]
-    return f"{result['what']}.\n\n{markdown(['', 'seeds', 'test mAP@.5, mean', 'deviation', 'epochs'], rows)}"
-
-
 def _engines(result: dict[str, Any]) -> str:
     turns = sorted({one["n"] for row in result["rows"].values() for one in row["candidates"].values()})
     counts = [str(turns[0]), *([str(turns[-1])] if len(turns) > 1 else [])]
@@ -303,7 +289,8 @@ SECTIONS = (
     ("families-gpt2", "Inverse Curriculum Training of a GPT-2 of Hugging Face's", _families),
     ("detection-training", "Training: a detector", _speed),
     ("detection-prediction", "Prediction: a detector", _speed),
-    ("detection-bccd", "Detectors in the same training time", _detection),
+    ("detection-bccd", "Detectors in the same training time", detectors_text),
+    ("detection-passes", "Detectors that see an image more than once", passes_text),
     ("ghosts-resnet34", "Ghosts of torchvision's ResNet-34", _ghosts),
     ("ghosts-vit", "Ghosts of a vision Transformer of timm's", _ghosts),
     ("language-training", "Language models: a character model of four layers", language_text),
