@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deepres.errors import DeepresError
+from deepres.nn.attention import MLPKind
 from deepres.nn.transformer import Transformer, TransformerConfig
 from deepres.nn.transformer_zoo import layers
 
@@ -48,6 +49,7 @@ _VIT = {
     "mlp.up": "vit.layers.{}.mlp.fc1",
     "mlp.down": "vit.layers.{}.mlp.fc2",
 }
+_GELU: dict[str, MLPKind] = {"gelu": "gelu", "gelu_new": "gelu-tanh", "gelu_pytorch_tanh": "gelu-tanh"}
 _FAMILIES = {"GPT2LMHeadModel": _GPT2, "LlamaForCausalLM": _LLAMA, "ViTForImageClassification": _VIT}
 
 
@@ -61,45 +63,46 @@ def transformer_config(model: nn.Module) -> TransformerConfig:
     if kind not in _FAMILIES:
         raise DeepresError(f"{kind}: not a family whose weights can be read; there are {', '.join(_FAMILIES)}")
     if kind == "GPT2LMHeadModel":
-        _require(kind, theirs, activation_function="gelu_new", scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+        _require(kind, theirs, activation_function=tuple(_GELU), scale_attn_by_inverse_layer_idx=False)
+        _require(kind, theirs, scale_attn_weights=True, add_cross_attention=False)
         return TransformerConfig(
             layers(theirs.n_layer),
             theirs.n_embd,
             theirs.n_head,
             hidden=theirs.n_inner,
-            mlp="gelu-tanh",
+            mlp=_GELU[theirs.activation_function],
             norm_eps=theirs.layer_norm_epsilon,
             vocabulary=theirs.vocab_size,
             context=theirs.n_positions,
             tie=theirs.tie_word_embeddings,
         )
     if kind == "LlamaForCausalLM":
-        rope = theirs.rope_parameters
         _require(kind, theirs, hidden_act="silu", attention_bias=False, mlp_bias=False)
-        if rope.get("rope_type", "default") != "default":
-            raise DeepresError(f"{kind}: rope_type {rope['rope_type']!r} is not supported; ours rotates by the default rule")
         return TransformerConfig(
             layers(theirs.num_hidden_layers),
             theirs.hidden_size,
             theirs.num_attention_heads,
             theirs.num_key_value_heads,
             theirs.intermediate_size,
+            None if theirs.head_dim * theirs.num_attention_heads == theirs.hidden_size else theirs.head_dim,
             mlp="swiglu",
             norm="rms",
             norm_eps=theirs.rms_norm_eps,
             positions="rotary",
-            rotary_base=rope["rope_theta"],
+            rotary_base=theirs.rope_parameters["rope_theta"],
+            rotary_scaling=_rotary_scaling(kind, theirs.rope_parameters),
             bias=False,
             vocabulary=theirs.vocab_size,
             context=theirs.max_position_embeddings,
             tie=theirs.tie_word_embeddings,
         )
-    _require(kind, theirs, hidden_act="gelu", qkv_bias=True)
+    _require(kind, theirs, hidden_act=tuple(_GELU), qkv_bias=True)
     return TransformerConfig(
         layers(theirs.num_hidden_layers),
         theirs.hidden_size,
         theirs.num_attention_heads,
         hidden=theirs.intermediate_size,
+        mlp=_GELU[theirs.hidden_act],
         norm_eps=theirs.layer_norm_eps,
         image=theirs.image_size,
         patch=theirs.patch_size,
@@ -108,10 +111,25 @@ def transformer_config(model: nn.Module) -> TransformerConfig:
     )
 
 
+def _rotary_scaling(kind: str, rope: dict[str, Any]) -> tuple[float, ...]:
+    """``TransformerConfig.rotary_scaling`` of Hugging Face's rotary settings."""
+    names = {
+        "default": (),
+        "linear": ("factor",),
+        "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    }
+    rule = rope.get("rope_type", "default")
+    if rule not in names:
+        raise DeepresError(f"{kind}: rope_type {rule!r} is not supported; there are {', '.join(names)}")
+    return tuple(rope[name] for name in names[rule])
+
+
 def _require(kind: str, config: Any, **values: object) -> None:
+    """Raise ``DeepresError`` where a setting has another value, or is none of several in a tuple."""
     for name, value in values.items():
-        if (found := getattr(config, name, value)) != value:
-            raise DeepresError(f"{kind}: {name}={found!r} is not supported; only {value!r} is")
+        able = value if isinstance(value, tuple) else (value,)
+        if (found := getattr(config, name, able[0])) not in able:
+            raise DeepresError(f"{kind}: {name}={found!r} is not supported; only {', '.join(map(repr, able))} is")
 
 
 def from_hugging_face(model: nn.Module) -> Transformer:

@@ -57,15 +57,16 @@ def positions_from(start: int | Tensor, count: int, device: torch.device) -> Ten
 class Rotary(nn.Module):
     """Rotary position embedding (Su et al. 2021): pair i of a head's channels turns by ``position / base^(2i / D)`` radians.
 
-    Channel i is paired with channel ``i + D / 2``, as in Llama.
+    Channel i is paired with channel ``i + D / 2``, as in Llama. ``scaling`` stretches the rates over a longer context: see
+    ``scaled_rates``.
     """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, width: int, context: int, base: float = 10_000.0) -> None:
+    def __init__(self, width: int, context: int, base: float = 10_000.0, scaling: Sequence[float] = ()) -> None:
         super().__init__()
-        rates = base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+        rates = scaled_rates(base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width), scaling)
         angles = torch.outer(torch.arange(context, dtype=torch.float64), rates).repeat(1, 2)
         # Computed from the configuration, so checkpoints do not hold it.
         self.register_buffer("cos", angles.cos().float(), persistent=False)
@@ -77,6 +78,20 @@ class Rotary(nn.Module):
         cos, sin = (table[at].to(x.dtype).unsqueeze(-3) for table in (self.cos, self.sin))  # the same for all heads
         first, second = x.chunk(2, dim=-1)
         return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def scaled_rates(rates: Tensor, scaling: Sequence[float]) -> Tensor:
+    """Rotary rates, radians a position, for a longer context than the one in which they were learnt.
+
+    ``()`` keeps them and ``(factor,)`` divides them all (Chen et al. 2023, position interpolation). Llama 3.1's rule ``(factor, low,
+    high, context)`` divides those that turn fewer than ``low`` times in the first ``context``, keeps those that turn more than
+    ``high`` times, and goes from one to the other linearly in the number of turns.
+    """
+    if len(scaling) < 2:
+        return rates / scaling[0] if scaling else rates
+    factor, low, high, context = scaling
+    kept = ((context * rates / (2 * torch.pi) - low) / (high - low)).clamp(0, 1)
+    return kept * rates + (1 - kept) * rates / factor
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
@@ -111,14 +126,15 @@ class Attention(nn.Module):
         causal: bool,
         bias: bool = True,
         rotary: Rotary | None = None,
+        head_width: int | None = None,
     ) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.causal = heads, kv_heads or heads, causal
-        self.head_width = width // heads
+        self.head_width = head_width or width // heads
         self.rotary = rotary
         self.cache: KeyValues | None = None  # of the call under way; see ``cached``
         self.qkv = nn.Linear(width, (heads + 2 * self.kv_heads) * self.head_width, bias)
-        self.out = nn.Linear(width, width, bias)
+        self.out = nn.Linear(heads * self.head_width, width, bias)
         self.out.ends_branch = True  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:

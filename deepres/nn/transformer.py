@@ -30,12 +30,16 @@ class TransformerConfig:
     heads: int  # of the queries
     kv_heads: int | None = None  # heads of keys and values; None: as many as of the queries
     hidden: int | None = None  # channels inside an MLP; None: 4 times the width
+    head_width: int | None = None  # channels of a head; None: the width divided by the heads
     mlp: MLPKind = "gelu"
     norm: Literal["layer", "rms"] = "layer"
     norm_eps: float = 1e-5
     order: Literal["pre", "post", "deepnorm"] = "pre"  # where the norm stands: in the branch, behind the sum, or DeepNorm's
     positions: Literal["learned", "rotary"] = "learned"
     rotary_base: float = 10_000.0
+    rotary_scaling: tuple[
+        float, ...
+    ] = ()  # for a longer context: (), (factor,) or (factor, low, high, context); see `scaled_rates`
     bias: bool = True  # of linear layers
     dropout: float = 0.0  # of the embedding and of each branch's output
     # a decoder of text
@@ -49,12 +53,14 @@ class TransformerConfig:
     num_classes: int = 1000
 
     def __post_init__(self) -> None:
-        if self.width % self.heads or self.heads % (self.kv_heads or self.heads):
+        if (self.head_width is None and self.width % self.heads) or self.heads % (self.kv_heads or self.heads):
             raise DeepresError(
                 f"width {self.width}, heads {self.heads} and kv_heads {self.kv_heads}: each must be a multiple of the next"
             )
-        if self.positions == "rotary" and self.width // self.heads % 2:
-            raise DeepresError(f"rotary positions turn pairs of channels, and a head has {self.width // self.heads}")
+        if self.positions == "rotary" and self.channels_per_head % 2:
+            raise DeepresError(f"rotary positions turn pairs of channels, and a head has {self.channels_per_head}")
+        if len(self.rotary_scaling) not in (0, 1, 4):
+            raise DeepresError(f"rotary_scaling is (), (factor,) or (factor, low, high, context), not {self.rotary_scaling}")
         if not self.vocabulary and self.image % self.patch:
             raise DeepresError(f"an image of {self.image} pixels a side does not divide into patches of {self.patch}")
         if not self.vocabulary and self.positions == "rotary":
@@ -63,6 +69,11 @@ class TransformerConfig:
             raise DeepresError(f"blocks are 'attention' or 'mlp', not {sorted(set(self.blocks) - {'attention', 'mlp'})}")
         if not 0 <= self.dropout < 1:
             raise DeepresError(f"dropout is the share of values left out, from 0 to below 1, not {self.dropout}")
+
+    @property
+    def channels_per_head(self) -> int:
+        """Channels of a query, a key or a value."""
+        return self.head_width or self.width // self.heads
 
     @property
     def depth(self) -> int:
@@ -117,7 +128,9 @@ class Transformer(nn.Module):
         learned = config.positions == "learned"
         self.positions = nn.Parameter(torch.zeros(length, config.width)) if learned else None
         self.drop = nn.Dropout(config.dropout)
-        rotary = None if learned else Rotary(config.width // config.heads, config.context, config.rotary_base)
+        rotary = (
+            None if learned else Rotary(config.channels_per_head, config.context, config.rotary_base, config.rotary_scaling)
+        )
         self.blocks = nn.Sequential(*(_block(config, part, rotary) for part in config.blocks))
         self.norm = _norm(config) if config.order == "pre" else nn.Identity()
         self.head = nn.Linear(config.width, config.vocabulary or config.num_classes, bias=not text)
@@ -155,7 +168,15 @@ def _block(config: TransformerConfig, part: Part, rotary: Rotary | None) -> Resi
     core: Attention | MLP
     if part == "attention":
         causal = config.vocabulary > 0
-        core = Attention(config.width, config.heads, config.kv_heads, causal=causal, bias=config.bias, rotary=rotary)
+        core = Attention(
+            config.width,
+            config.heads,
+            config.kv_heads,
+            causal=causal,
+            bias=config.bias,
+            rotary=rotary,
+            head_width=config.head_width,
+        )
     else:
         core = MLP(config.width, config.hidden or 4 * config.width, config.mlp, bias=config.bias)
     pre = config.order == "pre"

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from deepres import DeepresError
 from deepres.adapters.transformer_weights import from_hugging_face, to_hugging_face, transformer_config
+from deepres.nn.attention import scaled_rates
 
 transformers = pytest.importorskip("transformers")
 
@@ -64,16 +65,36 @@ def test_logits_agree_both_ways(build, inputs: Tensor) -> None:  # type: ignore[
 
 @torch.no_grad()
 def test_settings_that_change_the_logits_are_kept_or_refused() -> None:
-    theirs = scramble(llama(tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 500.0}))
-    torch.testing.assert_close(from_hugging_face(theirs)(TOKENS), theirs(TOKENS).logits, rtol=1e-4, atol=1e-4)
-    with pytest.raises(DeepresError, match="rope_type 'linear'"):
-        transformer_config(llama(rope_parameters={"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}))
+    rope = {"rope_type": "llama3", "rope_theta": 50.0, "factor": 8.0}
+    rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 12}
+    kept = [
+        (llama(tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 500.0}), TOKENS),
+        (llama(rope_parameters={"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}), TOKENS),
+        (llama(rope_parameters=rope), TOKENS),
+        (llama(head_dim=24), TOKENS),
+        (gpt2(activation_function="gelu"), TOKENS),
+        (gpt2(activation_function="gelu_pytorch_tanh", tie_word_embeddings=False), TOKENS),
+        (vit(hidden_act="gelu_new"), IMAGES),
+    ]
+    for theirs, inputs in kept:
+        scramble(theirs)
+        torch.testing.assert_close(from_hugging_face(theirs)(inputs), theirs(inputs).logits, rtol=1e-4, atol=1e-4)
+    with pytest.raises(DeepresError, match="rope_type 'dynamic'"):
+        transformer_config(llama(rope_parameters={"rope_type": "dynamic", "rope_theta": 500.0, "factor": 2.0}))
+    with pytest.raises(DeepresError, match="scale_attn_weights=False"):
+        transformer_config(gpt2(scale_attn_weights=False))
     with pytest.raises(DeepresError, match="activation_function='relu'"):
         transformer_config(gpt2(activation_function="relu"))
     with pytest.raises(DeepresError, match="not a family"):
         from_hugging_face(_Other())
     with pytest.raises(DeepresError, match="configuration"):
         to_hugging_face(from_hugging_face(gpt2()), gpt2(n_inner=80))
+
+
+def test_llama3_rates_keep_the_fast_ones_and_divide_the_slow_ones() -> None:
+    turns = torch.tensor([5.0, 4.0, 2.5, 1.0, 0.1], dtype=torch.float64)  # in the first context
+    scaled = scaled_rates(turns * 2 * torch.pi / 100, (8.0, 1.0, 4.0, 100.0))
+    torch.testing.assert_close(scaled / (2 * torch.pi / 100) / turns, torch.tensor([1, 1, 0.5625, 0.125, 0.125]).double())
 
 
 class _Other(nn.Module):

@@ -219,6 +219,8 @@ def test_the_same_seed_gives_the_same_text() -> None:
         ({"kv_heads": 3}, "multiple"),
         ({"blocks": ("conv",)}, "'attention' or 'mlp'"),
         ({"dropout": 1.0}, "dropout"),
+        ({"positions": "rotary", "head_width": 7}, "a head has 7"),
+        ({"positions": "rotary", "rotary_scaling": (8.0, 1.0)}, "rotary_scaling"),
         ({"depth": 0}, "at least 1"),
         ({"wdith": 3}, "did you mean 'width'"),
     ],
