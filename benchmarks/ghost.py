@@ -29,7 +29,7 @@ from deepres.evaluation import time_against
 from deepres.ghosting import Gate, Ghost, Point, Settings
 from deepres.ghosting.candidates import Kinds, frontier
 from deepres.ghosting.confirm import confirmed, verify, within_error
-from deepres.ghosting.fit import costs, fit_ghost
+from deepres.ghosting.fit import Costs, costs, fit_ghost
 from deepres.ghosting.recorded import Passes
 from deepres.ghosting.recording import batches
 from deepres.ghosting.selection import fastest, within_budget
@@ -81,6 +81,7 @@ class Tried:
     held: Passes
     fresh: Passes
     points: dict[int, list[Point]]
+    costs: dict[int, Costs]
 
     @classmethod
     def of(cls, bench: Bench, net: str, seed: int, examples: int, *, chance: bool = False) -> Tried:
@@ -92,10 +93,9 @@ class Tried:
                     made.gates[c] = Coin(gate.weight.shape[1], len(gate.bias)).to(DEVICE)
         held = Passes(made, list(batches(bench.data, "val", examples, DEVICE, 250)))
         fresh = Passes(made, list(batches(bench.data, "val", len(bench.data.val), DEVICE, 250, skip=examples)))
-        points = {}
-        for batch in BATCHES:
-            points[batch] = frontier(held, costs(made, held.inputs[:batch]), kinds=kinds)
-        return cls(made, held, fresh, points)
+        measured = {batch: costs(made, held.inputs[:batch]) for batch in BATCHES}
+        points = {batch: frontier(held, one, kinds=kinds) for batch, one in measured.items()}
+        return cls(made, held, fresh, points, measured)
 
     def points_of(self, way: Way) -> dict[int, list[Point]]:
         """Those that a way may choose among."""
@@ -108,7 +108,8 @@ class Tried:
             if batch in budgets:
                 found[batch] = within_budget(self.made, points, budgets[batch], inputs, batch, print).settings
                 continue
-            able = confirmed(within_error(points, points[0].error, rise, len(self.held)), self.fresh, rise)
+            within = within_error(points, points[0].error, rise, len(self.held))
+            able = confirmed(within, self.held, self.fresh, rise, self.costs[batch])
             found[batch] = fastest(self.made, able, points[0], inputs, batch).settings
         return found
 

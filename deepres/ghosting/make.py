@@ -130,6 +130,7 @@ def ghost(
     exits: bool = GhostOptions.exits,
     examples: int = GhostOptions.examples,
     confirm: int = GhostOptions.confirm,
+    confidence: float = GhostOptions.confidence,
     weights: str | Path | None = OpenOptions.weights,
     size: int | None = OpenOptions.size,
     device: torch.device | str | None = None,
@@ -150,7 +151,7 @@ def ghost(
     Raises ``DeepresError`` for a network without blocks that can be skipped, for one that does not classify the data's classes, and
     for a budget or a deadline that cannot be kept.
     """
-    _check(budget, error, deadline, batch, gates, exits, examples, confirm)
+    _check(budget, error, deadline, batch, gates, exits, examples, confirm, confidence)
     net, opened = _open(model, data, weights, size, log)
     place = torch.device(device) if device is not None else device_of(net)
     made = Ghost(net)
@@ -158,7 +159,8 @@ def ghost(
     fit_ghost(made, opened, gates=gates != "none", exits=exits, examples=examples, progress=progress)
     held = Passes(made, list(batches(opened, "val", examples, place, BATCH_SIZE)))
     inputs = held.inputs[: max(batch, 256)]
-    points = frontier(held, costs(made, inputs[:batch]), kinds=_KINDS[gates], progress=progress)
+    measured = costs(made, inputs[:batch])
+    points = frontier(held, measured, kinds=_KINDS[gates], progress=progress)
     whole, unconfirmed = points[0], None
     if budget is not None and budget >= 1:
         chosen = whole
@@ -167,9 +169,8 @@ def ghost(
     else:
         assert error is not None
         fresh = Passes(made, list(batches(opened, "val", confirm, place, BATCH_SIZE, skip=examples)))
-        doubt = len(held) if len(fresh) else 0
-        confirmed_points = confirmed(within_error(points, whole.error, error, doubt), fresh, error, log)
-        chosen = fastest(made, confirmed_points, whole, inputs, batch, log)
+        kinds = within_error(points, whole.error, error, len(held) if len(fresh) else 0)
+        chosen = fastest(made, confirmed(kinds, held, fresh, error, measured, confidence, log), whole, inputs, batch, log)
         unconfirmed = None if len(fresh) else error
     made.settings = chosen.settings
     test = list(batches(opened, "test", len(opened.test), place, BATCH_SIZE))
@@ -199,6 +200,7 @@ def _check(
     exits: bool,
     examples: int,
     confirm: int,
+    confidence: float,
 ) -> None:
     if (budget is None) == (error is None):
         raise DeepresError(
@@ -218,6 +220,8 @@ def _check(
         raise DeepresError(f"batch is at least 1, not {batch}")
     if examples < 1 or confirm < 0:
         raise DeepresError(f"examples is at least 1 and confirm at least 0, not {examples} and {confirm}")
+    if not 0.5 <= confidence < 1:
+        raise DeepresError(f"confidence is at least 0.5 and below 1, not {confidence:g}")
 
 
 def _open(

@@ -34,6 +34,7 @@ class GhostOptions:
     exits: bool = True  # let inputs exit early
     examples: int = 2000  # training examples to fit gates on, and validation examples to select settings on
     confirm: int = 4000  # further validation examples, at most, on which a rise of the error is confirmed
+    confidence: float = 0.9  # probability with which the rise of the error is within the limit; 0.5: it is on average
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,6 +98,11 @@ class Recorded:
             self._answered[used, average] = found, (last.argmax(1), last.softmax(1).amax(1))
         return self._answered[used, average]
 
+    def highest_confidence(self, settings: Settings) -> Tensor:
+        """(N,) exit threshold below which each input exits early."""
+        found, _ = self.exit_answers(self._used(settings), settings.average)
+        return torch.stack([confidence for _, confidence in found.values()]).amax(0)
+
     def useful_gates(self, costs: Costs) -> tuple[int, ...]:
         """Segments whose gate saves more time than it costs."""
         saved = (~self.ran).float().mean(0) * costs.branches

@@ -12,7 +12,7 @@ from deepres.adapters import find_blocks, segments
 from deepres.data import Data
 from deepres.ghosting import Ghost, Point, Settings
 from deepres.ghosting.candidates import frontier
-from deepres.ghosting.confirm import clopper_pearson, confirmed, rise_bound, within_error
+from deepres.ghosting.confirm import clopper_pearson, confirmed, last_confirmed, rise_bound, within_error
 from deepres.ghosting.fit import Costs, block_divergences, costs
 from deepres.ghosting.points import pareto_front
 from deepres.ghosting.recorded import Passes
@@ -76,25 +76,28 @@ def test_what_is_foretold_to_save_nothing_is_not_asked() -> None:
     )
     whole = Point(Settings(), 5.0, 1.0, 1.0, 0.0)
     assert within_error([whole, slow, fast], 5.0, 0.2) == {(True, False, False): [fast]}
+    gates = [
+        Point(Settings(skip_threshold=0.0, fixed=fixed), 4.0, time, 0.9, 0.0) for fixed, time in ((True, 0.85), (False, 0.7))
+    ]
+    assert list(within_error([whole, fast, *gates], 5.0, 0.2)) == [(True, False, False), (False, False, True)]
 
 
 def test_what_fresh_examples_do_not_confirm_is_passed_over(fitted: Ghost, data: Data) -> None:
     """Settings that look as good as the network where they were chosen, and are not."""
-    bad, good = Settings(skip_threshold=1e9), Settings(exit_threshold=2.0)  # every block passed through; nobody leaves
-    kind = (True, False, False)
+    bad, good = Settings(skip_threshold=1e9), Settings(skip_threshold=-1e9)  # every block is bypassed; none is
+    kind = (False, False, True)
     points = {kind: [Point(settings, 0.0, time, 1.0, 0.0) for settings, time in ((bad, 0.1), (good, 0.9))]}
-    fresh = Passes(fitted, list(batches(data, "test", 359, CPU)))
-    said: list[str] = []
-    found = confirmed(points, fresh, 1.0, said.append)
+    held, fresh = (Passes(fitted, list(batches(data, split, 359, CPU))) for split in ("val", "test"))
+    measured, said = costs(fitted, held.given[0][0][:32]), list[str]()
+    found = confirmed(points, held, fresh, 1.0, measured, log=said.append)
     assert [point.settings for point in found] == [good]
-    assert "0 right answers lost and 0 won of 359" in said[0] and len(said) == 2
-    assert confirmed(points, fresh, 0.3) == []  # 359 examples cannot confirm as little
-    assert confirmed(points, Passes(fitted, []), 0.3)[0].settings == bad
+    assert "0 right answers lost and 0 won of 359" in said[0] and "; not confirmed: " in said[0] and len(said) == 1
+    assert confirmed(points, held, fresh, 0.3, measured) == []  # 359 examples cannot confirm as little
+    assert confirmed(points, held, Passes(fitted, []), 0.3, measured)[0].settings == bad
     rows = list(batches(data, "val", 40, CPU)), list(batches(data, "val", 1000, CPU, skip=40))
     assert [sum(len(y) for _, y in part) for part in rows] == [40, len(data.val) - 40]
-    # a faster one that passes by luck behind one that fails is not looked at
-    points = {kind: [Point(settings, 0.0, time, 1.0, 0.0) for settings, time in ((good, 0.1), (bad, 0.5), (good, 0.9))]}
-    assert [point.time for point in confirmed(points, fresh, 1.0)] == [0.9]
+    assert last_confirmed([good, bad, good], fresh, 1.0) == good  # nothing behind one that fails is looked at
+    assert last_confirmed([bad, good], fresh, 1.0).whole
 
 
 def test_the_bound_of_a_rise_holds_as_often_as_it_says() -> None:

@@ -182,6 +182,7 @@ def test_other_libraries_networks(build: Callable[[], nn.Module], channels: int,
         ({"budget": 0.5, "gates": "some"}, "gates is one of"),
         ({"budget": 0.5, "batch": 0}, "batch is at least 1"),
         ({"budget": 0.5, "deadline": 0.0}, "above 0"),
+        ({"error": 0.5, "confidence": 0.4}, "at least 0.5 and below 1"),
         ({"budget": 0.01, "examples": 100}, "cannot be kept"),
     ],
 )
