@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+from deepres.errors import DeepresError
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds of ``"90s"``, ``"20m"`` or ``"1.5h"``. Raises ``DeepresError`` for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text.strip().lower())
+    if match is None or float(match[1]) <= 0:
+        raise DeepresError(f"--budget is a time such as 90s, 20m or 1.5h, not {text!r}")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 @dataclass(frozen=True, kw_only=True)

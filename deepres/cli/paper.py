@@ -11,6 +11,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from deepres.cli.common import default_out, first_of_several, keywords, resumable, say, table
+from deepres.options import parse_seconds
 from deepres.paper.options import SPEED, ScaleOptions
 
 
@@ -35,7 +36,7 @@ class Paper(ScaleOptions):
         from deepres.paper.experiments import EXPERIMENTS, experiment, served
         from deepres.paper.lab import Lab, scale
         from deepres.paper.page import claim_table, differs, paper_page, verdict
-        from deepres.paper.plan import Planner, seconds_of
+        from deepres.paper.plan import Planner
 
         console = Console()
         if self.name == "list":
@@ -46,7 +47,7 @@ class Paper(ScaleOptions):
         chosen = served(chosen_scale) if self.name == "all" else [experiment(self.name)]
         first = first_of_several(self.out)
         out = self.out or default_out("paper")
-        budget = seconds_of(self.budget) if self.budget else None
+        budget = parse_seconds(self.budget) if self.budget else None
         planner = Planner(chosen, budget, Console(stderr=True))
         ends = time.perf_counter() + budget if budget is not None and self.name != "all" else math.inf
         lab = Lab(chosen_scale, out, self.speed, planner.show_epoch, ends)

@@ -9,7 +9,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Suppress
 
@@ -19,6 +19,9 @@ from deepres.cli.parsing import BuilderOption
 from deepres.errors import DeepresError
 from deepres.models.options import NetOptions
 from deepres.training.run import Run
+
+if TYPE_CHECKING:
+    from deepres.data import Data
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,9 @@ class Train(BuilderOption, NetOptions, Run):
     options: Suppress[dict[str, Any]] = dataclasses.field(default_factory=dict)
     resume: Path | None = None  # folder of a run to continue; of the other options only --device, --workers and --builder count
     again: Path | None = None  # folder of a run, or its run.json, to repeat from the beginning, into --out
+    # time, such as 15m or 2h: chooses the network, recipe and epochs with the least expected error that end within it on this machine, from
+    # the table of measured trainings; --net and --recipe restrict the choice [no limit]
+    budget: str | None = None
     lens: str | None = None  # how often to measure every site, every=1epoch or every=200steps; `deepres look` shows it [never]
 
     def __post_init__(self) -> None:
@@ -44,13 +50,15 @@ class Train(BuilderOption, NetOptions, Run):
     def run(self) -> int:
         from deepres.training import train
 
-        run = self._run()
+        run, data = self._run(), None
+        if self.budget is not None:
+            run, data = self._within_budget(run)
         callbacks: list[Callback] = []
         if self.lens is not None:
             from deepres.lens import Monitor
 
             callbacks.append(Monitor(self.lens, run.out, say=lambda text: print(text, file=sys.stderr)))
-        result = train(run, resume=self.resume is not None, callbacks=callbacks)
+        result = train(run, data=data, resume=self.resume is not None, callbacks=callbacks)
         if int(os.environ.get("RANK", "0")) == 0:
             test, bits = result.test, result.test.bits_per_byte
             text = f"test loss {test.loss:.4f}, {bits:.4f} bits per byte, " if bits is not None else ""
@@ -68,8 +76,21 @@ class Train(BuilderOption, NetOptions, Run):
         if self.again is not None:
             saved = Run.read(self.again)
             return dataclasses.replace(saved, out=str(self.out or default_out(saved.net)), **here)
-        if self.net is None:
+        if self.net is None and self.budget is None:
             raise DeepresError("which network? Give --net, such as --net resnet20-cifar (`deepres nets` lists them)")
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Run)}
-        values["recipe"] = self.recipe or "auto"
-        return Run(**{**values, "out": str(self.out or default_out(self.net)), "options": self.changes()})
+        values |= {"net": self.net or "auto", "recipe": self.recipe or "auto"}
+        return Run(**{**values, "out": str(self.out or default_out(values["net"])), "options": self.changes()})
+
+    def _within_budget(self, run: Run) -> tuple[Run, Data]:
+        """The run that the table chooses, and its data. Raises ``DeepresError`` where ``--budget`` has nothing to choose."""
+        from deepres.training.budget import plan_budget
+
+        if self.resume is not None or self.again is not None:
+            raise DeepresError("--budget chooses a new run; leave it out with --resume and --again")
+        if "RANK" in os.environ:
+            raise DeepresError("--budget measures one process; under torchrun give --net and --epochs instead")
+        assert self.budget is not None
+        plan = plan_budget(self.budget, run)
+        say(f"--budget {self.budget}: {plan}")
+        return dataclasses.replace(plan.run, out=str(self.out or default_out(plan.run.net))), plan.data

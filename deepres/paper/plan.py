@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator
 from types import TracebackType
@@ -10,18 +9,9 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from deepres.errors import DeepresError
 from deepres.paper.experiment import Experiment
 from deepres.paper.lab import Lab, Outcome, timed
 from deepres.training import Record
-
-
-def seconds_of(text: str) -> float:
-    """Convert ``"90s"``, ``"20m"`` or ``"1.5h"`` to seconds. Raises ``DeepresError`` for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text.strip().lower())
-    if match is None or float(match[1]) <= 0:
-        raise DeepresError(f"--budget is a time such as 90s, 20m or 1.5h, not {text!r}")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 class Planner:

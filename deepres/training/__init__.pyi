@@ -1,3 +1,4 @@
+from .budget import plan_budget as plan_budget
 from .distribute import local_norms as local_norms
 from .epoch import Interrupted as Interrupted
 from .fusion import accelerate as accelerate

@@ -12,10 +12,10 @@ from torch import nn
 import deepres
 from deepres import DeepresError
 from deepres.cli.main import main
+from deepres.options import parse_seconds
 from deepres.paper.experiments import EXPERIMENTS, experiment
 from deepres.paper.lab import ExperimentScale, Lab, Outcome, Row, scale
 from deepres.paper.page import claim_table, paper_page
-from deepres.paper.plan import seconds_of
 from deepres.training import recipe
 
 TINY = ExperimentScale(
@@ -109,10 +109,10 @@ def test_networks_without_norm_have_biases() -> None:
 
 def test_rows_and_budgets() -> None:
     assert Row("x", (1.0, 3.0)).text() == "2.00 ± 1.4 %" and Row("x", (0.5,), "nats").text() == "0.50 nats"
-    assert (seconds_of("90s"), seconds_of("20m"), seconds_of("1.5h")) == (90, 1200, 5400)
+    assert (parse_seconds("90s"), parse_seconds("20m"), parse_seconds("1.5h")) == (90, 1200, 5400)
     for wrong in ("soon", "0m", "20"):
         with pytest.raises(DeepresError, match="--budget is a time"):
-            seconds_of(wrong)
+            parse_seconds(wrong)
     with pytest.raises(DeepresError, match="unknown scale"):
         scale("huge")
     with pytest.raises(DeepresError, match="did you mean 'degradation'"):
