@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,8 @@ class saved_bytes:
 
 def cost(model: nn.Module, shape: tuple[int, int, int]) -> Cost:
     """Count what ``model`` does with images of ``shape`` = (C, H, W). The model is left as it was."""
+    from torch.utils.flop_counter import FlopCounterMode  # which imports Triton, 70 MB of memory that training does not need
+
     was_training = model.training
     device = next(model.parameters()).device
     model.eval()  # a batch of one cannot be normalised over itself, and running statistics must not move
