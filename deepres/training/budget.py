@@ -146,7 +146,15 @@ def _rows_for(run: Run, table: ExpectedErrors) -> list[ExpectedError]:
 
     Raises ``DeepresError`` for what the table does not hold.
     """
-    free = {"epochs": None, "lr": None, "batch": None, "exits": None, "init": None, "width": 1.0, "options": {}}
+    free: dict[str, object] = {
+        "epochs": None,
+        "lr": None,
+        "batch": None,
+        "exits": None,
+        "init": None,
+        "width": 1.0,
+        "options": {},
+    }
     given = [name for name, value in free.items() if getattr(run, name) not in (value, "none")]
     if given:
         raise DeepresError(
