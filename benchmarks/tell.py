@@ -68,14 +68,16 @@ def _answers(result: dict[str, Any]) -> str:
 
 def _memory(result: dict[str, Any]) -> str:
     rows = []
-    for mode in ("bf16-channels-last", "float32-channels-last"):
-        for which in ("unbounded", "bounded"):
-            one = result[mode][which]
+    for mode, found in result.items():
+        for which in ("unbounded", "bounded") if isinstance(found, dict) and "bounded" in found else ():
+            one = found[which]
             seconds = f"{one['seconds']:.1f} ({one['fastest']:.1f} to {one['slowest']:.1f})"
-            ratio = f"{result[mode]['time_ratio']:.2f} x" if which == "bounded" else ""
-            rows.append([f"{mode}, {which}", f"{one['peak_gib']:.2f} GiB", seconds, ratio, one["plan"]])
+            computing = f", {found['cpu_time_ratio']:.2f} x computing" if "cpu_time_ratio" in found else ""
+            ratio = f"{found['time_ratio']:.2f} x{computing}" if which == "bounded" else ""
+            limit = f" to {found['limit']}" if which == "bounded" else ""
+            rows.append([f"{mode}, {which}{limit}", f"{one['peak_gib']:.2f} GiB", seconds, ratio, one["plan"]])
     head = ["", "peak of the process", "seconds per step, median and range", "time ratio", "plan"]
-    return f"{result['what']}, limit {result['limit']}.\n\n{markdown(head, rows)}"
+    return f"{result['what']}.\n\n{markdown(head, rows)}"
 
 
 def _paper(result: dict[str, Any]) -> str:

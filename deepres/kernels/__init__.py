@@ -1,6 +1,7 @@
-"""Fused operations for training residual networks. Read: compiled -> norm_act."""
+"""Fused operations for training residual networks, and a pool for their activations. Read: compiled -> norm_act; compiled -> pool."""
 
 from deepres.kernels.compiled import Status, status
 from deepres.kernels.norm_act import norm_act
+from deepres.kernels.pool import pooled_tensors
 
-__all__ = ["Status", "norm_act", "status"]
+__all__ = ["Status", "norm_act", "pooled_tensors", "status"]

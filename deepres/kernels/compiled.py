@@ -24,7 +24,7 @@ import torch
 from deepres.paths import cache_folder
 
 SWITCH = "DEEPRES_KERNELS"  # the environment variable that turns them off: "eager"
-_SOURCE = "norm_act.cpp"
+_SOURCES = ("norm_act.cpp", "pool.cpp")
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = {
     "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma"),
@@ -86,13 +86,16 @@ def compile_kernels(compiler: str, capability: str, path: Path) -> None:
 
     Raises ``subprocess.CalledProcessError`` with the compiler's messages.
     """
-    include = Path(torch.__file__).parent / "include"
+    home = Path(torch.__file__).parent
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        source, built = Path(folder) / _SOURCE, Path(folder) / path.name
-        source.write_text(_source())
+        built = Path(folder) / path.name
+        for name in _SOURCES:
+            (Path(folder) / name).write_text(_source(name))
+        sources = [str(Path(folder) / name) for name in _SOURCES]
         flags = ("-O3", "-std=c++20", "-shared", "-fPIC", "-fopenmp", "-ffp-contract=off", *_FLAGS[capability])
         defined = (f"-DCPU_CAPABILITY={capability}", f"-DCPU_CAPABILITY_{capability}")
-        command = [compiler, *flags, *_extra(capability), *defined, f"-I{include}", "-o", str(built), str(source)]
+        paths = (f"-I{home / 'include'}", f"-L{home / 'lib'}")
+        command = [compiler, *flags, *_extra(capability), *defined, *paths, "-o", str(built), *sources, "-lc10"]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS)
         os.replace(built, path)
 
@@ -102,17 +105,17 @@ def _extra(capability: str) -> tuple[str, ...]:
     return ("-mavx512bf16",) if capability == "AVX512" and torch.cpu._is_avx512_bf16_supported() else ()
 
 
-def _source() -> str:
-    return (files("deepres.kernels") / _SOURCE).read_text(encoding="utf-8")
+def _source(name: str) -> str:
+    return (files("deepres.kernels") / name).read_text(encoding="utf-8")
 
 
 def _path(capability: str) -> Path:
     """The path of the library for these sources, this PyTorch and this capability."""
-    parts = (_source(), torch.__version__, *_FLAGS[capability], *_extra(capability))
+    parts = (*map(_source, _SOURCES), torch.__version__, *_FLAGS[capability], *_extra(capability))
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     folder = cache_folder() / "kernels"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"norm_act-{capability.lower()}-{key}.so"
+    return folder / f"kernels-{capability.lower()}-{key}.so"
 
 
 @contextlib.contextmanager

@@ -10,6 +10,12 @@ from collections.abc import Iterator
 _TRIM, _MMAP, _TRIM_DEFAULT, _MMAP_DEFAULT = -1, -3, 64 << 20, 32 << 20
 
 
+def give_back() -> None:
+    """Give freed memory that the process still holds back to the system; without glibc this does nothing."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 @contextlib.contextmanager
 def heap_kept() -> Iterator[None]:
     """While open, memory that a step frees stays with the process for the next step; afterwards it goes back.
@@ -19,7 +25,7 @@ def heap_kept() -> Iterator[None]:
     """
     try:
         libc = ctypes.CDLL(None)
-        mallopt, trim = libc.mallopt, libc.malloc_trim
+        mallopt = libc.mallopt
     except (OSError, AttributeError, TypeError):
         yield
         return
@@ -30,4 +36,4 @@ def heap_kept() -> Iterator[None]:
     finally:
         mallopt(_MMAP, _MMAP_DEFAULT)
         mallopt(_TRIM, _TRIM_DEFAULT)
-        trim(0)
+        give_back()

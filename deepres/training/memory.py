@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from deepres import kernels
 from deepres.errors import DeepresError
 from deepres.nn.count import saved_bytes
+from deepres.training.heap import give_back
 from deepres.training.norms import frozen_norm_statistics
 
-SLACK = 1.25  # of activations: what the allocator loses between them
+SLACK = 1.15  # of activations: what convolutions take beside them
+HEAP_SLACK = 1.25  # the same without the pool of ``deepres.kernels``, with what the C library loses between them
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -190,7 +193,10 @@ def fit_memory(
     Raises ``DeepresError`` when not even the tightest plan fits.
     """
     recompute(model, RecomputePlan())
-    measured = footprint(model, shape, device, bf16=bf16)  # first: it leaves something behind in the allocator
+    measured = footprint(model, shape, device, bf16=bf16)
+    import torch._dynamo  # 150 MB that every optimizer imports, and that the limit has to hold
+
+    give_back()  # what measuring left behind in the allocator
     rss = psutil.Process().memory_info().rss if device.type == "cpu" else torch.cuda.memory_allocated(device)
     budget = (limit - rss) if limit is not None else int(available_bytes(device) * 0.8)
     # gradients, the optimizer's state, the batch itself and the convolutions' own scratch
@@ -202,8 +208,10 @@ def fit_memory(
     if blocks == 0:
         raise DeepresError(_no_room(whole, budget))
 
+    slack = HEAP_SLACK if device.type == "cpu" and kernels.status().capability is None else SLACK
+
     def need(plan: RecomputePlan) -> float:
-        return SLACK * batch * measured.need(plan) + fixed
+        return slack * batch * measured.need(plan) + fixed
 
     plans = [RecomputePlan(length) for length in range(1, 2 * math.isqrt(blocks) + 1)]
     tightest = min(plans, key=need)

@@ -31,11 +31,11 @@ class Speed:
 
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
-    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        """Context in which the forward pass is computed on ``device``."""
+    def autocast(self, device: torch.device, *, keep_casts: bool = True) -> AbstractContextManager[object]:
+        """Context in which the forward pass is computed on ``device``. ``keep_casts``: keep cast weights for a second use."""
         import torch
 
-        return torch.autocast(device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
+        return torch.autocast(device.type, torch.bfloat16, cache_enabled=keep_casts) if self.bf16 else contextlib.nullcontext()
 
 
 SPEEDS = {

@@ -79,7 +79,7 @@ def task_loss(trainer: Trainer, batch: Batch, forward: Callable[[Tensor], Any]) 
         hot = F.one_hot(targets, len(trainer.data.classes)).float()
         images, targets = mix(images, hot, generator, mixup=recipe.mixup, cutmix=recipe.cutmix)
     images = trainer.to_layout(images)
-    with trainer.speed.autocast(trainer.context.device):
+    with trainer.speed.autocast(trainer.context.device, keep_casts=not trainer.plan.length):
         logits = logits_in(forward(images)).float()
     rows = logits.flatten(0, -2)  # every token of a language model is an answer of its own
     hard = targets.flatten() if not targets.is_floating_point() else targets

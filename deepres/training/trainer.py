@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from deepres import kernels
 from deepres.callback import Callback
 from deepres.data import Augment, Batch, Data, Loader, Resident, digest, seeded
 from deepres.data.options import parse_bytes
@@ -79,6 +80,8 @@ class Trainer:
         self.total = self.recipe.steps(self.loader.steps)
         limit = None if run.memory in ("auto", "all") else parse_bytes(run.memory)
         self.plan = memory.RecomputePlan()
+        if run.speed in SPEEDS and SPEEDS[run.speed].fused:
+            accelerate(self.model)  # so that its memory is measured
         if run.memory != "all" and not data.is_text:
             rows = -(-self.loader.batch // context.world)
             bf16 = run.speed not in ("exact", "auto") and SPEEDS[run.speed].bf16
@@ -249,6 +252,7 @@ class Trainer:
         return SPEEDS[names[int(self.context.sum(index))]]  # the first process chooses for all
 
     def heap(self) -> AbstractContextManager[None]:
-        """Freed memory kept for the next step, on a CPU, unless memory is short and blocks are recomputed for it."""
-        kept = self.context.device.type == "cpu" and not self.plan.length
-        return heap_kept() if kept else contextlib.nullcontext()
+        """On a CPU: freed memory kept for the next step, or a pool where blocks are recomputed because memory is short."""
+        if self.context.device.type != "cpu":
+            return contextlib.nullcontext()
+        return kernels.pooled_tensors() if self.plan.length else heap_kept()

@@ -80,11 +80,22 @@ def test_running_statistics_are_untouched_by_measuring() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, model.buffers(), strict=True))
 
 
-def test_a_bounded_run_ends_where_an_unbounded_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = {"net": "resnet20-cifar", "data": "digits", "recipe": "digits", "epochs": 1, "speed": "exact", "width": 0.5}
-    whole = deepres.train(Run(**run, memory="all"), show=False)
-    monkeypatch.setattr(memory, "available_bytes", lambda _: 60 << 20)
-    bounded = deepres.train(Run(**run), show=False)
+class Plans(deepres.callback.Callback):
+    def __init__(self) -> None:
+        self.plans: list[memory.RecomputePlan] = []
+
+    def run_begins(self, trainer: deepres.training.Trainer) -> None:
+        self.plans.append(trainer.plan)
+
+
+@pytest.mark.parametrize(("speed", "available"), [("exact", 8_600_000), ("bf16-fused", 5_100_000)])
+def test_a_bounded_run_ends_where_an_unbounded_one_does(speed: str, available: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = {"net": "resnet20-cifar", "data": "digits", "recipe": "digits", "epochs": 1, "speed": speed, "width": 0.5}
+    seen = Plans()
+    whole = deepres.train(Run(**run, memory="all"), show=False, callbacks=[seen])
+    monkeypatch.setattr(memory, "available_bytes", lambda _: available)
+    bounded = deepres.train(Run(**run), show=False, callbacks=[seen])
+    assert [plan.length > 0 for plan in seen.plans] == [False, True]
     assert [r.loss for r in bounded.history] == [r.loss for r in whole.history]
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), bounded.model.parameters(), strict=True))
 
