@@ -168,8 +168,15 @@ class Plain(torch.nn.Module):
 def throughput(path: str, groups: int = 3, turns: int = 15) -> None:
     """Tokens a second of a training step, alternating, each candidate in fresh processes."""
     kinds = [(False, False), (False, True), *([(True, False), (True, True)] if BF16 else [])]
+    speeds = [
+        "auto",
+        "bf16-compiled" if BF16 else "float32-compiled",
+    ]  # auto does not compile for a run that compiling outlasts
     times = in_groups(
-        lambda: [*(Remote(peer, path, bf16, compiled) for bf16, compiled in kinds), Remote(ours, path, "auto")],
+        lambda: [
+            *(Remote(peer, path, bf16, compiled) for bf16, compiled in kinds),
+            *(Remote(ours, path, speed) for speed in speeds),
+        ],
         groups,
         turns,
         warm=5,

@@ -32,6 +32,11 @@ def is_text(name: object) -> bool:
     return path.is_file() and (path.suffix == ".txt" or (path.suffix == ".jsonl" and _holds_texts(path)))
 
 
+def is_packed_text(path: Path) -> bool:
+    """Return whether ``path`` is a compressed file of a text, by its name."""
+    return path.is_file() and path.suffix in (".gz", ".bz2", ".xz", ".zst") and path.with_suffix("").suffix in TEXT_SUFFIXES
+
+
 def _files(folder: Path) -> Iterator[Path]:
     for path in folder.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
@@ -67,7 +72,7 @@ def read_documents(path: Path) -> dict[str, list[str]]:
 
     Files or folders called ``train``, ``val`` and ``test`` name splits.
 
-    Raises ``DeepresError`` for what is no UTF-8, with file and offset, and for a line without a text.
+    Raises ``DeepresError`` for what is no UTF-8 or holds null bytes, with file and offset, and for a line without a text.
     """
     found: dict[str, list[str]] = {}
     for _, file in text_files(path):
@@ -81,13 +86,19 @@ def read_documents(path: Path) -> dict[str, list[str]]:
 
 def _decoded(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise DeepresError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise DeepresError(
             f"{path}: not UTF-8 at byte {error.start:,} ({error.reason}); convert it, or leave the file out"
         ) from error
+    if (place := content.find("\0")) >= 0:  # UTF-16 without a mark is valid UTF-8 where its text is ASCII
+        before = len(content[:place].encode())
+        raise DeepresError(
+            f"{path}: a null byte at {before:,}, as in UTF-16 and binary files; convert it, or leave the file out"
+        )
+    return content
 
 
 def _lines(path: Path, content: str) -> list[str]:

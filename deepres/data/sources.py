@@ -15,6 +15,7 @@ from torch import Tensor
 
 from deepres.data.dataset import Data, Resident, Split, Streamed, decode_all, split_off
 from deepres.data.decode import UnreadableImage, open_image
+from deepres.data.documents import is_packed_text
 from deepres.data.files import Item, fingerprint
 from deepres.data.leaks import shared_images
 from deepres.data.prepare import Prepare
@@ -55,16 +56,20 @@ def open_data(
     if not 0 < val_share < 1:
         raise DeepresError(f"val_share is the share of training images kept for validation, between 0 and 1, not {val_share}")
     if size is not None and size < 1:
-        raise DeepresError(f"size is the side of the input in pixels and at least 1, not {size}")
+        raise DeepresError(f"size is the side of the input in pixels, or tokens of a text, and at least 1, not {size}")
     path = user_path(name)
     if is_text(path):
         return read_text(path, size, val_share, tokens)
+    if is_packed_text(path):
+        raise DeepresError(f"{path}: a compressed text; unpack it first")
     if path.exists():
         return _found(path, size, channels, val_share)
     built_in = {"digits": _digits, "cifar10": _cifar, "cifar100": _cifar}
     if str(name) not in built_in:
-        hint = nearest(str(name), built_in) or f"; there are {', '.join(built_in)}, or the path of a folder of images"
-        raise DeepresError(f"unknown data {str(name)!r}: neither a built-in set nor a folder that exists{hint}")
+        hint = (
+            nearest(str(name), built_in) or f"; there are {', '.join(built_in)}, or the path of a folder of images or of a text"
+        )
+        raise DeepresError(f"unknown data {str(name)!r}: neither a built-in set nor a path that exists{hint}")
     train, test, classes = built_in[str(name)](str(name))
     if size is not None:
         train, test = (_resized(split, size) for split in (train, test))

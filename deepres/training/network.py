@@ -39,6 +39,8 @@ def open_run(run: Run, data: Data | None = None) -> Opening:
     """
     torch.manual_seed(run.seed)
     text = data.is_text if data is not None else is_text(run.data)
+    if run.tokens is not None and not text:
+        raise DeepresError(f"--tokens {run.tokens}: tokens are for texts, and {run.data} is none")
     opened = None if text else _opened_trained(run)
     if opened is None:
         known = data
@@ -98,6 +100,8 @@ def _open_fresh(run: Run, data: Data) -> OpenedModel:
     if ours and data.is_text and run.net not in TRANSFORMERS:
         raise DeepresError(f"{run.net}: takes images and {data.name} is a text; give a language model, such as hf:FOLDER")
     options = _options(run)
+    if run.width != 1 and "width" not in options:
+        raise DeepresError(f"{run.net}: --width multiplies the channels of residual networks of our own; leave it out")
     if ours and run.net in TRANSFORMERS:
         options = {**_shape_for(data, run.net), **options}
     if isinstance(data.prepare, Tokens):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import hashlib
 import json
 import os
@@ -102,6 +103,14 @@ def _machine(device: torch.device) -> str:
     return f"{processor_name()} {torch.backends.cpu.get_cpu_capability()} x{torch.get_num_threads()}"
 
 
+def _without_layouts() -> list[Speed]:
+    """The first mode of each kind that differs in more than the layout of images, which tokens do not have."""
+    kinds: dict[Speed, Speed] = {}
+    for speed in SPEEDS.values():
+        kinds.setdefault(dataclasses.replace(speed, name="", channels_last=False), speed)
+    return list(kinds.values())
+
+
 def choose(model: nn.Module, images: Tensor, labels: Tensor, steps: int) -> Speed:
     """The fastest mode for a run of ``steps`` on this machine, found by a trial of a few steps each and remembered.
 
@@ -119,7 +128,7 @@ def choose(model: nn.Module, images: Tensor, labels: Tensor, steps: int) -> Spee
     fusible = images.device.type == "cpu" and _has_norms(model) and kernels.status().capability is not None
     able = [
         speed
-        for speed in SPEEDS.values()
+        for speed in (SPEEDS.values() if images.ndim == 4 else _without_layouts())
         if not speed.deterministic and not (speed.bf16 and emulated) and not (speed.fused and not fusible)
     ]
     new = [speed for speed in able if not speed.compile and speed.name not in times]

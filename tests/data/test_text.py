@@ -164,6 +164,9 @@ def test_bad_texts_get_a_sentence(tmp_path: Path) -> None:
         ("empty.txt", b"", "empty"),
         ("picture.txt", b"to be " * 9 + bytes(range(128, 256)), r"picture.txt: not UTF-8 at byte 54"),
         ("cut.jsonl", b'{"text": "to be"}\n{"text": 3}', r"cut.jsonl, line 2: not a JSON object with a 'text'"),
+        ("wide.txt", "to be".encode("utf-16-le"), "wide.txt: a null byte at 1"),
+        ("play.txt.gz", b"\x1f\x8b", "a compressed text; unpack it"),
+        ("list.jsonl", b"[1]", "not a JSON object"),
         ("lone.jsonl", b'{"text": "to be"}\n{"text": "\\ud800"}', r"line 2"),
     ):
         (tmp_path / name).write_bytes(content)

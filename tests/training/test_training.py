@@ -333,6 +333,10 @@ def test_speed_is_measured_once_and_remembered(monkeypatch: pytest.MonkeyPatch, 
     count = len(tried)
     assert choose(model, x, y, steps=10).name == "bf16-channels-last" and len(tried) == count
     assert SPEEDS[choose(model, x, y, steps=100_000).name].compile
+    tried.clear()
+    decoder = deepres.create("gpt-tiny", depth=1)  # tokens have no layout, so each arithmetic is tried once
+    choose(decoder, torch.zeros(2, 8).long(), torch.zeros(16).long(), steps=100_000)
+    assert set(tried) == {"float32", "bf16", "bf16-compiled"}
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert not choose(deepres.create("resnet14-cifar"), x, y, steps=10).bf16  # emulated bf16 crawls
 

@@ -171,6 +171,8 @@ def _cells(name: str, content: bytes) -> tuple[list[str] | None, Rows]:
         for line, one in enumerate(text.splitlines(), 1):
             try:
                 record = json.loads(one) if one.strip() else None
+                if record is not None and not isinstance(record, dict):
+                    raise TypeError("not a JSON object")
                 if record is not None:
                     head = head or list(record)
                     rows.append((line, [str(record[key]) for key in head]))
