@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from deepres.data import Data
 from deepres.engines.engine import Runner
 from deepres.engines.exporters import need_engine
 from deepres.engines.inputs import some_inputs
-from deepres.engines.openvino_engine import OpenVINORunner
+from deepres.engines.openvino_runner import OpenVINORunner
 from deepres.engines.source import Source
 from deepres.errors import DeepresError
 from deepres.evaluation import measure
@@ -38,7 +38,7 @@ class Quantized:
     before: float  # top-1 error in float32, percent
     after: float  # in int8
     examples: int  # of the validation split
-    kept: int  # layers left in higher precision because they lost most
+    kept: int  # layers, of a ghost segments, left in higher precision because they lost most
 
     @property
     def rise(self) -> float:
@@ -59,12 +59,8 @@ def quantize_openvino(
     """
     nncf = _nncf()
     batches = [part.numpy() for part in calibration_batches(source, data, CALIBRATION)]
-    # what NNCF calls the model's type: it leaves parts of attention in float
-    kind = nncf.ModelType.TRANSFORMER if any(isinstance(m, nn.LayerNorm) for m in source.model.modules()) else None
-    options: dict[str, Any] = {"subset_size": len(batches), "model_type": kind}
     log("calibrating int8")
-    with _silent():
-        quantized = nncf.quantize(source.openvino, nncf.Dataset(batches), **options)
+    quantized = quantized_graph(source, source.openvino, batches)
     log("measuring the error of int8 on the validation split")
     before = float_error(source, data)
     runner = OpenVINORunner(quantized, tuple(source.example.shape), "int8")
@@ -79,14 +75,29 @@ def quantize_openvino(
                 nncf.Dataset(_validation(data)),
                 _right,
                 max_drop=error / 100,
-                subset_size=options["subset_size"],
-                model_type=kind,
+                **_options(source, len(batches)),
             )
         kept = _quantizers(quantized) - _quantizers(careful)
         runner = OpenVINORunner(careful, tuple(source.example.shape), "int8")
         after = error_of(runner, data, len(source.example))
     check_rise(before, after, error, data)
     return Quantized(runner, before, after, len(data.val), kept)
+
+
+def quantized_graph(source: Source, model: Any, batches: Sequence[Any]) -> Any:
+    """An ``openvino.Model`` of the network in ``source`` or of a part of it, with convolutions and linear layers in int8.
+
+    ``batches``: what the model takes, arrays or tuples of arrays, on which the ranges of its activations are measured.
+    """
+    nncf = _nncf()
+    with _silent():
+        return nncf.quantize(model, nncf.Dataset(batches), **_options(source, len(batches)))
+
+
+def _options(source: Source, batches: int) -> dict[str, Any]:
+    # what NNCF calls the model's type: it leaves parts of attention in float
+    transformer = any(isinstance(m, nn.LayerNorm) for m in source.model.modules())
+    return {"subset_size": batches, "model_type": _nncf().ModelType.TRANSFORMER if transformer else None}
 
 
 def calibration_batches(source: Source, data: Data, count: int) -> list[Tensor]:

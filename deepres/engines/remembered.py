@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from deepres.engines.optimized import Candidate
 from deepres.evaluation import processor_name
+from deepres.ghosting import Ghost
 from deepres.paths import cache_folder
 
 _FILE = "measured.json"
@@ -26,12 +27,17 @@ VERSIONS = ("deepres", "torch", "openvino", "onnxruntime", "nncf", "torch_tensor
 def key_of(model: nn.Module, images: Tensor, *asked: object) -> str:
     """A name for a network with its weights, these images, this machine, the installed versions and what was asked for."""
     digest = hashlib.sha256()
-    for value in (repr(model), _machine(), _versions(), tuple(images.shape), asked):
+    for value in (repr(model), _of_a_ghost(model), _machine(), _versions(), tuple(images.shape), asked):
         digest.update(repr(value).encode())
     for name, tensor in [*model.state_dict().items(), ("images", images)]:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:32]
+
+
+def _of_a_ghost(model: nn.Module) -> tuple[object, ...]:
+    """What a ghost computes by besides its weights."""
+    return (model.settings, model.temperature) if isinstance(model, Ghost) else ()
 
 
 def _machine() -> tuple[object, ...]:

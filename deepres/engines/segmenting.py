@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 
 from deepres.adapters import logits_in
 from deepres.adapters.calls import patched, signal_in, with_signal
-from deepres.engines.exporters import TensorNames, capture_graph
+from deepres.engines.exporters import TensorNames, capture_graph, openvino_model
 from deepres.errors import DeepresError
 from deepres.exits import Average, ExitHead
 from deepres.ghosting import Ghost
@@ -142,3 +142,20 @@ def _pruned(program: ExportedProgram, examples: tuple[Tensor, ...], model: nn.Mo
             owner, _, last = name.rpartition(".")
             delattr(module.get_submodule(owner), last)
     return capture_graph(module, examples, model)
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentGraphs:
+    """The segments of a ghost as OpenVINO's models."""
+
+    models: tuple[Any, ...]
+    exits: tuple[int, ...]  # of all segments but the last, as the ghost counts them
+    threshold: float  # confidence from which on an input leaves
+
+    @classmethod
+    def of(cls, ghost: Ghost, example: Tensor) -> SegmentGraphs:
+        """Convert the segments of ``ghost``. Raises ``DeepresError`` for one whose gates decide for each input."""
+        check_segments(ghost)
+        found = list(capture_segments(ghost, example))
+        models = tuple(openvino_model(one.program, one.example, one.names) for one in found)
+        return cls(models, tuple(one.exit for one in found if one.exit is not None), ghost.settings.exit_threshold or 0.0)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from deepres.adapters.spec import device_of
 from deepres.engines.exporters import capture, openvino_model
 from deepres.engines.folding import fold_norms
+from deepres.engines.segmenting import SegmentGraphs
+from deepres.ghosting import Ghost
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -47,6 +49,12 @@ class Source:
     def openvino(self) -> Any:
         """The network as an ``openvino.Model``, for any batch size."""
         return openvino_model(self.program, self.example)
+
+    @cached_property
+    def segments(self) -> SegmentGraphs:
+        """The segments of a ghost for OpenVINO. Raises ``DeepresError`` as ``SegmentGraphs.of`` does."""
+        assert isinstance(self.model, Ghost)
+        return SegmentGraphs.of(self.model, self.example)
 
     @cached_property
     def folded(self) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,26 +31,37 @@ class SegmentedModel(ExportedModel):
         self.exited_at = torch.empty(0, dtype=torch.int64)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        rows, carried = torch.arange(len(inputs)), [inputs]
-        exited_at = torch.full((len(inputs),), -1)
-        answers: Tensor | None = None
-        for file, number in zip(self.files, (*self.exits, -1), strict=True):
-            logits, *more = file.call(carried)
-            answers = logits.new_zeros(len(inputs), logits.shape[1]) if answers is None else answers
-            if number < 0:
-                answers[rows] = logits
-                break
-            confidence, *carried = more
-            leaves = confidence >= self.threshold
-            answers[rows[leaves]] = logits[leaves]
-            exited_at[rows[leaves]] = number
-            if bool(leaves.all()):
-                break
-            if bool(leaves.any()):
-                rows, carried = rows[~leaves], [value[~leaves] for value in carried]
-        self.exited_at = exited_at
-        assert answers is not None
+        answers, self.exited_at = through_segments([file.call for file in self.files], self.exits, self.threshold, inputs)
         return answers
+
+
+def through_segments(
+    calls: Sequence[Callable[[Sequence[Tensor]], list[Tensor]]], exits: Sequence[int], threshold: float, inputs: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute a ghost by the ``calls`` of its segments: (logits (N, K), ``exited_at`` (N,) as of ``SegmentedModel``).
+
+    A call takes what the segment before gave besides logits (N, K) and confidence (N,), with which inputs leave from ``threshold``
+    on; the last one gives logits alone. ``exits`` are the numbers of the others' exits.
+    """
+    rows, carried = torch.arange(len(inputs)), [inputs]
+    exited_at = torch.full((len(inputs),), -1)
+    answers: Tensor | None = None
+    for call, number in zip(calls, (*exits, -1), strict=True):
+        logits, *more = call(carried)
+        answers = logits.new_zeros(len(inputs), logits.shape[1]) if answers is None else answers
+        if number < 0:
+            answers[rows] = logits
+            break
+        confidence, *carried = more
+        leaves = confidence >= threshold
+        answers[rows[leaves]] = logits[leaves]
+        exited_at[rows[leaves]] = number
+        if bool(leaves.all()):
+            break
+        if bool(leaves.any()):
+            rows, carried = rows[~leaves], [value[~leaves] for value in carried]
+    assert answers is not None
+    return answers, exited_at
 
 
 def open_exported(path: str | Path, *, trust: bool = False) -> ExportedModel:

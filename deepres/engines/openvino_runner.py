@@ -1,0 +1,88 @@
+"""A graph of OpenVINO, compiled for the numbers of inputs that it gets."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepres.engines.engine import Precision, Runner, computes_bf16
+from deepres.engines.exporters import need_engine
+
+OPENVINO_FILE = "model.xml"
+HINTS = {"float32": "f32", "bf16": "bf16", "int8": "bf16"}  # int8 is in the graph; the hint is for the layers that are not
+
+
+@cache
+def core() -> Any:
+    return need_engine("openvino").Core()
+
+
+class OpenVINORunner(Runner):
+    """A model compiled for one batch size, for single inputs when the first comes, and once more for all other sizes.
+
+    ``shape`` None: for all sizes at once.
+    """
+
+    def __init__(self, model: Any, shape: tuple[int, ...] | None, precision: Precision) -> None:
+        super().__init__()
+        self.model, self.precision = model, precision
+        self._sizes = {shape[0], 1} if shape else set()  # sizes worth a compilation of their own
+        self._requests: dict[int, Any] = {}
+        self._lock = threading.Lock()  # a request holds its own outputs until the next call
+        if shape:
+            self._request(shape[0])
+
+    def _request(self, size: int) -> Any:
+        """The compiled model for ``size`` inputs; compiled for any number of them under 0."""
+        key = size if size in self._sizes else 0
+        if key not in self._requests:
+            model = self.model
+            if key:
+                model = model.clone()
+                model.reshape(
+                    {
+                        i: [key, *(side.get_length() for side in list(port.partial_shape)[1:])]
+                        for i, port in enumerate(model.inputs)
+                    }
+                )
+            self._requests[key] = self._compiled(model)
+        return self._requests[key]
+
+    def _compiled(self, model: Any) -> Any:
+        hint = HINTS[self.precision]
+        if hint == "bf16" and not computes_bf16(torch.device("cpu")):
+            hint = "f32"
+        settings = {
+            "INFERENCE_PRECISION_HINT": hint,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
+        return core().compile_model(model, "CPU", settings).create_infer_request()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run([x])[0].float()
+
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """All outputs of the graph for all its inputs, each with N rows."""
+        given = {i: value.detach().contiguous().numpy() for i, value in enumerate(inputs)}
+        with self._lock:
+            found = self._request(len(inputs[0])).infer(given, share_inputs=True, share_outputs=True)
+            return [torch.from_numpy(found[i]).clone() for i in range(len(self.model.outputs))]
+
+    def precisions(self) -> set[str]:
+        """Precisions in which the compiled layers run, as OpenVINO reports them: f32, bf16, i8, u8."""
+        operations = next(iter(self._requests.values())).get_compiled_model().get_runtime_model().get_ops()
+        return {
+            str(one.get_rt_info()["runtimePrecision"].astype(str))
+            for one in operations
+            if "runtimePrecision" in one.get_rt_info()
+        }
+
+    def save(self, folder: Path) -> None:
+        need_engine("openvino").save_model(self.model, folder / OPENVINO_FILE, compress_to_fp16=False)

@@ -1,0 +1,79 @@
+"""A ghost in OpenVINO: its segments between early exits, each a graph of its own, in float32, bf16 or int8."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deepres.data import Data
+from deepres.engines.engine import Precision, Runner
+from deepres.engines.exporters import need_engine
+from deepres.engines.int8 import CALIBRATION, Quantized, calibration_batches, check_rise, error_of, quantized_graph
+from deepres.engines.openvino_runner import OpenVINORunner, core
+from deepres.engines.segmenting import SegmentGraphs
+from deepres.engines.source import Source
+from deepres.models.segmented import through_segments
+
+
+class GhostRunner(Runner):
+    """Runs the segments one after the other, each on the inputs that have not left. ``exited_at`` (N,) is as of ``SegmentedModel``.
+
+    ``batch``: number of inputs for which each segment is compiled, besides one and any; None: any alone.
+    """
+
+    def __init__(self, graphs: SegmentGraphs, batch: int | None, precision: Precision) -> None:
+        super().__init__()
+        self.graphs = graphs
+        self.segments = [OpenVINORunner(one, (batch,) if batch else None, precision) for one in graphs.models]
+        self.exited_at = torch.empty(0, dtype=torch.int64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        calls = [segment.run for segment in self.segments]
+        answers, self.exited_at = through_segments(calls, self.graphs.exits, self.graphs.threshold, x)
+        return answers.float()
+
+    def save(self, folder: Path) -> None:
+        for number, model in enumerate(self.graphs.models):
+            need_engine("openvino").save_model(model, _file(folder, number), compress_to_fp16=False)
+
+
+def load_ghost_runner(folder: Path, source: Source, precision: Precision) -> GhostRunner:
+    """The runner whose ``save`` wrote ``folder``, for the ghost ``source.model``."""
+    graphs = source.segments
+    models = tuple(core().read_model(_file(folder, number)) for number in range(len(graphs.models)))
+    return GhostRunner(replace(graphs, models=models), len(source.example), precision)
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"segment-{number}.xml"
+
+
+def quantize_ghost(source: Source, data: Data, *, error: float, log: Callable[[str], None]) -> Quantized:
+    """As ``quantize_openvino``, for a ghost: each segment is calibrated on the signals that it gets, of all calibration images.
+
+    Where the error rises by more than ``error`` points, the segments return to bf16 one after another, the last one first: it decides
+    the inputs that no exit was sure of. Raises ``ErrorRises`` where that does not suffice.
+    """
+    graphs = source.segments
+    log("calibrating int8")
+    carried = [[part] for part in calibration_batches(source, data, CALIBRATION)]
+    models = []
+    for model in graphs.models:
+        models.append(quantized_graph(source, model, [tuple(value.numpy() for value in part) for part in carried]))
+        runner = OpenVINORunner(model, None, "float32")
+        carried = [runner.run(part)[2:] for part in carried]
+    log("measuring the error of int8 on the validation split")
+    batch = len(source.example)
+    before = error_of(GhostRunner(graphs, batch, "float32"), data, batch)
+    for kept in range(len(models)):
+        mixed = (*models[: len(models) - kept], *graphs.models[len(models) - kept :])
+        made = GhostRunner(replace(graphs, models=mixed), batch, "int8")
+        after = error_of(made, data, batch)
+        if after - before <= error:
+            break
+    check_rise(before, after, error, data)
+    return Quantized(made, before, after, len(data.val), kept)

@@ -1,0 +1,83 @@
+"""A ghost with early exits on an engine: the answers and the depth of the ghost in float32, and int8 within the allowed loss."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from test_segments import X, ghost
+
+import deepres
+from deepres import DeepresError
+from deepres.data import Data, open_data
+from deepres.engines import Optimized, build_choice
+from deepres.engines.inputs import some_inputs
+from deepres.engines.openvino_segments import GhostRunner
+from deepres.exits import ExitHead
+from deepres.ghosting import Ghost, Settings
+from deepres.ghosting.fit import fit_ghost
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("average", "gates"), [(True, False), (False, True)])
+def test_the_engine_answers_as_the_ghost_does(average: bool, gates: bool) -> None:
+    made = ghost(average, gates)
+    fast = deepres.optimize(made, X, engine="openvino", precision="float32")
+    assert isinstance(fast.runner, GhostRunner)
+    for rows in (1, 5, 24):
+        torch.testing.assert_close(fast(X[:rows]), made(X[:rows], trace=True), rtol=1e-4, atol=1e-5)
+        assert made.trace is not None and torch.equal(fast.runner.exited_at, made.trace.exited_at)
+    assert len(set(fast.runner.exited_at.tolist())) >= 3
+
+
+@pytest.fixture(scope="module")
+def on_digits() -> tuple[Ghost, Data]:
+    """A ghost of an untrained network, whose exit alone tells digits apart, and few digits."""
+    torch.manual_seed(0)
+    data = open_data("digits")
+    net = deepres.create("resnet8-cifar", in_channels=1, width=0.5)
+    images, _ = some_inputs(data.train, data.prepare, 256)
+    with torch.no_grad():
+        for _ in range(20):
+            net.train()(images)
+    made = Ghost(net.eval(), most=1)
+    fit_ghost(made, data, gates=False, examples=256)
+    last = max(c for c, head in enumerate(made.exits) if isinstance(head, ExitHead))
+    made.settings = Settings(exit_threshold=0.5, exits=(last,))
+    return made, dataclasses.replace(data, train=data.train.take(torch.arange(96)))
+
+
+def errors(model: torch.nn.Module, data: Data) -> float:
+    return deepres.evaluation.measure(model, data.val, data.prepare, data.classes).top1
+
+
+@torch.no_grad()
+def test_int8_is_within_the_allowed_rise_and_kept(on_digits: tuple[Ghost, Data], tmp_path: Path) -> None:
+    made, data = on_digits
+    images = some_inputs(data.val, data.prepare, 64)[0]
+    wanted = {"data": data, "error": 3.0, "precision": "int8", "engine": "openvino", "seconds": 0.1}
+    fast = deepres.optimize(made, images[:16], images=images, **wanted)
+    assert fast.choice.precision == "int8" and errors(fast, data) <= errors(made, data) + 3.0 < 60
+    assert int((fast.runner.exited_at >= 0).sum()) > 0
+    built = build_choice(made, images[:16], fast.save(tmp_path / "fast"))
+    torch.testing.assert_close(
+        built(images[:16]), fast(images[:16]), rtol=1e-2, atol=0.05
+    )  # parts in bf16, fused in another order
+    remembered = deepres.optimize(made, images[:16], images=images, **wanted)
+    torch.testing.assert_close(remembered(images[:16]), fast(images[:16]), rtol=1e-2, atol=0.05)
+    assert remembered.candidates == fast.candidates
+    made.settings, before = dataclasses.replace(made.settings, exit_threshold=0.9), made.settings
+    try:  # other settings are another ghost, and nothing of it is remembered
+        other = deepres.optimize(made, images[:16], images=images, **wanted)
+        assert isinstance(other, Optimized) and other.candidates != fast.candidates
+        assert int((other.runner.exited_at >= 0).sum()) < int((fast.runner.exited_at >= 0).sum())
+    finally:
+        made.settings = before
+    with pytest.raises(DeepresError, match="int8 raises the error on 143 validation images"):
+        deepres.optimize(made, images[:16], images=images, **{**wanted, "error": -101.0})
+
+
+def test_gates_that_decide_for_each_input_are_refused() -> None:
+    made = Ghost(deepres.create("resnet8-cifar", in_channels=1, width=0.25).eval(), Settings(skip_threshold=0.0))
+    with pytest.raises(DeepresError, match="its gates choose for each input which blocks run"):
+        deepres.optimize(made, torch.zeros(4, 1, 8, 8), engine="openvino", precision="float32")
