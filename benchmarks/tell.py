@@ -14,6 +14,7 @@ from benchmarks.tell_detection import detectors_text, passes_text
 from benchmarks.tell_engines import engine_tables
 from benchmarks.tell_format import markdown, plain, seeds_of, speed_cells, spread_of
 from benchmarks.tell_language import language_text
+from benchmarks.tell_levers import levers_text
 from benchmarks.tell_serving import rivals_text, serving_text
 
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
@@ -263,6 +264,7 @@ SECTIONS = (
     ("inference-resnet50-float32", "Inference: ResNet-50, without bf16", _speed),
     ("inference-answers", "Inference: answers that bf16 changes", _answers),
     ("engines", "Inference engines side by side", _engines),
+    ("levers", "Shrinking, a ghost and int8 together", levers_text),
     ("training-resnet20-cifar", "Training: CIFAR ResNet-20", _speed),
     ("training-resnet50", "Training: ResNet-50", _speed),
     *(
@@ -303,6 +305,7 @@ SECTIONS = (
     ("language-shrink", "Language models: a quarter of the parts removed", language_text),
     ("serving", "Serving under load, with and without a ghost", serving_text),
     ("serving-rivals", "Serving, beside LitServe and BentoML", rivals_text),
+    ("serving-rivals-efficientnet-lite0", "Serving a small network, beside LitServe and BentoML", rivals_text),
     ("monitor-resnet56", "What `--lens every=1epoch` costs", _monitor),
     ("paper-quick", "The paper's claims, at the quick scale", _paper),
 )
