@@ -9,7 +9,8 @@ The servers run at the same time and are asked in turns; the clients share the m
 the network on the engine that ``deepres serve`` chooses, and batch up to 32 images; ``deepres, PyTorch`` and the plain rivals run it in
 PyTorch. Beside them stand decoding plus the call alone, what the engine gives for the same photographs at the batch size that 32 clients
 lead to (close calls are computed again there as in the server, and noise has other close calls), and the most that decoding on the same
-cores leaves of it. Each turn records the processor time of an answer, in the server and in the clients.
+cores leaves of it. Each turn records the processor time of an answer, in the
+server and in the clients, and of ours the mean time of each stage.
 
 LitServe and BentoML are installed into a virtual environment of their own, ``--environment``, which shares this one's PyTorch. A turn is
 written to ``--folder`` when it is done, and turns that are there are skipped, so that the run can be interrupted. The result is
@@ -38,7 +39,7 @@ from sklearn.datasets import load_sample_images
 
 import deepres
 from benchmarks.common import Remote, record
-from benchmarks.serving_ghost import CLIENTS, breakdown, load
+from benchmarks.serving_ghost import CLIENTS, load, stage_means, stage_totals
 from benchmarks.serving_rivals import load as load_classifier
 from benchmarks.serving_servers import BOUNDARY, RIVALS, Running, Server, environment, running, servers
 from deepres.data import Prepare, open_image
@@ -144,7 +145,7 @@ def choose_engine(model: str) -> str:
 
 def measure_turns(options: argparse.Namespace, model: str, found: list[Server], done: dict[str, Any], save: Any) -> None:
     """Ask every server in turns, and note each turn under its row's name and number."""
-    if "mean_ms_by_stage" in done:  # the last thing that is noted
+    if "complete" in done:
         return
     whole = photographs()
     prepare = open_model(model).preparation()
@@ -171,7 +172,7 @@ def measure_turns(options: argparse.Namespace, model: str, found: list[Server], 
                     done[key] = _turn(up[server.name], server, bodies, clients, options.seconds)
                     print(key, done[key], flush=True)
                     save()
-        done["mean_ms_by_stage"] = {one.name: breakdown(up[one.name].port) for one in asked if one.name.startswith("deepres")}
+        done["complete"] = True
         save()
 
 
@@ -181,24 +182,18 @@ def row_name(server: str, clients: int, kind: str) -> str:
 
 def _turn(up: Running, server: Server, bodies: list[bytes], clients: int, seconds: float) -> dict[str, Any]:
     ours = server.name.startswith("deepres")
-    before, spent = breakdown(up.port) if ours else {}, up.core_seconds()
-    answers, rate = load(
-        up.port, bodies, clients, seconds, f"multipart/form-data; boundary={BOUNDARY}" if server.form else "image/jpeg"
-    )
-    after, cores = breakdown(up.port) if ours else {}, up.core_seconds()
+    kind = f"multipart/form-data; boundary={BOUNDARY}" if server.form else "image/jpeg"
+    before, spent = stage_totals(up.port) if ours else {}, up.core_seconds()
+    answers, rate = load(up.port, bodies, clients, seconds, kind)
+    cores, after = up.core_seconds(), stage_totals(up.port) if ours else {}
     return {
         "answers": len(answers),
         "p50_ms": round(1000 * statistics.median(answers), 3),
         "p99_ms": round(1000 * answers[int(0.99 * len(answers))], 3),
         "answers_per_second": round(rate, 2),
         "core_ms": {name: round(1000 * (cores[name] - spent[name]) / len(answers), 3) for name in cores},
-        **({"batch": round(_batch_between(before, after), 2)} if ours else {}),
+        **({"mean_ms": stage_means(after, before)} if ours else {}),
     }
-
-
-def _batch_between(before: dict[str, float], after: dict[str, float]) -> float:
-    calls = after["calls"] - before["calls"]
-    return (after["images"] - before["images"]) / calls if calls else 0.0
 
 
 def summarise(done: dict[str, Any], name: str, turns: int) -> dict[str, Any] | None:
@@ -216,9 +211,12 @@ def summarise(done: dict[str, Any], name: str, turns: int) -> dict[str, Any] | N
         "answers_per_second": round(statistics.median(rates), 2),
         "lowest": min(rates),
         "highest": max(rates),
-        "core_ms": {part: round(statistics.median(row["core_ms"][part] for row in rows), 2) for part in rows[0]["core_ms"]},
-        **({"batch": round(statistics.mean(row["batch"] for row in rows), 1)} if "batch" in rows[0] else {}),
+        **{what: _medians([row[what] for row in rows]) for what in ("core_ms", "mean_ms") if what in rows[0]},
     }
+
+
+def _medians(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {name: round(statistics.median(row[name] for row in rows), 2) for name in rows[0]}
 
 
 def alone(model: str, engine: str, batch: int) -> dict[str, Any]:
@@ -267,7 +265,7 @@ def main() -> None:
     measure_turns(options, str(model), found, done, save)
     named = [row_name(server.name, clients, kind) for kind in BODIES for clients in CLIENTS for server in found]
     load_table = {name: row for name in named if (row := summarise(done, name, options.turns)) is not None}
-    lone = alone(str(model), engine, max(1, round(load_table["deepres, 32 clients"]["batch"])))
+    lone = alone(str(model), engine, max(1, round(load_table["deepres, 32 clients"]["mean_ms"]["batch"])))
     versions = {name: _version(rivals, name) for name in RIVALS} if rivals else {}
     versions |= {name: importlib.metadata.version(name) for name in ("fastapi", "uvicorn")}
     about = {
@@ -281,7 +279,7 @@ def main() -> None:
         **shares(load_table, lone, decoding_seconds(open_model(model).preparation())),
     }
     name = NAME if options.net == "resnet50" else f"{NAME}-{options.net}"
-    record(name, {**about, "load": load_table, "alone": lone, "mean_ms_by_stage": done["mean_ms_by_stage"]})
+    record(name, {**about, "load": load_table, "alone": lone})
 
 
 def shares(load_table: dict[str, Any], lone: dict[str, Any], decoding: float) -> dict[str, float]:

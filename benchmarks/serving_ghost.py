@@ -76,21 +76,29 @@ def _read_reply(stream: BinaryIO) -> int:
     return status
 
 
-def breakdown(port: int) -> dict[str, float]:
-    """Mean milliseconds of each stage of a request so far, and of a call of the network; the number of calls, and of images in them."""
+Totals = dict[str, tuple[float, float]]  # of a stage: its seconds and how often it came; of "batch": images and calls
+
+
+def stage_totals(port: int) -> Totals:
+    """Of each stage of a request so far, of a call of the network, and of the batches."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as reply:
         lines = dict(line.rsplit(" ", 1) for line in reply.read().decode().splitlines() if not line.startswith("#"))
+    names = {stage: ("deepres_stage_seconds", f'{{stage="{stage}"}}') for stage in STAGES}
+    names |= {"call": ("deepres_call_seconds", ""), "request": ("deepres_request_seconds", "")}
+    names["batch"] = ("deepres_batch_images", "")
+    return {
+        what: (float(lines[f"{name}_sum{label}"]), float(lines[f"{name}_count{label}"]))
+        for what, (name, label) in names.items()
+    }
+
+
+def stage_means(after: Totals, before: Totals | None = None) -> dict[str, float]:
+    """Mean milliseconds of each stage between two totals, or from the start, and the mean number of images in a batch."""
     found = {}
-    names = {f'{{stage="{stage}"}}': stage for stage in STAGES}
-    for label, name in names.items():
-        found[name] = _mean(lines, "deepres_stage_seconds", label)
-    found |= {"call": _mean(lines, "deepres_call_seconds", ""), "request": _mean(lines, "deepres_request_seconds", "")}
-    return {**found, "calls": float(lines["deepres_batch_images_count"]), "images": float(lines["deepres_batch_images_sum"])}
-
-
-def _mean(lines: dict[str, str], name: str, label: str) -> float:
-    count = float(lines[f"{name}_count{label}"])
-    return round(1000 * float(lines[f"{name}_sum{label}"]) / count, 3) if count else 0.0
+    for what, (amount, count) in after.items():
+        less, fewer = before[what] if before is not None else (0.0, 0.0)
+        found[what] = round((amount - less) * (1 if what == "batch" else 1000) / max(1.0, count - fewer), 3)
+    return found
 
 
 def load(port: int, bodies: list[bytes], clients: int, seconds: float, kind: str = "image/png") -> tuple[list[float], float]:
@@ -160,7 +168,7 @@ def main() -> None:
                         times, rates = seen.setdefault((name, clients), ([], []))
                         times += answers
                         rates.append(rate)
-            stages = {name: breakdown(port) for name, port in ports.items()}
+            stages = {name: stage_means(stage_totals(port)) for name, port in ports.items()}
     table = {
         f"{name}, {clients} client{'s' if clients > 1 else ''}": {
             "answers": len(times),
