@@ -180,6 +180,8 @@ def synchronise_norms(model: nn.Module, device: torch.device) -> nn.Module:
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SyncBatchNorm2d
+        elif isinstance(module, FusedNorm):
+            module.synchronised = True
     return model
 
 

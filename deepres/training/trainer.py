@@ -23,7 +23,7 @@ from deepres.models import read_checkpoint, save
 from deepres.nn import ResNet
 from deepres.training import checkpoint, memory
 from deepres.training.distribute import DistributedContext, synchronise_norms
-from deepres.training.fusion import accelerate
+from deepres.training.fusion import accelerate, undo_acceleration
 from deepres.training.heap import heap_kept
 from deepres.training.network import open_run
 from deepres.training.optimizer import KEPT, SideOptimizer, optimizer_for
@@ -80,13 +80,17 @@ class Trainer:
         self.total = self.recipe.steps(self.loader.steps)
         limit = None if run.memory in ("auto", "all") else parse_bytes(run.memory)
         self.plan = memory.RecomputePlan()
-        if run.speed in SPEEDS and SPEEDS[run.speed].fused:
+        if context.device.type == "cpu" and run.speed in SPEEDS and SPEEDS[run.speed].fused:
             accelerate(self.model)  # so that its memory is measured
         if run.memory != "all" and not data.is_text:
             rows = -(-self.loader.batch // context.world)
             bf16 = run.speed not in ("exact", "auto") and SPEEDS[run.speed].bf16
             kept = KEPT[self.recipe.optimizer]
-            self.plan = memory.fit_memory(self.model, data.shape, rows, context.device, limit=limit, bf16=bf16, kept=kept)
+            try:
+                self.plan = memory.fit_memory(self.model, data.shape, rows, context.device, limit=limit, bf16=bf16, kept=kept)
+            except DeepresError:
+                undo_acceleration(self.model)
+                raise
         self.speed = self._speed()
         self.model.to(memory_format=self.speed.layout)
         if run.sync_norm and context.world > 1:

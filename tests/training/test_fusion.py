@@ -16,7 +16,9 @@ from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 import deepres
+from deepres import DeepresError
 from deepres.nn.fused import FusedNorm, FusedReLU
+from deepres.training.distribute import SyncBatchNorm2d, synchronise_norms
 from deepres.training.fusion import accelerate, undo_acceleration
 
 
@@ -189,6 +191,21 @@ def test_a_run_trains_fused_and_returns_an_ordinary_network() -> None:
     assert fused.history[0].loss == pytest.approx(ordinary.history[0].loss, rel=0.02)
     kinds = [type(module) for module in ordinary.model.modules()]
     assert [type(module) for module in fused.model.modules()] == [type(module) for module in given.modules()] == kinds
+
+
+def test_norms_that_are_fused_already_can_be_synchronised() -> None:
+    model = synchronise_norms(accelerate(deepres.create("resnet8-cifar")), torch.device("cpu"))
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms and all(isinstance(norm, FusedNorm) and norm.synchronised for norm in norms)
+    undo_acceleration(model)
+    assert all(type(norm) is SyncBatchNorm2d for norm in norms)
+
+
+def test_a_run_that_is_refused_leaves_the_callers_network_as_it_was() -> None:
+    model = deepres.create("resnet8-cifar", in_channels=1)
+    with pytest.raises(DeepresError, match="a training step needs"):
+        deepres.train(deepres.Run("resnet8-cifar", "digits", speed="float32-fused", memory="1MiB"), model=model, show=False)
+    assert not any(isinstance(module, FusedNorm) for module in model.modules())
 
 
 def test_one_value_per_channel_is_refused() -> None:
