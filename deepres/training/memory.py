@@ -18,7 +18,7 @@ from deepres.nn.count import saved_bytes
 from deepres.training.heap import give_back
 from deepres.training.norms import frozen_norm_statistics
 
-SLACK = 1.15  # of activations: what convolutions take beside them
+SLACK = 1.1  # of activations: what convolutions take beside them
 HEAP_SLACK = 1.25  # the same without the pool of ``deepres.kernels``, with what the C library loses between them
 CGROUP = Path("/sys/fs/cgroup")
 
