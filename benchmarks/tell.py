@@ -13,6 +13,7 @@ from benchmarks.notes import METHODS, NOTES
 from benchmarks.tell_detection import detectors_text, passes_text
 from benchmarks.tell_engines import engine_tables
 from benchmarks.tell_format import markdown, plain, seeds_of, speed_cells, spread_of
+from benchmarks.tell_ghost import control_text, pretrained_text
 from benchmarks.tell_language import language_text
 from benchmarks.tell_levers import levers_text
 from benchmarks.tell_serving import rivals_text, serving_text
@@ -288,6 +289,8 @@ SECTIONS = (
     ("ghost-resnet56-16px-amx", "Ghost Inference, on a CPU with AMX", _ghost),
     ("ghost-resnet56-32px", "Ghost Inference on all images, at their own size", _ghost),
     ("ghost-resnet56-32px-gpu", "Ghost Inference on a GPU", _ghost),
+    ("ghost-lite0-96px", "Ghosts of a pretrained network, fine-tuned", pretrained_text),
+    ("control", "Ghost Inference: a control whose answer is known", control_text),
     ("families-resnet34", "Inverse Curriculum Training of torchvision's ResNet-34", _families),
     ("families-vit", "Inverse Curriculum Training of a vision Transformer of timm's", _families),
     ("families-gpt2", "Inverse Curriculum Training of a GPT-2 of Hugging Face's", _families),
