@@ -84,7 +84,8 @@ def _memory(result: dict[str, Any]) -> str:
 
 def _paper(result: dict[str, Any]) -> str:
     parts = [
-        f"`deepres paper all --scale {result['scale']}`. Differences from the paper: {result['differs']}; {result['seeds']} seeds."
+        f"`deepres paper {result.get('only') or 'all'} --scale {result['scale']}`. Differences from the paper: "
+        f"{result['differs']}; {result['seeds']} seeds."
     ]
     for outcome in result["outcomes"]:
         held = "holds" if outcome["holds"] else "**does not hold here**"
@@ -311,6 +312,7 @@ SECTIONS = (
     ("serving-rivals-efficientnet-lite0", "Serving a small network, beside LitServe and BentoML", rivals_text),
     ("monitor-resnet56", "What `--lens every=1epoch` costs", _monitor),
     ("paper-quick", "The paper's claims, at the quick scale", _paper),
+    ("paper-quick-transformer-degradation", "Degradation in Transformers, at the quick scale", _paper),
 )
 
 

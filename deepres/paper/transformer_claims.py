@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from typing import Any
 
@@ -34,7 +35,14 @@ def sequences(lab: Lab) -> Lab:
     classes = tuple(f"grey {level}" for level in range(LEVELS))
     parts = [_sequences(part) for part in (data.train, data.val, data.test)]
     read = Data(f"{data.name}, pixel by pixel", classes, parts[0], parts[1], parts[2], Tokens(SIDE * SIDE - 1))
-    return Lab(lab.scale, lab.out / "sequences", lab.speed, lab.progress, lab.ends, _data=read)
+    usual = f"{lab.scale.recipe.epochs * SHARE:g} epochs" if lab.scale.recipe.epochs else f"{SHARE:g} of the scale's steps"
+    differs = (
+        f"decoders {WIDTH} wide that read {data.name} of {SIDE}x{SIDE} pixels, one token a pixel, for {usual} of AdamW in batches of "
+        f"{BATCH}, instead of translation models and BERT"
+    )
+    return Lab(
+        dataclasses.replace(lab.scale, differs=differs), lab.out / "sequences", lab.speed, lab.progress, lab.ends, _data=read
+    )
 
 
 def _sequences(part: Split) -> Resident:
