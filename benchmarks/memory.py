@@ -15,15 +15,14 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, machine
-
 BATCH = 128
 LIMITS = {"bf16-fused": "1.5GiB", "bf16-channels-last": "3GiB", "float32-channels-last": "3GiB"}
-FILE = RESULTS / "memory-resnet1202.json"
+FILE = Path(__file__).parent / "results" / "memory-resnet1202.json"
 
 
 def child(memory: str, speed: str, steps: int) -> None:
@@ -91,6 +90,8 @@ def main() -> None:
         memory, speed, steps = options.child
         child(memory, speed, int(steps))
         return
+    from benchmarks.common import machine  # not in the measured processes: it imports torchvision
+
     result: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {}
     result |= {"name": FILE.stem, "what": f"resnet1202-cifar, training step of {BATCH} images"}
     for mode in options.modes:
