@@ -1,7 +1,7 @@
 """Inverse Curriculum Training: removes blocks from a network while it trains.
 
 Read: cost -> target -> schedule -> constraint -> teacher -> features -> importance -> removal -> least_squares -> writer -> mending ->
-curriculum -> api -> page.
+curriculum -> search -> api -> page.
 """
 
 import lazy_loader

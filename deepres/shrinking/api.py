@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepres.adapters import as_written, logits_of
+from deepres.adapters import as_written, find_blocks, logits_of
 from deepres.callback import Callback
 from deepres.data import Data
 from deepres.deprecation import renamed, renamed_fields
 from deepres.errors import DeepresError
-from deepres.evaluation import measure, time_against
+from deepres.evaluation import Evaluation, measure, time_against
 from deepres.evaluation.timing import from_first_process
 from deepres.models import open_with_data
 from deepres.models.options import OpenOptions
@@ -29,7 +30,8 @@ from deepres.shrinking.curriculum import InverseCurriculum
 from deepres.shrinking.mending import Mended
 from deepres.shrinking.options import Mend, Removal, Selection, ShrinkOptions
 from deepres.shrinking.schedule import EpochRatios, ShrinkSchedule
-from deepres.shrinking.target import Target
+from deepres.shrinking.search import Attempt, fewest_blocks
+from deepres.shrinking.target import HELD, Target
 from deepres.training import Recipe, Run, train
 from deepres.training import recipe as recipe_named
 from deepres.training.loop import Result
@@ -66,6 +68,7 @@ class ShrinkResult:
     block_paths: tuple[str, ...]  # of all blocks, in the order of the ratios in ``history``
     removal: Removal = "gradual"
     mended: tuple[Mended, ...] = ()  # what was fitted in place of deleted blocks
+    attempts: tuple[Attempt, ...] = ()  # the runs of a search, of which this result is one
 
     def summary(self) -> list[str]:
         """Describe the result in sentences, with its figures."""
@@ -87,6 +90,12 @@ class ShrinkResult:
                 f"In {len(self.mended)} places a fit replaces what was deleted; the signal's difference to the whole network's fell, "
                 f"before training, from {', from '.join(fits)}."
             )
+        if self.attempts:
+            quantity = Target.parse(self.target).quantity
+            tried = ", ".join(f"{one.rise:+.3g} {HELD[quantity]} with {one.blocks} blocks" for one in self.attempts)
+            lines.append(
+                f"Of {len(self.attempts)} runs it is the smallest network within the target; validation {quantity}: {tried}."
+            )
         if self.not_removable:
             lines.append(
                 f"{len(self.not_removable)} blocks are not removable, because they change the signal's shape or open a stage: "
@@ -99,10 +108,10 @@ class ShrinkResult:
         keep = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
-            if f.name not in ("model", "result", "history", "mended")
+            if f.name not in ("model", "result", "history", "mended", "attempts")
         }
         result = {"val_error": self.result.val_error, "test": self.result.test.to_dict(), "seconds": self.result.seconds}
-        records = {key: [dataclasses.asdict(one) for one in getattr(self, key)] for key in ("history", "mended")}
+        records = {key: [dataclasses.asdict(one) for one in getattr(self, key)] for key in ("history", "mended", "attempts")}
         return {**keep, "result": result, **records}
 
 
@@ -173,8 +182,9 @@ def shrink(
     ``model``: a network with residual sites, a reference as ``open_model`` takes it, or the name of a network of ours, which is then
     trained from scratch. ``trained``: whether a module that is given is trained (default: yes). ``target``: what remains, as
     ``time=0.6``, ``macs=``, ``params=`` or ``blocks=`` (a share or a count), or the allowed rise of the validation error in points,
-    ``error=+0.3``, or of the validation loss in nats, ``loss=+0.02``. ``ShrinkOptions``, ``OpenOptions`` and ``RunOptions`` explain the
-    other options; ``run`` takes further fields of ``Run``.
+    ``error=+0.3``, or of the validation loss in nats, ``loss=+0.02``. With ``removal="at-once"``, such a rise is what remains after
+    training, and the smallest network within it is searched by a run for each size that is tried. ``ShrinkOptions``, ``OpenOptions``
+    and ``RunOptions`` explain the other options; ``run`` takes further fields of ``Run``.
 
     The given model is left unchanged. ``out``: folder to keep the run in; ``resume`` continues a run that was interrupted there.
     ``callbacks`` extend the training run. ``log`` receives remarks, one sentence each.
@@ -185,28 +195,71 @@ def shrink(
     whole, opened, name, known = _open(model, data, weights, size, seed, log)
     trained = known if trained is None else trained
     chosen = recipe if recipe is not None else (shrink_recipe(whole, _recipe_of(model)) if trained else "fast-cifar")
-    schedule = ShrinkSchedule.from_options(
-        goal,
-        trained,
-        learn=learn,
-        constrain=constrain,
-        distil=distil,
-        removal=removal,
-        select=select,
-        mend=mend,
-        features=features,
-    )
+    options: dict[str, Any] = {"learn": learn, "constrain": constrain, "distil": distil, "features": features}
+    options |= {"removal": removal, "select": select, "mend": mend}
     computed = RunOptions(batch=batch, lr=lr, size=size, speed=speed, memory=memory, device=device, workers=workers)
     settings = Run(name, opened.name, chosen, str(out) if out else None, seed, epochs, **vars(computed), **run)
-    curriculum = InverseCurriculum(schedule, exact=settings.speed == "exact", log=log)
-    before = measure(whole, opened.val, opened.prepare, opened.classes).top1 if trained else None
-    result = train(
-        settings, resume=resume, show=show, data=opened, model=copy.deepcopy(whole), callbacks=[curriculum, *callbacks]
-    )
-    shrunk = _result_of(whole, curriculum, result, before)
-    if out is not None and int(os.environ.get("RANK", "0")) == 0:  # of several processes the first writes
+    search = trained and goal.quantity in HELD and removal == "at-once"
+    schedule = ShrinkSchedule.from_options(Target("blocks", 0.5) if search else goal, trained, **options)
+    before = measure(whole, opened.val, opened.prepare, opened.classes) if trained else None
+
+    def once(goal: Target, settings: Run) -> ShrinkResult:
+        curriculum = InverseCurriculum(dataclasses.replace(schedule, target=goal), exact=settings.speed == "exact", log=log)
+        copied, watching = copy.deepcopy(whole), [curriculum, *callbacks]
+        result = train(settings, resume=resume, show=show, data=opened, model=copied, callbacks=watching)
+        return _result_of(whole, curriculum, result, before.top1 if before is not None else None)
+
+    if search and before is not None:
+        shrunk = _searched(goal, whole, opened, settings, once, before, log)
+    else:
+        shrunk = once(goal, settings)
+    if out is not None and _first_process():
         (Path(out) / SHRINK_FILE).write_text(json.dumps(shrunk.to_dict(), indent=1))
     return shrunk
+
+
+def _first_process() -> bool:
+    """Whether this process writes what one of several writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _searched(
+    goal: Target,
+    whole: nn.Module,
+    data: Data,
+    settings: Run,
+    once: Callable[[Target, Run], ShrinkResult],
+    before: Evaluation,
+    log: Callable[[str], None],
+) -> ShrinkResult:
+    """The smallest network whose validation error, or loss, is within ``goal`` after its training; each size is a run of its own.
+
+    Raises ``DeepresError`` where none is.
+    """
+    blocks = find_blocks(whole)
+    removable = sum(block.removable for block in blocks)
+
+    def quantity(found: Evaluation) -> float:
+        return found.loss if goal.quantity == "loss" else found.top1
+
+    def make(remaining: int) -> tuple[ShrinkResult, float]:
+        out = f"{settings.out}/blocks-{remaining}" if settings.out is not None else None
+        made = once(Target("blocks", remaining), dataclasses.replace(settings, out=out))
+        rise = quantity(measure(made.model, data.val, data.prepare, data.classes)) - quantity(before)
+        rise = from_first_process(rise)  # all processes go on with the same size
+        log(f"{remaining} of {len(blocks)} blocks: the validation {goal.quantity} rises by {rise:+.3g} {HELD[goal.quantity]}")
+        return made, rise
+
+    best, attempts = fewest_blocks(max(1, len(blocks) - removable), len(blocks) - 1, make, goal.value)
+    if best is None:
+        closest = min(attempts, key=lambda one: one.rise)
+        raise DeepresError(
+            f"--target {goal}: no smaller network stays within it; {closest.blocks} of {len(blocks)} blocks come closest, at "
+            f"{closest.rise:+.3g}. Allow more, or train longer with --epochs"
+        )
+    if settings.out is not None and best.result.out is not None and _first_process():
+        shutil.copytree(best.result.out, settings.out, ignore=shutil.ignore_patterns("checkpoints"), dirs_exist_ok=True)
+    return dataclasses.replace(best, target=str(goal), attempts=tuple(attempts))
 
 
 def _result_of(whole: nn.Module, curriculum: InverseCurriculum, result: Result, before: float | None) -> ShrinkResult:

@@ -21,7 +21,8 @@ class ShrinkOptions:
     # share of the run by which all selected blocks are the identity [0.2 for a trained network, else 0.3]
     constrain: float | None = None
     distil: float | None = None  # weight of the given network's own answers in the loss [0.5 for a trained network, else 0]
-    # gradual: blocks are constrained until they are identities; at-once: deleted before the first step (for a trained network)
+    # gradual: blocks are constrained until they are identities; at-once: deleted before the first step (for a trained network). With a
+    # target of error= or loss=, at-once trains several sizes, each for --epochs, and takes the smallest that is within the target
     removal: Removal = "gradual"
     # ablation: blocks are ranked once, each by the rise of the loss without it alone; greedy: again after each choice, without those
     # chosen before (SLEB)

@@ -73,8 +73,8 @@ class ShrinkSchedule:
             )
         if self.target.quantity in HELD and self.removal == "at-once":
             raise DeepresError(
-                f"the target {self.target} needs removal=gradual: how far the error rises is known only after training; give what "
-                "remains, such as time=0.6"
+                f"the target {self.target} needs removal=gradual, or `deepres.shrink` of a trained network, which tries several sizes: "
+                "how far the error rises is known only after training"
             )
 
     @property

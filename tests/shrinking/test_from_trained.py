@@ -198,7 +198,7 @@ def test_a_run_from_trained_resumes_to_the_same_bits(trained: nn.Module, uninter
     [
         ({"mend": "map"}, "mend=map needs removal=at-once"),
         ({"removal": "at-once", "constrain": 0.3}, "--constrain set the phases of --removal gradual"),
-        ({"removal": "at-once", "target": "error=+0.3"}, "needs removal=gradual"),
+        ({"removal": "at-once", "target": "error=+0.3", "trained": False}, "needs removal=gradual"),
         ({"features": -1.0}, "features is a weight of 0 or more"),
         ({"removal": "at-once", "trained": False}, "--removal at-once needs a trained network"),
         ({"features": 1.0, "trained": False}, "--features needs a trained network"),
