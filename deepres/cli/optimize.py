@@ -12,6 +12,7 @@ from tyro.conf import Positional
 from deepres.cli.common import keywords, say, table
 from deepres.cli.parsing import BuilderOption
 from deepres.engines.options import OptimizeOptions
+from deepres.errors import DeepresError
 from deepres.models.options import OpenOptions
 from deepres.options import DeviceOption
 
@@ -39,6 +40,8 @@ class Optimize(DeviceOption, BuilderOption, OpenOptions, OptimizeOptions):
     def run(self) -> int:
         from deepres.engines import optimize
 
+        if self.batch < 1 or not self.seconds >= 0:
+            raise DeepresError(f"--batch is at least 1 and --seconds at least 0, not {self.batch} and {self.seconds:g}")
         model, images, data = self._network()
         asked = keywords(self, OptimizeOptions) | {"images": images, "data": data, "measure": True, "log": _progress}
         if data is None and self.answers == "auto" and images.device.type == "cpu":
@@ -105,5 +108,8 @@ def _print(fast: Optimized) -> None:
         rows.append([one.name, kind, speed, f"{one.ratio:.2f}", changed, "chosen" if chosen else ""])
     Console(width=None).print(table(["engine", "answers", "images/s", "ratio", "answers changed", ""], rows))
     say(f"{fast.choice}, batch {fast.choice.shape[0]}")
+    even = next((one.level for one in fast.candidates if one.chosen(fast.choice.shape) == fast.choice), ())
+    if even:
+        say(f"about as fast, and not told apart in the time given: {', '.join(even)}; --again --seconds N measures for longer")
     if fast.advice:
         say(fast.advice.replace("answers='close'", "--answers close").replace("answers='exact'", "--answers exact"))

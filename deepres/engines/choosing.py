@@ -26,6 +26,7 @@ from deepres.engines.remembered import folder_of, key_of, recall, remember
 from deepres.engines.source import Source
 from deepres.errors import DeepresError
 from deepres.evaluation.timing import call_times
+from deepres.models.exported import ExportedModel
 
 MUCH = 1.1  # close calls that cost more than a tenth of the time are worth a question
 LOW = ("bf16", "fp16")  # precisions with close calls
@@ -45,7 +46,7 @@ def optimize(
     choice: Choice | str | Path | None = None,
     again: bool = OptimizeOptions.again,
     measure: bool = False,
-    seconds: float = 30.0,
+    seconds: float = OptimizeOptions.seconds,
     log: Callable[[str], None] = lambda text: None,
     dtype: torch.dtype | None = None,
     compile: bool | None = None,
@@ -69,12 +70,18 @@ def optimize(
     by more than ``error`` points. As int8 changes answers, it is taken with ``answers="close"`` or ``precision="int8"``.
     ``choice``: build this one, or the one that a file or ``Optimized.save`` holds, without measuring.
     ``again``: measure again what is remembered. ``measure``: measure even if only one engine and precision was asked for.
-    ``seconds``: time that the turns may take, building not included. ``log`` is told what is under way.
+    ``seconds``: time that the turns may take, building not included: half of it for all candidates, the rest for those that are not yet
+    told apart from the fastest. Those that never are stand in ``Candidate.level``. ``log`` is told what is under way.
 
     ``dtype``, ``compile`` and ``recompute`` are what earlier versions took instead of ``precision``, ``engine`` and ``answers``.
 
-    ``model`` is left as it was. Raises ``DeepresError`` for an engine that is not known or installed, and where none can run the network.
+    ``model`` is left as it was. Raises ``DeepresError`` for an engine that is not known or installed, where none can run the network, and
+    for an exported file, whose engine was chosen when it was exported.
     """
+    if isinstance(model, ExportedModel):
+        raise DeepresError(
+            f"{model.path}: is an exported file, which {model.engine} runs already; give the network or ghost that it was exported from"
+        )
     if not isinstance(engine, str) and len(engine) == 1:
         engine = engine[0]
     engine, precision, answers = _old_keywords(engine, precision, answers, dtype, compile, recompute)

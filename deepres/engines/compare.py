@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -14,12 +14,10 @@ from deepres.adapters import logits_of
 from deepres.engines.answers import Answers, changed_answers, measure_close_calls
 from deepres.engines.engine import Engine, Precision, Runner
 from deepres.engines.optimized import Candidate
+from deepres.engines.racing import race, speeds, told_apart
 from deepres.engines.source import Source
-from deepres.evaluation.timing import alternate
 
 AS_IS = "as it is"
-TURNS = 7
-_WARMUP = 2
 
 
 @dataclass(eq=False)
@@ -44,13 +42,13 @@ def compare(
     trials: Sequence[Trial],
     images: Tensor,
     *,
-    seconds: float = 30.0,
+    seconds: float,
     log: Callable[[str], None] = lambda text: None,
 ) -> Candidate:
     """Build every trial for batches of the shape of ``source.example`` and note in it what was measured.
 
     ``images``: inputs as the network will get them, at least a batch, on which answers are compared and close calls counted.
-    ``seconds``: begin no further turn after this long. Returns the measured candidate of the network as it is, in float32.
+    ``seconds``: of ``race``. Returns the measured candidate of the network as it is, in float32.
     """
     example, batch = source.example, len(source.example)
     for trial in trials:
@@ -68,40 +66,47 @@ def compare(
     calls: dict[str, Callable[[], object]] = {AS_IS: partial(as_is, example)}
     calls |= {name: partial(trial.runner, example) for name, trial in running.items() if trial.runner is not None}
     log("measuring in turns")
-    times = alternate(calls, example.device, turns=TURNS, warmup=_WARMUP, seconds=seconds)
+    kinds = {name: trial.precision for name, trial in running.items()}
+    times = race(calls, kinds, example.device, reference=AS_IS, seconds=seconds, log=log)
     original = _over(as_is, images, batch)
+    found: list[tuple[Candidate, list[float]]] = []  # with the seconds of a batch, close calls included
     for name, trial in running.items():
         log(f"comparing the answers of {name}")
         assert trial.runner is not None
         logits = _over(trial.runner, images, batch)
-        trial.found = [_candidate(trial, "close", times, batch, original, logits)]
+        answers: Answers = "exact" if trial.precision == "float32" else "close"
+        found.append((_candidate(trial, answers, times, batch, original, logits), times[name]))
         if trial.precision in ("bf16", "fp16") and logits.ndim == 2 and logits.shape[1] > 1:
             trial.exact = trial.engine.exact(source, trial.runner)
             again = measure_close_calls(logits, trial.exact, images, batch)
             slower = {**times, name: [value + again.seconds for value in times[name]]}
             exact = _candidate(trial, "exact", slower, batch, original, again.logits)
-            trial.found.append(replace(exact, close=again.share, margin=again.margin))
-        elif trial.precision == "float32":
-            trial.found = [replace(trial.found[0], answers="exact")]
+            found.append((replace(exact, close=again.share, margin=again.margin), slower[name]))
+    for trial in running.values():
+        trial.found = [replace(one, level=_level(one, mine, found)) for one, mine in found if one.name == trial.name]
     plain = times[AS_IS]
     return Candidate(AS_IS, "float32", "exact", *_rates(plain, batch), ratio=1.0, images=len(images))
 
 
 def _candidate(
-    trial: Trial, answers: Answers, times: dict[str, list[float]], batch: int, original: Tensor, logits: Tensor
+    trial: Trial, answers: Answers, times: Mapping[str, list[float]], batch: int, original: Tensor, logits: Tensor
 ) -> Candidate:
-    mine = times[trial.name]
     return Candidate(
         trial.engine.name,
         trial.precision,
         answers,
-        *_rates(mine, batch),
-        ratio=statistics.median(whole / own for whole, own in zip(times[AS_IS], mine, strict=True)),
+        *_rates(times[trial.name], batch),
+        ratio=speeds(times, AS_IS)[trial.name],
         changed=changed_answers(original, logits),
         images=original[..., 0].numel(),
         difference=float((original - logits).abs().max()),
         rise=trial.rise,
     )
+
+
+def _level(one: Candidate, mine: list[float], found: Sequence[tuple[Candidate, list[float]]]) -> tuple[str, ...]:
+    """Names of the candidates that measuring could not tell apart from ``one``."""
+    return tuple(sorted({other.name for other, theirs in found if other.name != one.name and not told_apart(mine, theirs)}))
 
 
 def _rates(times: Sequence[float], batch: int) -> tuple[float, float, float]:

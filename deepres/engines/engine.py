@@ -84,6 +84,7 @@ class FixedBatch(Runner):
         super().__init__()
         self.call, self.size = call, size
 
+    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         parts: list[Tensor] = []
         for part in x.split(self.size):

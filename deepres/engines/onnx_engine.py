@@ -33,7 +33,7 @@ class ONNXRunner(Runner):
         self.input: str = self.session.get_inputs()[0].name
 
     def forward(self, x: Tensor) -> Tensor:
-        found: np.ndarray = self.session.run(None, {self.input: x.detach().contiguous().numpy()})[0]
+        found: np.ndarray = self.session.run(None, {self.input: x.contiguous().numpy(force=True)})[0]
         return torch.from_numpy(found).float()
 
     def save(self, folder: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from deepres.engines.answers import Answers, close_calls, margin_of
+from deepres.engines.answers import Answers, close_calls, margin_of, replace_rows
 from deepres.engines.engine import Precision, Runner
 from deepres.errors import DeepresError
 
@@ -66,6 +66,7 @@ class Candidate:
     margin: float | None = None  # of close calls
     rise: float | None = None  # of the validation error, in points; measured of int8 only
     problem: str = ""  # why it could not be measured
+    level: tuple[str, ...] = ()  # names of others that the measured times could not tell apart from it
 
     @property
     def name(self) -> str:
@@ -88,26 +89,27 @@ class Optimized(nn.Module):
         super().__init__()
         self.runner, self.exact, self.choice, self.candidates = runner, exact, choice, candidates
         self.margin = choice.margin
+        self._run = runner.forward  # a module's call looks for hooks first
         self.advice = ""  # a sentence for the user where the choice is not clear
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            logits: Tensor = self.runner(x)
-            return logits if self.exact is None else self._recompute_close_calls(logits, x)
+        logits: Tensor = self._run(x)
+        return logits if self.exact is None else self._recompute_close_calls(logits, x, self.exact)
 
-    def _recompute_close_calls(self, logits: Tensor, x: Tensor) -> Tensor:
+    def _recompute_close_calls(self, logits: Tensor, x: Tensor, exact: nn.Module) -> Tensor:
         """``logits``, where those of close calls come from the exact network."""
-        assert self.exact is not None
         if logits.ndim != 2 or logits.shape[1] < 2:
             return logits
         if self.margin is None:
-            self.margin = margin_of(logits[:FIRST], self.exact(x[:FIRST]).float())
+            with torch.no_grad():
+                self.margin = margin_of(logits[:FIRST], exact(x[:FIRST]).float())
             self.choice = dataclasses.replace(self.choice, margin=self.margin)
         close = close_calls(logits, self.margin)
-        if not len(close):
+        if not close:
             return logits
-        return logits.index_copy(0, close, self.exact(x[close]).float())
+        with torch.no_grad():
+            return replace_rows(logits, close, exact(x[close]).float())
 
     def save(self, folder: str | Path) -> Path:
         """Write the choice, and what the engine needs to load the network without converting it; see ``load_optimized``."""

@@ -16,6 +16,7 @@ class OptimizeOptions:
     # exact: inputs that low precision cannot decide are computed again; close: they are not; see docs/optimize.md
     answers: Literal["auto", "exact", "close"] = "auto"
     error: float = 0.3  # points by which int8 may raise the error on the validation split
+    seconds: float = 60.0  # time to measure in, at most; engines that are about equally fast take all of it
     again: bool = False  # measure again what was measured and remembered before
 
 

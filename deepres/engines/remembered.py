@@ -63,8 +63,9 @@ def _versions() -> dict[str, str]:
 def recall(key: str) -> tuple[Candidate, ...]:
     """Return the measurements stored under ``key``; empty if there are none or if the file is incomplete."""
     try:
-        return tuple(Candidate(**row) for row in json.loads((folder_of(key) / _FILE).read_text()))
-    except (OSError, ValueError, TypeError):
+        rows = json.loads((folder_of(key) / _FILE).read_text())
+        return tuple(Candidate(**{**row, "level": tuple(row["level"])}) for row in rows)
+    except (OSError, ValueError, TypeError, KeyError):
         return ()
 
 

@@ -228,6 +228,7 @@ def _load(spec: Spec) -> tuple[Any, Facts, list[Any]]:
     from deepres.ghosting.make import FILE, HEADS
     from deepres.ghosting.points import Point, pareto_front
     from deepres.models import open_model
+    from deepres.models.exported import ExportedModel
     from deepres.training.distribute import pick_device
 
     steps: list[Any] = []
@@ -249,7 +250,9 @@ def _load(spec: Spec) -> tuple[Any, Facts, list[Any]]:
     classes = noted.get("classes") or opened.classes or [str(i) for i in range(opened.spec.classes or 0)]
     blocks = len(model.blocks) if isinstance(model, Ghost) else 0
     engine = "none"
-    if not isinstance(model, Ghost) and spec.engine != "none":
+    if isinstance(model, ExportedModel) and spec.engine == "auto":
+        engine = model.engine
+    elif not isinstance(model, Ghost) and spec.engine != "none":
         model = _on_engine(model, spec, prepare)
         engine = str(model.choice)
     return model, Facts(folder.name, tuple(classes), prepare.to_notes(), blocks, max(0, len(steps) - 1), engine), steps

@@ -133,3 +133,5 @@ def test_the_command_chooses_by_images_of_the_data_and_not_by_noise(
     assert main(common) == 0
     assert [answers for answers, _ in asked] == ["auto", "exact"] and asked[0][1] is not None and asked[1][1] is None
     assert "exact or close is not chosen by it" in capsys.readouterr().out
+    assert main([*common, "--batch", "0"]) == 2 and "--batch is at least 1" in capsys.readouterr().err
+    assert main([*common, "--seconds", "nan"]) == 2 and "--seconds at least 0, not 4 and nan" in capsys.readouterr().err

@@ -92,6 +92,8 @@ def test_a_run_is_exported_and_used_by_name(
     ours, theirs = ((tmp_path / f"{name}.csv").read_text().splitlines() for name in ("digits", "digits.onnx"))
     assert [line.split(",")[:3] for line in ours] == [line.split(",")[:3] for line in theirs]
     assert deepres.evaluate(str(file), str(small_folder)).top1 == deepres.evaluate(str(run), str(small_folder)).top1
+    assert main(["optimize", str(file)]) == 2
+    assert "digits.onnx: is an exported file, which ONNX Runtime" in capsys.readouterr().err
 
 
 def test_static_ghosts_are_exported_and_others_refused_with_the_reason(run: Path, tmp_path: Path) -> None:

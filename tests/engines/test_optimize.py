@@ -138,7 +138,7 @@ def test_close_calls_are_those_that_noise_can_turn() -> None:
     low = exact + 0.05 * torch.randn(4000, 10) + torch.randn(4000, 1)  # a common shift changes no order
     margin = margin_of(low, exact)
     assert margin == pytest.approx(4 * 2**0.5 * 0.05, rel=0.1)
-    close = set(close_calls(low, margin).tolist())
+    close = set(close_calls(low, margin))
     turned = set((low.argmax(1) != exact.argmax(1)).nonzero()[:, 0].tolist())
     assert turned and turned <= close and len(close) < 2000
     assert changed_answers(exact, low) == len(turned)
@@ -157,3 +157,25 @@ def test_a_fixed_batch_is_split_and_padded() -> None:
 
     x = torch.arange(10.0)[:, None]
     assert torch.equal(FixedBatch(Doubles(), 4)(x), 2 * x) and sizes == [4, 4, 4]
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_logits_stay_as_they_are_while_the_network_is_called_again(name: str, model: nn.Module, images: Tensor) -> None:
+    """Engines keep memory for their outputs, and inputs are not copied: neither may be seen from outside."""
+    fast = deepres.optimize(model, images[:8], engine=name, precision="float32")
+    for size in (8, 1, 3):  # the batch that it was built for, single images, and any other number
+        parts = [images[i : i + size].clone() for i in (0, 8, 16)]
+        kept = [fast(part) for part in parts]
+        with torch.no_grad():
+            expected = [model(part) for part in parts]
+        for part in parts:
+            part.zero_()
+        fast(torch.full_like(parts[0], 7.0))
+        for found, wanted in zip(kept, expected, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+            assert not found.requires_grad
+        strided = images[::2][:size].to(memory_format=torch.channels_last).requires_grad_()
+        with torch.no_grad():
+            wanted = model(strided)
+        torch.testing.assert_close(fast(strided), wanted, rtol=1e-3, atol=1e-4)
+        assert not fast(strided).requires_grad

@@ -43,6 +43,20 @@ def test_an_engine_that_is_not_known_ends_the_server_with_a_sentence(tmp_path: P
         Worker(Spec(str(path), engine="openvin"))
 
 
+def test_an_exported_file_is_served_by_the_engine_that_it_is_for(tmp_path: Path) -> None:
+    model = deepres.create("resnet8-cifar", width=0.5).eval()
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16), dtype=np.uint8)
+    deepres.export(model, "onnx", tmp_path / "net.onnx", size=16)
+    worker = Worker(Spec(str(tmp_path / "net.onnx")))
+    try:
+        assert worker.facts.engine.startswith("ONNX Runtime")
+        with torch.no_grad():
+            expected = model(Prepare.usual(16).normalise(torch.from_numpy(images))).softmax(1)
+        np.testing.assert_allclose(worker.call(images, 0).probabilities, expected.numpy(), atol=1e-4)
+    finally:
+        worker.stop()
+
+
 def test_answers_cross_as_bytes() -> None:
     random = np.random.default_rng(0)
     sent = WorkerAnswers(random.random((3, 7), dtype=np.float32), random.random(3, dtype=np.float32), 0.25)
