@@ -49,6 +49,7 @@ class Origin:
     channels: int | None = None
     config: dict[str, Any] | None = None  # Hugging Face's, as it was when built
     removed: list[list[str]] = field(default_factory=list)  # call by call; see adapters.repeat_removals
+    generation: dict[str, Any] | None = None  # Hugging Face's settings of generate(), where they are not the library's own
 
     def build(self) -> nn.Module:
         """The network, freshly initialised.
@@ -57,7 +58,7 @@ class Origin:
         """
         kind, _, rest = self.reference.partition(":")
         if kind == "transformers":
-            model = _from_config(rest, self.config)
+            model = _from_config(rest, self.config, self.generation)
         elif kind == "timm":
             model = _timm(rest, self.classes, self.channels)
         elif kind == "torchvision.models":
@@ -112,11 +113,17 @@ def origin(model: nn.Module) -> Origin | None:
     noted = getattr(model, NOTE, None)
     config = getattr(model, "config", None)
     if type(model).__module__.startswith("transformers.") and config is not None:
-        noted = Origin(f"transformers:{type(model).__name__}", config=config.to_dict())
+        noted = Origin(f"transformers:{type(model).__name__}", config=config.to_dict(), generation=_generation(model))
     if not isinstance(noted, Origin):
         return None
     parts = removed_parts(model)
     return replace(noted, removed=[*noted.removed, parts] if parts else noted.removed)
+
+
+def _generation(model: Any) -> dict[str, Any] | None:
+    """The settings of ``generate()`` that differ from the library's own."""
+    chosen = getattr(model, "generation_config", None)
+    return (json.loads(chosen.to_json_string(ignore_metadata=True)) or None) if chosen is not None else None
 
 
 def build(reference: str, classes: int | None = None, channels: int | None = None) -> nn.Module:
@@ -133,7 +140,8 @@ def build(reference: str, classes: int | None = None, channels: int | None = Non
 
 
 def to_json(noted: Origin) -> dict[str, Any]:
-    return asdict(noted)
+    """The record as plain values; ``generation`` only where there is one, which earlier versions do not know."""
+    return {key: value for key, value in asdict(noted).items() if key != "generation" or value is not None}
 
 
 def need_library(name: str, extra: str) -> Any:
@@ -204,11 +212,13 @@ def _entries(value: object) -> Iterator[tuple[str, object]]:
             yield from _entries(inner)
 
 
-def _from_config(name: str, settings: object) -> nn.Module:
+def _from_config(name: str, settings: object, generation: object) -> nn.Module:
     kind, checked = model_class(name), check_config(settings)
     transformers = need_library("transformers", "transformers")
     try:
         model: nn.Module = kind._from_config(transformers.AutoConfig.for_model(**checked))
+        if generation is not None and getattr(model, "generation_config", None) is not None:
+            model.generation_config = type(model.generation_config).from_dict(check_config(generation))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DeepresError(f"transformers:{name}: {str(error).splitlines()[0]}") from error
     return model

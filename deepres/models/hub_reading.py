@@ -28,6 +28,7 @@ from deepres.nn.resnet import ResNetConfig
 from deepres.nn.transformer import TransformerConfig
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+GENERATION = "generation_config.json"  # transformers' settings of generate()
 _OLD = "pytorch_model.bin"  # what earlier versions of timm wrote alone
 LIBRARY = "deepres"  # `library_name` of a configuration that deepres wrote for itself
 OURS: dict[str, tuple[str, type[Any]]] = {"ResNet": ("config", ResNetConfig), "Transformer": ("transformer", TransformerConfig)}
@@ -50,14 +51,18 @@ def is_hub_folder(folder: str | Path) -> bool:
 
 def read_hub_config(folder: Path) -> dict[str, Any]:
     """The content of ``config.json``. Raises ``DeepresError`` where it is missing, or no JSON object."""
+    if not (folder / CONFIG).exists():
+        raise DeepresError(f"{folder}: holds no {CONFIG}, so it is no folder of the Hugging Face Hub")
+    return _read_json(folder / CONFIG)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / CONFIG).read_text())
-    except FileNotFoundError as error:
-        raise DeepresError(f"{folder}: holds no {CONFIG}, so it is no folder of the Hugging Face Hub") from error
+        found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise DeepresError(f"{folder / CONFIG}: cannot be read as JSON ({error})") from error
+        raise DeepresError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(found, dict):
-        raise DeepresError(f"{folder / CONFIG}: holds a {type(found).__name__}, not the settings of a network")
+        raise DeepresError(f"{path}: holds a {type(found).__name__}, not the settings of a network")
     return found
 
 
@@ -72,11 +77,12 @@ def open_hub_folder(folder: str | Path) -> tuple[nn.Module, dict[str, Any], Matc
     if not weights.is_file() and (folder / _OLD).is_file():
         weights = folder / _OLD
     settings = read_hub_config(folder)
+    generation = _read_json(folder / GENERATION) if (folder / GENERATION).is_file() else None
     if not weights.is_file():
         raise DeepresError(f"{folder}: holds a {CONFIG} and no {WEIGHTS}; download or copy the whole folder")
     state, written = read_checkpoint(weights)
     try:
-        header = _header_from(settings, written, len(state))
+        header = _header_from(settings, written, len(state), generation)
         _check_shapes(header, state)
     except DeepresError as error:
         raise DeepresError(f"{config}: {error}") from error
@@ -99,7 +105,9 @@ def open_hub_folder(folder: str | Path) -> tuple[nn.Module, dict[str, Any], Matc
     return model, noted, report
 
 
-def _header_from(settings: Mapping[str, Any], written: Mapping[str, Any], tensors: int) -> dict[str, Any]:
+def _header_from(
+    settings: Mapping[str, Any], written: Mapping[str, Any], tensors: int, generation: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """The header by which ``store`` builds the network that ``config.json`` describes. ``written``: that of the weights."""
     if settings.get("library_name") == LIBRARY:
         named, given = settings.get("architecture"), settings.get("model_args")
@@ -121,6 +129,7 @@ def _header_from(settings: Mapping[str, Any], written: Mapping[str, Any], tensor
     if not isinstance(classes, list) or len(classes) != 1:
         raise DeepresError("names no architecture")
     origin = {"reference": f"transformers:{classes[0]}", "config": check_config(settings), "removed": old.get("removed", [])}
+    origin["generation"] = generation
     return {"origin": origin, "zeros": written.get("zeros", [])}
 
 

@@ -167,6 +167,26 @@ def test_language_models_take_their_tokens_along(tmp_path: Path) -> None:
     assert theirs.encode("that is not") == open_language_model(tmp_path / "pairs").vocabulary.encode("that is not").tolist()
 
 
+def test_settings_of_generate_are_kept(tmp_path: Path) -> None:
+    """They are no part of the configuration, and every way out and in has to take them along: files, runs and folders, shrunk or not."""
+    settings = transformers.GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=11, n_positions=16, n_inner=8)
+    model = transformers.GPT2LMHeadModel(settings).eval()
+    model.generation_config = transformers.GenerationConfig(eos_token_id=[3, 5], pad_token_id=0, do_sample=True, top_k=7)
+    wanted = model.generation_config.to_diff_dict()
+    for name in ("whole", "without a layer"):
+        if name == "without a layer":
+            delete_blocks(model, ["transformer.h.1"])
+        again = deepres.load(deepres.save(model, tmp_path / f"{name}.safetensors"))
+        assert again.generation_config.to_diff_dict() == wanted
+        save_pretrained(again, tmp_path / name)
+        theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / name)
+        for found in (from_pretrained(tmp_path / name), deepres.load(tmp_path / name / "model.safetensors"), theirs):
+            assert found.generation_config.to_diff_dict() == wanted, name
+    (tmp_path / "whole" / "generation_config.json").write_text("{")
+    with pytest.raises(DeepresError, match=r"generation_config.json: cannot be read as JSON"):
+        from_pretrained(tmp_path / "whole")
+
+
 def edit(folder: Path, to: Path, **changes: object) -> Path:
     """A copy of ``folder`` whose configuration is changed; None deletes an entry."""
     shutil.copytree(folder, to)
