@@ -43,6 +43,8 @@ RIVALS = {  # -> the precision in which it computes
     "openvino int8": "int8",
     "openvino tuned int8": "int8",
 }
+# Second processes of these rivals: two copies of one program differ too, by where their memory lies and by what the machine does.
+COPIES = {f"{how}, a copy": how for how in RIVALS if how.startswith("openvino tuned")}
 OURS = {"deepres float32": "float32", "deepres bf16 close": "bf16", "deepres bf16 exact": "bf16", "deepres int8": "int8"}
 RANDOM = (
     "resnet18",
@@ -68,7 +70,7 @@ class Case:
     batch: int
     folder: str
     data: str | None = None
-    seconds: float = 20.0  # for the turns in which ``optimize`` chooses
+    seconds: float = 60.0  # for the turns in which ``optimize`` chooses
     error: float = 0.3
 
     def network(self) -> nn.Module:

@@ -3,7 +3,8 @@
     python -m benchmarks.engines --nets resnet50 vit-s --batches 1 32 --minutes 20
     python -m benchmarks.engines --nets runs/photos --data photos
 
-Each candidate is a process of its own; within a turn it makes as many calls as take a fifth of a second. A row, one network at one
+Each candidate is a process of its own; within a turn it makes as many calls as take a fifth of a second. Of each tuned OpenVINO there is
+a second process: the ratio of the two, ``copies``, is what a ratio of 1 looks like on this machine. A row, one network at one
 batch, is written when it is done, and rows that are in ``benchmarks/results/NAME.json`` are skipped, so that the run can be stopped and
 continued. The networks by name have random weights and get noise, so their answers mean nothing and int8 is not refused; a trained
 network (``--data``) is measured on its validation images, and int8 is refused where it raises the error.
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import BF16, RESULTS, Remote, machine, record, summary
-from benchmarks.engine_rivals import OURS, RANDOM, RIVALS, Case, build_candidate, choose
+from benchmarks.engine_rivals import COPIES, OURS, RANDOM, RIVALS, Case, build_candidate, choose
 from deepres.evaluation import timing
 
 NAME = "engines"
@@ -30,9 +31,9 @@ NAME = "engines"
 
 def measure_row(case: Case, only: tuple[str, ...], turns: int, seconds: float) -> dict[str, Any]:
     """Images per second of every candidate, and ratios to the best rival of the same precision."""
-    wanted = [how for how in (*RIVALS, *OURS) if not only or how in only]
+    wanted = [how for how in (*RIVALS, *COPIES, *OURS) if not only or COPIES.get(how, how) in only]
     if not BF16:  # emulated, many times slower
-        wanted = [how for how in wanted if (RIVALS | OURS)[how] != "bf16"]
+        wanted = [how for how in wanted if (RIVALS | OURS)[COPIES.get(how, how)] != "bf16"]
     chosen: dict[str, Any] = {"chosen": {}, "candidates": []}
     if any(how in OURS for how in wanted):
         chooser = Remote(choose, case)
@@ -46,7 +47,7 @@ def measure_row(case: Case, only: tuple[str, ...], turns: int, seconds: float) -
                 failed[how] = _reason(chosen["candidates"], OURS[how])
                 continue
             try:
-                remotes[how] = Remote(build_candidate, how, case, json.dumps(chosen["chosen"].get(how)))
+                remotes[how] = Remote(build_candidate, COPIES.get(how, how), case, json.dumps(chosen["chosen"].get(how)))
             except RuntimeError as error:
                 failed[how] = str(error)[:300]
         built = {how: json.loads(remote.name) for how, remote in remotes.items()}
@@ -62,6 +63,7 @@ def measure_row(case: Case, only: tuple[str, ...], turns: int, seconds: float) -
         "names": {how: one["name"] for how, one in built.items()},
         "failed": failed,
         "against_best_rival": {how: found for how in OURS if (found := _against_best(how, times))},
+        "copies": {RIVALS[how]: found for copy, how in COPIES.items() if (found := _ratio(times, copy, how))},
         "int8_against_bf16": _ratio(times, "deepres int8", "deepres bf16 close"),
         "measured_by_optimize": chosen["candidates"],
     }
@@ -99,10 +101,13 @@ def main() -> None:
         "--seconds", type=float, default=120.0, help="begin no further turn of a row after this long, but take three"
     )
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no further row after this long")
+    parser.add_argument("--choosing", type=float, default=60.0, help="seconds for the turns in which optimize chooses")
     parser.add_argument("--error", type=float, default=0.3, help="points by which int8 may raise a trained network's error")
     parser.add_argument("--name", default=NAME, help="of the file in benchmarks/results")
     parser.add_argument("--again", action="store_true", help="measure rows again that are in the file")
     options = parser.parse_args()
+    if options.data is None and (unknown := [net for net in options.nets if net not in RANDOM]):
+        parser.error(f"{', '.join(unknown)}: a trained network needs --data; by name there are {', '.join(RANDOM)}")
     path = RESULTS / f"{options.name}.json"
     rows: dict[str, Any] = json.loads(path.read_text())["rows"] if path.exists() else {}
     began = time.monotonic()
@@ -115,7 +120,7 @@ def main() -> None:
                 print(f"stopped before {key}; the same command goes on", flush=True)
                 return
             with tempfile.TemporaryDirectory() as folder:
-                case = Case(net, batch, folder, options.data, error=options.error)
+                case = Case(net, batch, folder, options.data, options.choosing, options.error)
                 rows[key] = measure_row(case, tuple(options.only), options.turns, options.seconds)
             rows[key] |= {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
             record(options.name, {"what": "inference engines side by side, one process each", "rows": rows})
