@@ -40,8 +40,11 @@ class Optimize(DeviceOption, BuilderOption, OpenOptions, OptimizeOptions):
     def run(self) -> int:
         from deepres.engines import optimize
 
-        if self.batch < 1 or not self.seconds >= 0:
-            raise DeepresError(f"--batch is at least 1 and --seconds at least 0, not {self.batch} and {self.seconds:g}")
+        if self.batch < 1 or not (self.seconds >= 0 and self.error >= 0):
+            given = f"{self.batch}, {self.seconds:g} and {self.error:g}"
+            raise DeepresError(f"--batch is at least 1, --seconds and --error at least 0, not {given}")
+        if self.out is not None and self.out.exists() and not self.out.is_dir():
+            raise DeepresError(f"--out {self.out}: is a file; name a folder")
         model, images, data = self._network()
         asked = keywords(self, OptimizeOptions) | {"images": images, "data": data, "measure": True, "log": _progress}
         if data is None and self.answers == "auto" and images.device.type == "cpu":

@@ -112,11 +112,17 @@ class Optimized(nn.Module):
             return replace_rows(logits, close, exact(x[close]).float())
 
     def save(self, folder: str | Path) -> Path:
-        """Write the choice, and what the engine needs to load the network without converting it; see ``load_optimized``."""
+        """Write the choice, and what the engine needs to load the network without converting it; see ``build_choice``.
+
+        Raises ``DeepresError`` where the folder cannot be written.
+        """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.runner.save(folder)
-        self.choice.save(folder / CHOICE)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.runner.save(folder)
+            self.choice.save(folder / CHOICE)
+        except OSError as error:
+            raise DeepresError(f"{folder}: cannot be written ({error.strerror or error}); name another folder") from error
         return folder
 
     def train(self, mode: bool = True) -> Optimized:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import deepres
+from deepres import DeepresError
 from deepres.cli.main import main
 from deepres.engines import ENGINES, Optimized
 from deepres.engines.engine import Engine, Precision, Runner
@@ -133,5 +134,18 @@ def test_the_command_chooses_by_images_of_the_data_and_not_by_noise(
     assert main(common) == 0
     assert [answers for answers, _ in asked] == ["auto", "exact"] and asked[0][1] is not None and asked[1][1] is None
     assert "exact or close is not chosen by it" in capsys.readouterr().out
-    assert main([*common, "--batch", "0"]) == 2 and "--batch is at least 1" in capsys.readouterr().err
-    assert main([*common, "--seconds", "nan"]) == 2 and "--seconds at least 0, not 4 and nan" in capsys.readouterr().err
+    for option, value, says in (
+        ("--batch", "0", "--batch is at least 1"),
+        ("--seconds", "nan", "--seconds and --error at least 0, not 4, nan and 0.3"),
+        ("--error", "nan", "--error at least 0, not 4, 60 and nan"),
+        ("--out", str(net), "net.safetensors: is a file; name a folder"),
+        ("--precision", "fp16", "precision fp16: not computed by torch-eager on this machine"),
+        ("--engine", "opnvino", "did you mean 'openvino'"),
+    ):
+        assert main([*common, option, value]) == 2 and says in capsys.readouterr().err, option
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(clock: Clock, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(DeepresError, match=r"fast: cannot be written \(Not a directory\); name another folder"):
+        optimized(clock, photographs(close=1, turned=0)).save(tmp_path / "taken" / "fast")
