@@ -216,12 +216,13 @@ def _from_config(name: str, settings: object, generation: object) -> nn.Module:
     kind, checked = model_class(name), check_config(settings)
     transformers = need_library("transformers", "transformers")
     try:
-        model: nn.Module = kind._from_config(transformers.AutoConfig.for_model(**checked))
+        model: Any = kind._from_config(transformers.AutoConfig.for_model(**checked))
         if generation is not None and getattr(model, "generation_config", None) is not None:
             model.generation_config = type(model.generation_config).from_dict(check_config(generation))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DeepresError(f"transformers:{name}: {str(error).splitlines()[0]}") from error
-    return model
+    built: nn.Module = model
+    return built
 
 
 def _hugging_face(path: str) -> nn.Module:
