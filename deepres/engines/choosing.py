@@ -78,10 +78,7 @@ def optimize(
     ``model`` is left as it was. Raises ``DeepresError`` for an engine that is not known or installed, where none can run the network, and
     for an exported file, whose engine was chosen when it was exported.
     """
-    if isinstance(model, ExportedModel):
-        raise DeepresError(
-            f"{model.path}: is an exported file, which {model.engine} runs already; give the network or ghost that it was exported from"
-        )
+    _check_convertible(model)
     if not isinstance(engine, str) and len(engine) == 1:
         engine = engine[0]
     engine, precision, answers = _old_keywords(engine, precision, answers, dtype, compile, recompute)
@@ -109,16 +106,29 @@ def optimize(
     if not candidates:
         candidates = _measured(source, trials, images, data, error, seconds, log)
         remember(key, candidates)
-        for trial in trials:
-            if trial.precision == "int8" and trial.runner is not None:  # calibrating takes longer than loading
-                with contextlib.suppress(OSError):
-                    trial.runner.save(folder_of(key))
+        _keep_int8(trials, folder_of(key))
     best = _best(candidates, "close" if precision == "int8" else wanted, error if measures_answers else None)
     optimized = _built(source, best, trials, folder_of(key))
     optimized.candidates = tuple(candidates)
     if answers == "auto":
         optimized.advice = advice(candidates, best)
     return optimized
+
+
+def _check_convertible(model: nn.Module) -> None:
+    """Raises ``DeepresError`` for an exported file."""
+    if isinstance(model, ExportedModel):
+        raise DeepresError(
+            f"{model.path}: is an exported file, which {model.engine} runs already; give the network or ghost that it was exported from"
+        )
+
+
+def _keep_int8(trials: Sequence[Trial], folder: Path) -> None:
+    """Save runners whose calibration takes longer than loading them. A folder that cannot be written is no error."""
+    for trial in trials:
+        if trial.precision == "int8" and trial.runner is not None:
+            with contextlib.suppress(OSError):
+                trial.runner.save(folder)
 
 
 def _measured(

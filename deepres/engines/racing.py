@@ -98,9 +98,9 @@ def _ratio(theirs: Sequence[float], own: Sequence[float]) -> float:
 
 
 def told_apart(slow: Sequence[float], fast: Sequence[float]) -> bool:
-    """Whether the times of two candidates, turn by turn, show that one is faster.
+    """Return whether the times of two candidates, turn by turn, show that one is faster.
 
-    It is, where it is faster by a tenth in each of three turns or more, or in so many turns that an equally fast one would be in fewer
+    They do where it is faster by a tenth in each of three turns or more, or in so many turns that an equally fast one would be in fewer
     than one of a hundred measurements (sign test, which holds for noise of any distribution).
     """
     pairs = list(zip(slow, fast, strict=False))
