@@ -1,6 +1,7 @@
 """The server on an engine: the answers are the network's, and the stages of a request are told."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from running import png, start
+from sklearn.datasets import load_sample_images
 
 import deepres
 from deepres import DeepresError
@@ -35,6 +37,32 @@ def test_a_network_is_served_on_the_fastest_engine(tmp_path: Path) -> None:
     finally:
         server.process.kill()
         server.process.communicate()
+
+
+def test_photographs_are_answered_as_predict_answers_them(tmp_path: Path) -> None:
+    prepare = Prepare.usual(112)  # of 128, so that images are resized and cropped
+    path = save(deepres.create("resnet8-cifar", width=0.5).eval(), tmp_path / "net.safetensors", prepare=prepare.to_notes())
+    photograph = Image.fromarray(load_sample_images().images[0])
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a camera that was held upright
+    kinds: dict[str, dict[str, object]] = {"a.jpg": {}, "b.jpg": {"exif": turned}, "c.png": {}, "d.webp": {}, "e.gif": {}}
+    for name, more in kinds.items():
+        photograph.save(tmp_path / name, **more)
+    photograph.resize((112, 112)).save(tmp_path / "f.jpg")
+    files = [tmp_path / name for name in (*kinds, "f.jpg")]
+    expected = [dict(zip(one.names, one.probabilities, strict=True)) for one in deepres.predict(path, files, top=10)]
+    server = start(path, "--engine", "none", "--wait", "50")
+    try:
+        for clients in (1, len(files)):  # one by one, and in a batch
+            with ThreadPoolExecutor(clients) as pool:
+                replies = list(pool.map(lambda file: server.ask("/predict?top=10", file.read_bytes()), files))
+            for (status, text), wanted in zip(replies, expected, strict=True):
+                found = {one["name"]: one["probability"] for one in json.loads(text)["classes"]}
+                assert status == 200 and found == pytest.approx(wanted, abs=1e-6)
+    finally:
+        server.process.kill()
+        server.process.communicate()
+    assert expected[0] != expected[1]  # the camera's note was read
 
 
 def test_an_engine_that_is_not_known_ends_the_server_with_a_sentence(tmp_path: Path) -> None:
