@@ -52,7 +52,21 @@ def rivals_text(result: dict[str, Any]) -> str:
         f"{100 * result['share_of_engine_at_32_clients']:.0f} % of what the engine gives at their mean batch of {engine['batch']}"
         + (_of_the_ceiling(result) if "ceiling_with_decoding" in result else "")
         + ".\n\n"
-        + markdown([*head, *(["core-ms an answer: HTTP, network, clients"] if timed else []), "answers"], rows)
+        + "".join(
+            f"{_stages(name, row)}\n\n"
+            for name, row in result["load"].items()
+            if name.startswith("deepres, ") and "mean_ms" in row
+        )
+        + markdown(
+            [*head, *(["core-ms an answer: first process, those that it started, clients"] if timed else []), "answers"], rows
+        )
+    )
+
+
+def _stages(name: str, row: dict[str, Any]) -> str:
+    stages = [f"{what} {row['mean_ms'][what]:.1f}" for what in ("receive", "decode", "wait", "transfer", "call", "answer")]
+    return (
+        f"Mean milliseconds of a request's stages, {name}: {', '.join(stages)}; {row['mean_ms']['batch']:.1f} images in a call."
     )
 
 

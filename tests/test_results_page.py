@@ -106,4 +106,6 @@ def test_serving_tells_the_ceiling_where_it_was_measured(page: Path) -> None:
     }
     after = write(page, "serving-rivals", result)
     assert "| a | 30.0 ms (29.0 to 31.0) | 40.0 ms | 25.0 (24.0 to 26.0) | 3.3, 67.7, 0.2 | 150 |" in after
+    told = "receive 0.1, decode 3.0, wait 0.0, transfer 0.9, call 25.0, answer 0.1; 1.0 images in a call."
+    assert f"Mean milliseconds of a request's stages, deepres, 1 client: {told}" in after
     assert any("which leaves 95 % at most; 25 % of the photographs are close calls" in line for line in after)
