@@ -63,6 +63,7 @@ class ShrinkResult:
     time: float  # of a forward pass relative to the whole network's, timed in alternating turns, median
     time_spread: tuple[float, float]  # quartiles of the ratios of the turns
     error_before: float | None  # validation error of the given network, if it was trained
+    loss_before: float | None  # its validation loss, in nats
     result: Result
     history: tuple[EpochRatios, ...]
     block_paths: tuple[str, ...]  # of all blocks, in the order of the ratios in ``history``
@@ -84,6 +85,10 @@ class ShrinkResult:
             + (f", {self.error_before:.2f} % before shrinking" if self.error_before is not None else "")
             + f"; test error {self.result.test.top1:.2f} % on {self.result.test.n:,} examples.",
         ]
+        if Target.parse(self.target).quantity == "loss":
+            best = next(one for one in self.result.history if one.epoch == self.result.best_epoch)
+            was = f", {self.loss_before:.4f} before shrinking" if self.loss_before is not None else ""
+            lines.append(f"Validation loss {best.val_loss:.4f} nats{was}; test loss {self.result.test.loss:.4f}.")
         if self.mended:
             fits = (f"{100 * one.before:.0f} to {100 * one.after:.0f} %" for one in self.mended)
             lines.append(
@@ -207,7 +212,7 @@ def shrink(
         curriculum = InverseCurriculum(dataclasses.replace(schedule, target=goal), exact=settings.speed == "exact", log=log)
         copied, watching = copy.deepcopy(whole), [curriculum, *callbacks]
         result = train(settings, resume=resume, show=show, data=opened, model=copied, callbacks=watching)
-        return _result_of(whole, curriculum, result, before.top1 if before is not None else None)
+        return _result_of(whole, curriculum, result, before)
 
     if search and before is not None:
         shrunk = _searched(goal, whole, opened, settings, once, before, log)
@@ -262,7 +267,7 @@ def _searched(
     return dataclasses.replace(best, target=str(goal), attempts=tuple(attempts))
 
 
-def _result_of(whole: nn.Module, curriculum: InverseCurriculum, result: Result, before: float | None) -> ShrinkResult:
+def _result_of(whole: nn.Module, curriculum: InverseCurriculum, result: Result, before: Evaluation | None) -> ShrinkResult:
     """What ``shrink`` returns, with the time of a forward pass of ``whole`` and of the result in alternation."""
     small, blocks = result.model, curriculum.blocks
     ratio, spread = from_first_process(time_ratio(whole.to(curriculum.probe.device), small, curriculum.probe))
@@ -277,7 +282,8 @@ def _result_of(whole: nn.Module, curriculum: InverseCurriculum, result: Result, 
         difference=curriculum.difference,
         time=ratio,
         time_spread=spread,
-        error_before=before,
+        error_before=before.top1 if before is not None else None,
+        loss_before=before.loss if before is not None else None,
         result=result,
         history=tuple(curriculum.history),
         block_paths=tuple(block.path for block in blocks),

@@ -39,5 +39,6 @@ def test_a_loss_that_may_not_rise_keeps_the_parts_that_matter(tmp_path: Path) ->
     said: list[str] = []
     kept = deepres.shrink(tmp_path / "run", play, "loss=+0.02", epochs=4, batch=8, lr=3e-3, speed="float32", show=False,
                           log=said.append)  # fmt: skip
+    assert f", {kept.loss_before:.4f} before shrinking; test loss {kept.result.test.loss:.4f}." in " ".join(kept.summary())
     assert kept.target == "loss=+0.02" and kept.blocks[1] >= 2
     assert any("the validation loss would rise from" in line and line.endswith("nats") for line in said)
