@@ -91,7 +91,7 @@ def ghost_of(net: nn.Module, data: Data) -> Ghost:
     fit_ghost(made, data, gates=False, examples=CHOOSE)
     held, fresh = (Passes(made, list(batches(data, "val", n, CPU, 250, skip=s))) for n, s in ((CHOOSE, 0), (CONFIRM, CHOOSE)))
     each, free = torch.full((BLOCKS,), 1 / BLOCKS), torch.zeros(len(made.segments))
-    blocks = Costs(each, each, free, free)
+    blocks = Costs(each, torch.zeros(1 + BLOCKS), each, free, free)
     points = frontier(held, blocks, kinds=())
     kinds = within_error(points, points[0].error, LIMIT, len(held))
     found = confirmed(kinds, held, fresh, LIMIT, blocks, log=print)

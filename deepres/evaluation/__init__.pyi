@@ -5,6 +5,7 @@ from .measurement import Evaluation as Evaluation
 from .measurement import measure as measure
 from .profile import block_times as block_times
 from .profile import branch_times as branch_times
+from .profile import outside_times as outside_times
 from .sampling import Sampling as Sampling
 from .timing import time_against as time_against
 from .use import Prediction as Prediction

@@ -25,6 +25,17 @@ def block_times(model: nn.Module, units: Sequence[Block], inputs: Tensor, *, rep
 
 
 @torch.no_grad()
+def outside_times(model: nn.Module, units: Sequence[Block], inputs: Tensor, *, repeats: int = 7) -> list[float]:
+    """Measured share of a forward pass's time outside the blocks: before the first one, and behind each up to the next or the end."""
+    points: list[TimingPoint] = [(unit.sites[0].block, side) for unit in units for side in ("before", "after")]
+    with uncompiled(model):
+        rows = timeline(points, partial(logits_of, model, inputs), inputs.device, repeats=repeats)
+    whole = min(row[-1] for row in rows)
+    spans = [[at - behind for behind, at in zip((0.0, *row[1:-1:2]), row[::2], strict=True)] for row in rows]
+    return [max(0.0, min(span)) / whole for span in zip(*spans, strict=True)]
+
+
+@torch.no_grad()
 def _shares(model: nn.Module, spans: Sequence[tuple[nn.Module, nn.Module]], inputs: Tensor, repeats: int) -> list[float]:
     """Share of the time from the input of one module to the output of another, for each pair.
 

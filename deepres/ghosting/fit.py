@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from deepres.adapters import logits_of
 from deepres.data import Data
-from deepres.evaluation import block_times, branch_times
+from deepres.evaluation import block_times, branch_times, outside_times
 from deepres.evaluation.timing import TimingPoint, call_times, now, timeline
 from deepres.exits import ExitHead, StandardisedLinear, exit_targets
 from deepres.exits.fitting import fit_exit, fit_readers, temperature_of
@@ -120,16 +120,12 @@ class Costs:
     """Costs as measured shares of a forward pass of ``batch`` inputs."""
 
     blocks: Tensor  # (blocks,)
+    outside: Tensor  # (1 + blocks,), the layers before the first block, and those behind each block up to the next
     branches: Tensor  # (blocks,), the part of a block that is saved when it is skipped
     gates: Tensor  # (segments,)
     exits: Tensor  # (segments,)
     batch: int = 1
     fixed: float = 0.0  # part of each cost that does not depend on the number of rows, as a share
-
-    @property
-    def rest(self) -> float:
-        """Share of the layers outside the blocks, which always run."""
-        return max(0.0, 1 - float(self.blocks.sum()))
 
     def paid(self, rows: Tensor) -> Tensor:
         """Expected share of a cost that is paid where each row needs it with probability ``rows``; the fixed part is paid once."""
@@ -155,11 +151,13 @@ def costs(ghost: Ghost, inputs: Tensor, turns: int = 7) -> Costs:
             ghost.net(inputs)
     gates, exits = ([seconds / whole for seconds in least[kind]] for kind in ("gates", "exits"))
     blocks, branches = block_times(ghost.net, ghost.blocks, inputs), _branch_shares(ghost, inputs)
+    outside = torch.tensor(outside_times(ghost.net, ghost.blocks, inputs))
+    outside *= max(0.0, 1 - sum(blocks)) / max(float(outside.sum()), 1e-12)  # each span is the fastest of several passes
     n = len(inputs)
     half = min(call_times(partial(ghost.net, inputs[: n // 2]), device, repeats=turns)) if n > 1 else 0.0
     fixed = min(max((2 * half / whole - 1) if n > 1 else 0.0, 0.0), 1.0)
     shares = [torch.tensor(one) for one in (blocks, branches, gates, exits)]
-    return Costs(shares[0], shares[1], shares[2], shares[3], batch=n, fixed=fixed)
+    return Costs(shares[0], outside, shares[1], shares[2], shares[3], batch=n, fixed=fixed)
 
 
 def _branch_shares(ghost: Ghost, inputs: Tensor) -> list[float]:

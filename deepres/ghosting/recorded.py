@@ -116,7 +116,7 @@ class Recorded:
         """Drop the exits that cost more time than they save, from the last to the first."""
 
         def time_of(tried: Settings) -> float:
-            return self._time(self._exiting(tried)[1], tried, costs)
+            return self._time(*self._exiting(tried)[1:], tried, costs)
 
         best, least = settings, time_of(settings)
         for c in sorted(settings.exits or (), reverse=True):
@@ -140,10 +140,15 @@ class Recorded:
     def _used(self, settings: Settings) -> ExitIndices:
         return tuple(c for c in sorted(self.exits) if settings.uses_exit(c))
 
-    def _time(self, reached: Tensor, settings: Settings, costs: Costs) -> float:
-        """Estimated time: blocks that are reached and run, gates and exits in use, and the rest, which always runs."""
+    def _time(self, reached: Tensor, inside: Tensor, settings: Settings, costs: Costs) -> float:
+        """Estimated time: blocks that are reached and run, layers between and around them, gates and exits in use.
+
+        ``reached`` (N, blocks), ``inside`` (N,): inputs that do not exit early. Layers behind a block run for the inputs that reach the
+        next one, and those behind the last block for the inputs that do not exit.
+        """
         reaching, running = costs.paid(reached.float().mean(0)), costs.paid((self.ran & reached).float().mean(0))
-        spent = float((costs.blocks - costs.branches) @ reaching + costs.branches @ running) + costs.rest
+        further = torch.cat((torch.ones(1), reaching[1:], costs.paid(inside.float().mean()[None])))
+        spent = float((costs.blocks - costs.branches) @ reaching + costs.branches @ running + costs.outside @ further)
         for c, segment in enumerate(self.ghost.segments):
             here = reaching[segment.blocks[0]]
             if settings.uses_gate(c) and not settings.fixed:
@@ -173,7 +178,7 @@ class Recorded:
         return Point(
             settings,
             error=100 * (1 - float(right.float().mean())),
-            time=self._time(reached, settings, costs) + float(fallback.float().mean()),
+            time=self._time(reached, inside, settings, costs) + float(fallback.float().mean()),
             blocks=float((self.ran & reached).float().mean()),
             exited=1 - float(inside.float().mean()),
             changed=float((right != (whole.argmax(1) == labels)).float().mean()),

@@ -15,7 +15,7 @@ from torch import nn
 import deepres
 from deepres.adapters import find_blocks
 from deepres.engines import throughput
-from deepres.evaluation import block_times, branch_times, time_against
+from deepres.evaluation import block_times, branch_times, outside_times, time_against
 from deepres.evaluation.timing import alternate, call_times, from_first_process, timeline
 from deepres.exits import ExitHead
 from deepres.ghosting import Gate, Ghost
@@ -116,6 +116,8 @@ def test_shares_of_blocks_and_branches(device: QueueingDevice) -> None:
     assert block_times(model, find_blocks(model), x) == [count / total for count in inside]
     # all but the ReLU behind the sum, and the shortcut's layers where it has any
     assert branch_times(model, deepres.sites(model), x)[0] == (inside[0] - 1) / total
+    # a stem of three layers, one that closes each stage, and three of the head behind the last block
+    assert outside_times(model, find_blocks(model), x) == pytest.approx([3 / total, 1 / total, 1 / total, 4 / total])
 
 
 def test_costs_of_gates_and_exits_wait_for_the_device(device: QueueingDevice) -> None:

@@ -16,7 +16,13 @@ from deepres.ghosting.fit import Costs
 from deepres.ghosting.recorded import Passes
 
 CLASSES, EXITS, HELD, FRESH, LIMIT = 10, 2, 1000, 4000, 0.5
-COSTS = Costs(torch.full((3,), 0.32), torch.full((3,), 0.32), torch.zeros(3), torch.full((3,), 0.02))
+COSTS = Costs(
+    blocks=torch.full((3,), 0.32),
+    outside=torch.tensor([0.04, 0, 0, 0]),
+    branches=torch.full((3,), 0.32),
+    gates=torch.zeros(3),
+    exits=torch.full((3,), 0.02),
+)
 
 
 class Known:
