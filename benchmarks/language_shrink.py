@@ -34,7 +34,7 @@ from deepres.training import Recipe, recipe
 
 NAME = "language-shrink"
 LAYERS, BATCH, CONTEXT = 12, 24, 64  # of gpt-tiny, 128 wide
-STEPS, FINE_STEPS = 1600, 60  # of the training, and of what each way does
+STEPS, FINE_STEPS = 1600, 320  # of the training, and of what each way does
 LR, FINE_LR = 6e-3, 1.5e-3
 PARTS = 18  # of 24 remain
 SPEED = "bf16" if BF16 else "float32"

@@ -20,6 +20,7 @@ from deepres.engines.source import Source
 @pytest.fixture(scope="module")
 def known() -> tuple[torch.nn.Module, Data]:
     """A network whose classifier holds the mean features of the classes, which takes no training, and digits."""
+    torch.manual_seed(0)
     data = open_data("digits")
     model = deepres.create("resnet8-cifar", in_channels=1, width=0.5)
     images, labels = some_inputs(data.train, data.prepare, 512)
