@@ -80,13 +80,28 @@ NOTES = {
         "The aim is 1.2 times the loop tuned with compile and bf16: by the medians it is 1.27. Of the fastest peer, which is the plain "
         "loop in float32, it is 1.18."
     ),
+    "language-generation": "The aim is 1.2 times Hugging Face's `generate` on the same weights: reached at both batch sizes.",
+    "language-speculation": (
+        "The aim of 1.3 times is missed. The network was not trained to be cut, so its own blocks draft too few right tokens: half of the "
+        "depth would have to agree on 87 % of the tokens, and agrees on 55 %. See [log.md](log.md)."
+    ),
+    "memory-resnet1202": (
+        "The aim for `bf16-fused` is 1.5 GiB at no more than 1.35 times the time: the memory is kept, and the time is at the limit (1.355 by "
+        "the clock, 1.357 by what the processor computed)."
+    ),
+    "language-shrink": (
+        "The aim, a quarter of the parts gone at 0.02 nats or less, is reached by every way on the mean. Ours is not ahead: dropping the "
+        "last three layers costs least, and of the other two rankings the difference to ours is within the spread of three seeds. With "
+        "60 steps instead of 320 (first seed) the rises were 0.038 for ours, 0.034 by lesion scores, 0.051 by block influence, "
+        "0.016 for the last layers and 0.025 for the whole network trained on. The target `loss=+0.02` in one gradual run removes nothing, "
+        "because it judges parts before the others have adapted; the network learns from its own answers meanwhile and gains 0.011. "
+        "`--removal at-once` judges after training and was added for this reason; it is not in this table."
+    ),
     "serving-rivals": (
-        "For one client the aim is 1.5 times decoding and the call: reached. For 32 clients it is 85 % of the engine's rate, and the share "
-        "above is not that: with random weights about a quarter of the photographs are close calls, which the server computes again in "
-        "float32, and the engine's rate was measured on noise, which had none. `benchmarks.serving` now measures both on the same "
-        "photographs. On a machine with other load, an answer to one of 32 clients takes 71 ms of a core: 68 in the network's process, "
-        "3.3 in the HTTP process, of which decoding and resizing are 2, and 0.2 in the clients. Tuned LitServe gives 6 % more answers to "
-        "32 clients, and tuned BentoML answers one client 11 % sooner; without their tuning both are less than two thirds as fast as ours."
+        "For one client the aim is 1.5 times decoding and the call: reached. For 32 clients it is 85 % of what the engine gives on the same "
+        "images: missed by a point on photographs, and by nine where clients send resized images. An earlier record said 54 %, because the "
+        "engine's rate was measured on noise, which has no close calls. Tuned LitServe gives 3 % more answers to 32 clients, and tuned "
+        "BentoML answers one client 12 % sooner; without their tuning both are about half as fast as ours."
     ),
     "families-gpt2": (
         "Depth helps here: the whole network is best. From scratch, ours has the lowest mean error of three layers. It is ahead "
