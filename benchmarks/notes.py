@@ -86,8 +86,8 @@ NOTES = {
         "depth would have to agree on 87 % of the tokens, and agrees on 55 %. See [log.md](log.md)."
     ),
     "memory-resnet1202": (
-        "The aim for `bf16-fused` is 1.5 GiB at no more than 1.35 times the time: the memory is kept, and the time is at the limit (1.355 by "
-        "the clock, 1.357 by what the processor computed)."
+        "The aim for `bf16-fused` is 1.5 GiB at no more than 1.35 times the time: the memory is kept, and the time is at the limit "
+        "(1.355 by the clock, 1.357 by what the processor computed)."
     ),
     "language-shrink": (
         "The aim, a quarter of the parts gone at 0.02 nats or less, is reached by every way on the mean. Ours is not ahead: dropping the "
@@ -98,10 +98,10 @@ NOTES = {
         "`--removal at-once` judges after training and was added for this reason; it is not in this table."
     ),
     "serving-rivals": (
-        "For one client the aim is 1.5 times decoding and the call: reached. For 32 clients it is 85 % of what the engine gives on the same "
-        "images: missed by a point on photographs, and by nine where clients send resized images. An earlier record said 54 %, because the "
-        "engine's rate was measured on noise, which has no close calls. Tuned LitServe gives 3 % more answers to 32 clients, and tuned "
-        "BentoML answers one client 12 % sooner; without their tuning both are about half as fast as ours."
+        "For one client the aim is 1.5 times decoding and the call: reached. For 32 clients it is 85 % of what the engine gives on the "
+        "same images: missed by a point on photographs, and by nine where clients send resized images. An earlier record said 54 %, "
+        "because the engine's rate was measured on noise, which has no close calls. Tuned LitServe gives 3 % more answers to 32 clients, "
+        "and tuned BentoML answers one client 12 % sooner; without their tuning both are about half as fast as ours."
     ),
     "families-gpt2": (
         "Depth helps here: the whole network is best. From scratch, ours has the lowest mean error of three layers. It is ahead "
