@@ -96,10 +96,11 @@ class ShrinkResult:
                 f"before training, from {', from '.join(fits)}."
             )
         if self.attempts:
-            quantity = Target.parse(self.target).quantity
-            tried = ", ".join(f"{one.rise:+.3g} {HELD[quantity]} with {one.blocks} blocks" for one in self.attempts)
+            goal = Target.parse(self.target)
+            tried = ", ".join(f"{one.rise:+.3g} with {one.blocks}" for one in self.attempts)
             lines.append(
-                f"Of {len(self.attempts)} runs it is the smallest network within the target; validation {quantity}: {tried}."
+                f"Of {len(self.attempts)} runs this is the smallest network within the target; change of the validation {goal.quantity} by "
+                f"blocks that remain, in {goal.unit}: {tried}."
             )
         if self.not_removable:
             lines.append(
@@ -252,7 +253,7 @@ def _searched(
         made = once(Target("blocks", remaining), dataclasses.replace(settings, out=out))
         rise = quantity(measure(made.model, data.val, data.prepare, data.classes)) - quantity(before)
         rise = from_first_process(rise)  # all processes go on with the same size
-        log(f"{remaining} of {len(blocks)} blocks: the validation {goal.quantity} rises by {rise:+.3g} {HELD[goal.quantity]}")
+        log(f"with {remaining} of {len(blocks)} blocks the validation {goal.quantity} changes by {rise:+.3g} {goal.unit}")
         return made, rise
 
     best, attempts = fewest_blocks(max(1, len(blocks) - removable), len(blocks) - 1, make, goal.value)
@@ -260,7 +261,7 @@ def _searched(
         closest = min(attempts, key=lambda one: one.rise)
         raise DeepresError(
             f"--target {goal}: no smaller network stays within it; {closest.blocks} of {len(blocks)} blocks come closest, at "
-            f"{closest.rise:+.3g}. Allow more, or train longer with --epochs"
+            f"{closest.rise:+.3g} {goal.unit}. Allow more, or train longer with --epochs"
         )
     if settings.out is not None and best.result.out is not None and _first_process():
         shutil.copytree(best.result.out, settings.out, ignore=shutil.ignore_patterns("checkpoints"), dirs_exist_ok=True)

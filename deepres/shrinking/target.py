@@ -50,6 +50,11 @@ class Target:
     def __str__(self) -> str:
         return f"{self.quantity}={'+' if self.quantity in HELD else ''}{self.value:g}"
 
+    @property
+    def unit(self) -> str:
+        """Unit of a change of the quantity that is held."""
+        return "points" if self.quantity == "error" else "nats"
+
     def costs(self, blocks: Sequence[Block]) -> list[float]:
         """Cost of each block in the target's quantity, as a share of the whole network; for ``error`` and ``loss``, its time."""
         if self.quantity == "blocks":

@@ -58,7 +58,8 @@ def test_the_result_is_the_smallest_of_the_runs_within_the_target(trained: nn.Mo
     assert rise_of(kept, trained) == pytest.approx(rise_of(small.model, trained)) and rise_of(kept, trained) <= 5
     for one in small.attempts:  # each rise is that of the network in its folder
         assert rise_of(deepres.load(tmp_path / f"blocks-{one.blocks}"), trained) == pytest.approx(one.rise, abs=1e-6)
-    assert f"Of {len(small.attempts)} runs" in " ".join(small.summary())
+    told = ", ".join(f"{one.rise:+.3g} with {one.blocks}" for one in small.attempts)
+    assert f"of the validation error by blocks that remain, in points: {told}." in " ".join(small.summary())
     written = json.loads((tmp_path / "shrink.json").read_text())
     assert [Attempt(**one) for one in written["attempts"]] == list(small.attempts)
 
@@ -70,7 +71,8 @@ def test_the_result_is_the_smallest_of_the_runs_within_the_target(trained: nn.Mo
 
 def test_a_target_that_no_size_meets_is_an_error_with_the_closest(trained: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(
-        DeepresError, match=r"--target error=\+0: no smaller network stays within it; \d of 9 blocks come closest"
+        DeepresError,
+        match=r"--target error=\+0: no smaller network stays within it; \d of 9 blocks come closest, at .* points\.",
     ):
         deepres.shrink(trained, "digits", "error=+0", out=tmp_path, **{**EXACT, "lr": 1.0})
     assert not (tmp_path / "shrink.json").exists() and (tmp_path / "blocks-8").is_dir()
