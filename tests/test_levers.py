@@ -16,34 +16,10 @@ def test_three_levers_on_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     ground = tmp_path / "ground"
     deepres.train(Run("resnet14-cifar", "digits", "digits", str(ground), epochs=4), show=False)
-    asked = [
-        "--ground",
-        str(ground),
-        "--data",
-        "digits",
-        "--size",
-        "8",
-        "--target",
-        "blocks=4",
-        "--epochs",
-        "1",
-        "--seeds",
-        "1",
-    ]
-    asked += [
-        "--error",
-        "50",
-        "--int8-error",
-        "50",
-        "--examples",
-        "60",
-        "--turns",
-        "2",
-        "--images",
-        "32",
-        "--out",
-        str(tmp_path / "out"),
-    ]
+    asked = (
+        f"--ground {ground} --data digits --size 8 --target blocks=4 --epochs 1 --seeds 1 --error 50 --int8-error 50".split()
+    )
+    asked += f"--examples 60 --turns 2 --images 32 --out {tmp_path / 'out'}".split()
     levers.main([*asked, "--no-times"])
     folder = tmp_path / "out" / "seed0"
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}

@@ -26,9 +26,11 @@ def default_out(name: str) -> Path:
 
 def first_of_several(out: Path | None) -> bool:
     """Return whether this process speaks and writes, of those that ``torchrun`` started. They have to share a folder that is named."""
+    from deepres.training.distribute import is_first_process
+
     if out is None and "RANK" in os.environ:
         raise DeepresError("under torchrun all processes need the same folder: give --out")
-    return int(os.environ.get("RANK", "0")) == 0
+    return is_first_process()
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

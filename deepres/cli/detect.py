@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,9 +50,10 @@ class DetectTrain(BuilderOption, DetectRun):
         from deepres.data.detection import open_boxes
         from deepres.detection.page import detection_page, survey_page
         from deepres.detection.training import train_detector
+        from deepres.training.distribute import is_first_process
 
         run = self._run()
-        first = int(os.environ.get("RANK", "0")) == 0
+        first = is_first_process()
         data = open_boxes(run.data, classes=run.classes or None, strict=run.strict)
         out = Path(str(run.out))
         if self.survey:

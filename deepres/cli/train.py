@@ -49,6 +49,7 @@ class Train(BuilderOption, NetOptions, Run):
 
     def run(self) -> int:
         from deepres.training import train
+        from deepres.training.distribute import is_first_process
 
         run, data = self._run(), None
         if self.budget is not None:
@@ -59,7 +60,7 @@ class Train(BuilderOption, NetOptions, Run):
 
             callbacks.append(Monitor(self.lens, run.out, say=lambda text: print(text, file=sys.stderr)))
         result = train(run, data=data, resume=self.resume is not None, callbacks=callbacks)
-        if int(os.environ.get("RANK", "0")) == 0:
+        if is_first_process():
             test, bits = result.test, result.test.bits_per_byte
             text = f"test loss {test.loss:.4f}, {bits:.4f} bits per byte, " if bits is not None else ""
             say(

@@ -180,8 +180,13 @@ def to_openvino(
     built = openvino_model(model, example, names)
     for key, value in {**metadata, "sha256": PLACEHOLDER}.items():
         built.set_rt_info(value, ["deepres", key])
-    need_engine("openvino").save_model(built, str(path), compress_to_fp16=False)
+    save_openvino(built, path)
     stamp_bytes(path)
+
+
+def save_openvino(model: Any, path: Path) -> None:
+    """Write an ``openvino.Model`` to ``path``, an ``.xml`` file, with its weights in float32 in a ``.bin`` file beside it."""
+    need_engine("openvino").save_model(model, str(path), compress_to_fp16=False)
 
 
 def need_engine(name: str) -> Any:

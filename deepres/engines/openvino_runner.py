@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deepres.engines.engine import Precision, Runner, computes_bf16
-from deepres.engines.exporters import need_engine
+from deepres.engines.exporters import need_engine, save_openvino
 
 OPENVINO_FILE = "model.xml"
 HINTS = {"float32": "f32", "bf16": "bf16", "int8": "bf16"}  # int8 is in the graph; the hint is for the layers that are not
@@ -100,7 +100,7 @@ class OpenVINORunner(Runner):
         }
 
     def save(self, folder: Path) -> None:
-        need_engine("openvino").save_model(self.model, folder / OPENVINO_FILE, compress_to_fp16=False)
+        save_openvino(self.model, folder / OPENVINO_FILE)
 
 
 def _outputs(request: Any) -> list[Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deepres.data import Data
 from deepres.engines.engine import Precision, Runner
-from deepres.engines.exporters import need_engine
+from deepres.engines.exporters import save_openvino
 from deepres.engines.int8 import CALIBRATION, Quantized, calibration_batches, check_rise, error_of, quantized_graph
 from deepres.engines.openvino_runner import OpenVINORunner, core
 from deepres.engines.segmenting import SegmentGraphs
@@ -38,7 +38,7 @@ class GhostRunner(Runner):
 
     def save(self, folder: Path) -> None:
         for number, model in enumerate(self.graphs.models):
-            need_engine("openvino").save_model(model, _file(folder, number), compress_to_fp16=False)
+            save_openvino(model, _file(folder, number))
 
 
 def load_ghost_runner(folder: Path, source: Source, precision: Precision) -> GhostRunner:

@@ -18,7 +18,7 @@ CLEAR = 1.1  # a candidate that is slower by this factor in every turn is out at
 
 
 class Burst:
-    """As many calls as take about a tenth of a second, at least one."""
+    """One turn of a candidate: repeats a call for about a tenth of a second, and makes it at least once."""
 
     def __init__(self, call: Callable[[], object], device: torch.device) -> None:
         self.call = call

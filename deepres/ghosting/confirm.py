@@ -102,9 +102,8 @@ def last_confirmed(
     probability of at most 1 - ``confidence``. The guarantee therefore holds for the setting that is returned, whether or not
     the rise is monotone along the path; where it is not, faster settings behind a first excess are not reached. It assumes that ``path``
     was made without the fresh examples, and that these and later inputs are drawn independently from one distribution. At a
-    confidence of one half the rule is that of conformal risk control (Angelopoulos et al. 2024): the rise
-    is within the limit on average. Returns
-    ``Settings()``, the whole network, if the first setting is not confirmed.
+    confidence of one half the rule is that of conformal risk control (Angelopoulos et al. 2024): the rise is within the limit on
+    average. Returns ``Settings()``, the whole network, if the first setting is not confirmed.
     """
     right = fresh.whole.argmax(1) == fresh.labels
     n, found, last = len(fresh), Settings(), "nothing is confirmed"

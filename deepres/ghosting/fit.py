@@ -151,13 +151,20 @@ def costs(ghost: Ghost, inputs: Tensor, turns: int = 7) -> Costs:
             ghost.net(inputs)
     gates, exits = ([seconds / whole for seconds in least[kind]] for kind in ("gates", "exits"))
     blocks, branches = block_times(ghost.net, ghost.blocks, inputs), _branch_shares(ghost, inputs)
-    outside = torch.tensor(outside_times(ghost.net, ghost.blocks, inputs))
-    outside *= max(0.0, 1 - sum(blocks)) / max(float(outside.sum()), 1e-12)  # each span is the fastest of several passes
+    outside = outside_times(ghost.net, ghost.blocks, inputs)
+    scale = max(0.0, 1 - sum(blocks)) / max(sum(outside), 1e-12)  # each span is the fastest of several passes
     n = len(inputs)
     half = min(call_times(partial(ghost.net, inputs[: n // 2]), device, repeats=turns)) if n > 1 else 0.0
     fixed = min(max((2 * half / whole - 1) if n > 1 else 0.0, 0.0), 1.0)
-    shares = [torch.tensor(one) for one in (blocks, branches, gates, exits)]
-    return Costs(shares[0], outside, shares[1], shares[2], shares[3], batch=n, fixed=fixed)
+    return Costs(
+        blocks=torch.tensor(blocks),
+        outside=scale * torch.tensor(outside),
+        branches=torch.tensor(branches),
+        gates=torch.tensor(gates),
+        exits=torch.tensor(exits),
+        batch=n,
+        fixed=fixed,
+    )
 
 
 def _branch_shares(ghost: Ghost, inputs: Tensor) -> list[float]:

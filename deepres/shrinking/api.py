@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from deepres.shrinking.search import Attempt, fewest_blocks
 from deepres.shrinking.target import HELD, Target
 from deepres.training import Recipe, Run, train
 from deepres.training import recipe as recipe_named
+from deepres.training.distribute import is_first_process
 from deepres.training.loop import Result
 from deepres.training.run import RUN_FILE, RunOptions
 
@@ -219,14 +219,9 @@ def shrink(
         shrunk = _searched(goal, whole, opened, settings, once, before, log)
     else:
         shrunk = once(goal, settings)
-    if out is not None and _first_process():
+    if out is not None and is_first_process():
         (Path(out) / SHRINK_FILE).write_text(json.dumps(shrunk.to_dict(), indent=1))
     return shrunk
-
-
-def _first_process() -> bool:
-    """Whether this process writes what one of several writes."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _searched(
@@ -263,7 +258,7 @@ def _searched(
             f"--target {goal}: no smaller network stays within it; {closest.blocks} of {len(blocks)} blocks come closest, at "
             f"{closest.rise:+.3g} {goal.unit}. Allow more, or train longer with --epochs"
         )
-    if settings.out is not None and best.result.out is not None and _first_process():
+    if settings.out is not None and best.result.out is not None and is_first_process():
         shutil.copytree(best.result.out, settings.out, ignore=shutil.ignore_patterns("checkpoints"), dirs_exist_ok=True)
     return dataclasses.replace(best, target=str(goal), attempts=tuple(attempts))
 

@@ -88,6 +88,11 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
+def is_first_process() -> bool:
+    """Return whether this process speaks and writes, of those that ``torchrun`` started; it needs not have joined them."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 @contextlib.contextmanager
 def join_processes(device: str = "auto") -> Iterator[DistributedContext]:
     """Join the processes that ``torchrun`` started (gloo on CPUs, nccl on GPUs); alone without it."""
