@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepres.adapters import as_written, find_blocks, logits_of
+from deepres.adapters import as_written, device_of, find_blocks, logits_of
 from deepres.callback import Callback
 from deepres.data import Data
 from deepres.deprecation import renamed, renamed_fields
@@ -246,8 +246,8 @@ def _searched(
     def make(remaining: int) -> tuple[ShrinkResult, float]:
         out = f"{settings.out}/blocks-{remaining}" if settings.out is not None else None
         made = once(Target("blocks", remaining), dataclasses.replace(settings, out=out))
-        rise = quantity(measure(made.model, data.val, data.prepare, data.classes)) - quantity(before)
-        rise = from_first_process(rise)  # all processes go on with the same size
+        after = measure(made.model, data.val, data.prepare, data.classes, device=device_of(made.model))
+        rise = from_first_process(quantity(after) - quantity(before))  # all processes go on with the same size
         log(f"with {remaining} of {len(blocks)} blocks the validation {goal.quantity} changes by {rise:+.3g} {goal.unit}")
         return made, rise
 
