@@ -7,8 +7,11 @@
 // Sums are taken in float over blocks of rows and in double over blocks and threads, in an order that depends on the number of threads
 // alone, so results are the same in every call.
 //
-// bfloat16 is where instructions are saved: a ReLU's mask is taken on 16-bit integers, and the result is rounded by one instruction where
-// the processor has one (AVX512_BF16).
+// bfloat16 is where instructions are saved: the output's signs are taken on 16-bit integers, and the result is rounded by one
+// instruction where the processor has one (AVX512_BF16).
+//
+// Where activations are larger than the cache, memory sets the time. So the ReLU's mask is taken from the input where no shortcut was
+// added, and what the loops read is asked for in advance.
 //
 // Compiled for AVX2 or AVX-512, whichever the processor has (see compiled.py).
 
@@ -17,6 +20,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <numeric>
 #include <type_traits>
@@ -73,11 +77,26 @@ inline void store(BFloat16* p, const Pair& v) {
 #endif
 }
 
-// The gradient behind the ReLU: zero where y is not above zero.
-inline Pair load_masked(const float* gradient, const float* y) {
-  const Pair g = load(gradient), out = load(y);
+// Asks for what lies `AHEAD` bytes behind p: the processor's own prefetching stops at the end of each page of 4 KiB.
+constexpr int64_t AHEAD = 8192;
+inline void prefetch(const void* p) {
+  __builtin_prefetch(static_cast<const char*>(p) + AHEAD, 0, 2);
+}
+
+template <class T>
+inline Pair load_ahead(const T* p) {
+  prefetch(p);
+  return load(p);
+}
+
+// The gradient where the value is above zero, else zero.
+inline Pair where_above_zero(const Pair& value, const Pair& gradient) {
   const Float zero(0);
-  return {Float::blendv(zero, g.low, out.low > zero), Float::blendv(zero, g.high, out.high > zero)};
+  return {Float::blendv(zero, gradient.low, value.low > zero), Float::blendv(zero, gradient.high, value.high > zero)};
+}
+// The same of an output y in memory.
+inline Pair load_masked(const float* gradient, const float* y) {
+  return where_above_zero(load(y), load(gradient));
 }
 // A bfloat16 is above zero exactly if it is as a signed 16-bit integer (NaNs apart).
 inline Pair load_masked(const BFloat16* gradient, const BFloat16* y) {
@@ -183,7 +202,7 @@ void statistics(const T* x, int64_t places, int64_t channels, int threads, float
       [&](int64_t i, int64_t stop, int64_t e, Pair& a, Pair& b) {
         const Pair s = load(wide.data() + e);
         for (; i < stop; i += shape.columns) {
-          const Pair v = load(x + i);
+          const Pair v = load_ahead(x + i);
           const Float low = v.low - s.low, high = v.high - s.high;
           a = {a.low + low, a.high + high};
           b = {at::vec::fmadd(low, low, b.low), at::vec::fmadd(high, high, b.high)};
@@ -202,21 +221,37 @@ void statistics(const T* x, int64_t places, int64_t channels, int threads, float
   }
 }
 
-// y = act(x * scale + bias [+ shortcut])
+// The norm of one channel as a line: x * scale + offset.
+struct Lines {
+  std::vector<float> scale, offset;
+  Lines(const float* weight, const float* bias, const float* mean, const float* variance, float eps, int64_t channels)
+      : scale(channels), offset(channels) {
+    for (int64_t c = 0; c < channels; ++c) {
+      scale[c] = weight[c] / std::sqrt(variance[c] + eps);
+      offset[c] = bias[c] - mean[c] * scale[c];
+    }
+  }
+};
+inline Pair on_line(const Pair& x, const Pair& scale, const Pair& offset) {
+  return {at::vec::fmadd(x.low, scale.low, offset.low), at::vec::fmadd(x.high, scale.high, offset.high)};
+}
+inline float on_line(float x, float scale, float offset) {
+  return std::fma(x, scale, offset);
+}
+
+// y = act(x * scale + offset [+ shortcut])
 template <class T, bool ADD, bool RELU>
-void apply(
-    const T* x, const float* scale, const float* bias, const T* shortcut, int64_t places, int64_t channels, int threads, T* y) {
+void apply(const T* x, const Lines& lines, const T* shortcut, int64_t places, int64_t channels, int threads, T* y) {
   const Shape shape(places, channels);
-  const std::vector<float> scales = spread(scale, shape), biases = spread(bias, shape);
+  const std::vector<float> scales = spread(lines.scale.data(), shape), offsets = spread(lines.offset.data(), shape);
   each(
       shape, threads,
       [&](int64_t i, int64_t stop, int64_t e) {
-        const Pair s = load(scales.data() + e), b = load(biases.data() + e);
+        const Pair s = load(scales.data() + e), o = load(offsets.data() + e);
         for (; i < stop; i += shape.columns) {
-          const Pair v = load(x + i);
-          Pair out{at::vec::fmadd(v.low, s.low, b.low), at::vec::fmadd(v.high, s.high, b.high)};
+          Pair out = on_line(load_ahead(x + i), s, o);
           if constexpr (ADD) {
-            const Pair add = load(shortcut + i);
+            const Pair add = load_ahead(shortcut + i);
             out = {out.low + add.low, out.high + add.high};
           }
           if constexpr (RELU) out = {relu(out.low), relu(out.high)};
@@ -224,79 +259,99 @@ void apply(
         }
       },
       [&](int64_t i, int64_t c) {
-        float out = static_cast<float>(x[i]) * scale[c] + bias[c];
+        float out = on_line(static_cast<float>(x[i]), lines.scale[c], lines.offset[c]);
         if (ADD) out += static_cast<float>(shortcut[i]);
         y[i] = static_cast<T>(RELU && !(out > 0) && out == out ? 0.0f : out);  // a NaN stays one
       });
 }
 
-template <bool RELU, class T>
-inline Pair gradient_at(const T* gradient, const T* y, int64_t i) {
-  if constexpr (RELU) return load_masked(gradient + i, y + i);
-  return load(gradient + i);
+// How the gradient behind the ReLU is found: there is none, or it is zero where the output, or the norm of the input, is not above zero.
+enum class Mask { none, output, input };
+
+// The gradient behind the ReLU at place i, where the input is x.
+template <Mask MASK, class T>
+inline Pair gradient_at(const T* gradient, const T* y, int64_t i, const Pair& x, const Pair& scale, const Pair& offset) {
+  if constexpr (MASK == Mask::output) {
+    prefetch(gradient + i);
+    prefetch(y + i);
+    return load_masked(gradient + i, y + i);
+  }
+  const Pair g = load_ahead(gradient + i);
+  if constexpr (MASK == Mask::input) return where_above_zero(on_line(x, scale, offset), g);
+  return g;
 }
-template <bool RELU, class T>
-inline float gradient_one(const T* gradient, const T* y, int64_t i) {
-  return RELU && !(static_cast<float>(y[i]) > 0) ? 0.0f : static_cast<float>(gradient[i]);
+template <Mask MASK, class T>
+inline float gradient_at(const T* gradient, const T* y, int64_t i, float x, float scale, float offset) {
+  const float g = static_cast<float>(gradient[i]);
+  if constexpr (MASK == Mask::none) return g;
+  return (MASK == Mask::output ? static_cast<float>(y[i]) : on_line(x, scale, offset)) > 0 ? g : 0.0f;
 }
 
 // For each channel: the sum of the gradient g behind the activation, and the sum of g times the normalised input.
-template <class T, bool RELU>
+template <class T, Mask MASK>
 void backward_sums(
-    const T* gradient, const T* y, const T* x, const float* mean, const float* inverse, int64_t places, int64_t channels, int threads,
-    float* of_bias, float* of_weight) {
+    const T* gradient, const T* y, const T* x, const Lines& lines, const float* mean, const float* variance, float eps, int64_t places,
+    int64_t channels, int threads, float* of_bias, float* of_weight) {
   const Shape shape(places, channels);
   const std::vector<float> means = spread(mean, shape);
+  const std::vector<float> scales = spread(lines.scale.data(), shape), offsets = spread(lines.offset.data(), shape);
   std::vector<double> sum(channels), product(channels);
   sums(
       shape, threads,
       [&](int64_t i, int64_t stop, int64_t e, Pair& a, Pair& b) {
-        const Pair m = load(means.data() + e);
+        const Pair m = load(means.data() + e), s = load(scales.data() + e), o = load(offsets.data() + e);
         for (; i < stop; i += shape.columns) {
-          const Pair g = gradient_at<RELU>(gradient, y, i), v = load(x + i);
+          const Pair v = load_ahead(x + i), g = gradient_at<MASK>(gradient, y, i, v, s, o);
           a = {a.low + g.low, a.high + g.high};
           b = {at::vec::fmadd(g.low, v.low - m.low, b.low), at::vec::fmadd(g.high, v.high - m.high, b.high)};
         }
       },
       [&](int64_t i, int64_t c, double& a, double& b) {
-        const double g = gradient_one<RELU>(gradient, y, i);
+        const float v = static_cast<float>(x[i]);
+        const double g = gradient_at<MASK>(gradient, y, i, v, lines.scale[c], lines.offset[c]);
         a += g;
-        b += g * (static_cast<double>(static_cast<float>(x[i])) - mean[c]);
+        b += g * (static_cast<double>(v) - mean[c]);
       },
       sum.data(), product.data());
   for (int64_t c = 0; c < channels; ++c) {
     of_bias[c] = static_cast<float>(sum[c]);
-    of_weight[c] = static_cast<float>(product[c] * inverse[c]);
+    of_weight[c] = static_cast<float>(product[c] / std::sqrt(variance[c] + eps));
   }
 }
 
-// The input's gradient a * g + b * x + d with a value of a, b and d for each channel; and g itself, the shortcut's, where it is asked for.
-template <class T, bool ADD, bool RELU>
+// The input's gradient, scale * (g - mean(g) - normal * mean(g * normal)) with the normalised input, written as
+// scale * g + b * x + d with a value of b and d for each channel; and g itself, the shortcut's, where it is asked for.
+template <class T, bool ADD, Mask MASK>
 void backward_input(
-    const T* gradient, const T* y, const T* x, const float* a, const float* b, const float* d, int64_t places, int64_t channels,
-    int threads, T* of_x, T* of_shortcut) {
+    const T* gradient, const T* y, const T* x, const Lines& lines, const float* mean, const float* variance, float eps,
+    const float* of_bias, const float* of_weight, double count, int64_t places, int64_t channels, int threads, T* of_x, T* of_shortcut) {
   const Shape shape(places, channels);
-  const std::vector<float> as = spread(a, shape), bs = spread(b, shape), ds = spread(d, shape);
+  std::vector<float> b(channels), d(channels);
+  for (int64_t c = 0; c < channels; ++c) {
+    b[c] = static_cast<float>(-lines.scale[c] / std::sqrt(variance[c] + eps) * (of_weight[c] / count));
+    d[c] = static_cast<float>(-lines.scale[c] * (of_bias[c] / count) - static_cast<double>(b[c]) * mean[c]);
+  }
+  const std::vector<float> scales = spread(lines.scale.data(), shape), offsets = spread(lines.offset.data(), shape);
+  const std::vector<float> bs = spread(b.data(), shape), ds = spread(d.data(), shape);
   each(
       shape, threads,
       [&](int64_t i, int64_t stop, int64_t e) {
-        const Pair p = load(as.data() + e), q = load(bs.data() + e), r = load(ds.data() + e);
+        const Pair s = load(scales.data() + e), o = load(offsets.data() + e), q = load(bs.data() + e), r = load(ds.data() + e);
         for (; i < stop; i += shape.columns) {
-          const Pair g = gradient_at<RELU>(gradient, y, i), v = load(x + i);
-          store(
-              of_x + i, {at::vec::fmadd(p.low, g.low, at::vec::fmadd(q.low, v.low, r.low)),
-                         at::vec::fmadd(p.high, g.high, at::vec::fmadd(q.high, v.high, r.high))});
+          const Pair v = load_ahead(x + i), g = gradient_at<MASK>(gradient, y, i, v, s, o);
+          const Pair rest = on_line(v, q, r);
+          store(of_x + i, {at::vec::fmadd(s.low, g.low, rest.low), at::vec::fmadd(s.high, g.high, rest.high)});
           if constexpr (ADD) store(of_shortcut + i, g);
         }
       },
       [&](int64_t i, int64_t c) {
-        const float g = gradient_one<RELU>(gradient, y, i);
-        of_x[i] = static_cast<T>(a[c] * g + b[c] * static_cast<float>(x[i]) + d[c]);
+        const float v = static_cast<float>(x[i]), g = gradient_at<MASK>(gradient, y, i, v, lines.scale[c], lines.offset[c]);
+        of_x[i] = static_cast<T>(std::fma(lines.scale[c], g, on_line(v, b[c], d[c])));
         if (ADD) of_shortcut[i] = static_cast<T>(g);
       });
 }
 
-// Calls `f` with what is known as the program runs as constants: whether there is a shortcut, and a ReLU.
+// Calls `f` with what is known as the program runs as constants: a flag, and where the mask of the ReLU comes from.
 template <class F>
 void chosen(bool add, bool relu, F f) {
   using Yes = std::true_type;
@@ -307,32 +362,47 @@ void chosen(bool add, bool relu, F f) {
     relu ? f(No(), Yes()) : f(No(), No());
   }
 }
+template <class F>
+void chosen_mask(bool relu, bool output, F f) {
+  if (!relu) return f(std::integral_constant<Mask, Mask::none>());
+  output ? f(std::integral_constant<Mask, Mask::output>()) : f(std::integral_constant<Mask, Mask::input>());
+}
 
 }  // namespace
 
+// Pointers are to the first element: of activations in T, of values for each channel in float. `shortcut`, `y` of the backward pass and
+// `of_shortcut` may be null.
 #define EXPORT_FOR(NAME, T)                                                                                                        \
   extern "C" void statistics_##NAME(const T* x, int64_t places, int64_t channels, int threads, float* mean, float* variance) {     \
     statistics<T>(x, places, channels, threads, mean, variance);                                                                   \
   }                                                                                                                                \
   extern "C" void apply_##NAME(                                                                                                    \
-      const T* x, const float* scale, const float* bias, const T* shortcut, int relu, int64_t places, int64_t channels,            \
-      int threads, T* y) {                                                                                                         \
+      const T* x, int64_t places, int64_t channels, int threads, const float* weight, const float* bias, const float* mean,        \
+      const float* variance, float eps, int relu, const T* shortcut, T* y) {                                                       \
+    const Lines lines(weight, bias, mean, variance, eps, channels);                                                                \
     chosen(shortcut != nullptr, relu, [&](auto add, auto activate) {                                                               \
-      apply<T, add.value, activate.value>(x, scale, bias, shortcut, places, channels, threads, y);                                 \
+      apply<T, add.value, activate.value>(x, lines, shortcut, places, channels, threads, y);                                       \
     });                                                                                                                            \
   }                                                                                                                                \
   extern "C" void backward_sums_##NAME(                                                                                            \
-      const T* gradient, const T* y, const T* x, const float* mean, const float* inverse, int relu, int64_t places,                \
-      int64_t channels, int threads, float* of_bias, float* of_weight) {                                                           \
-    chosen(false, relu, [&](auto, auto activate) {                                                                                 \
-      backward_sums<T, activate.value>(gradient, y, x, mean, inverse, places, channels, threads, of_bias, of_weight);              \
+      const T* x, int64_t places, int64_t channels, int threads, const float* weight, const float* bias, const float* mean,        \
+      const float* variance, float eps, int relu, const T* gradient, const T* y, float* of_bias, float* of_weight) {               \
+    const Lines lines(weight, bias, mean, variance, eps, channels);                                                                \
+    chosen_mask(relu, y != nullptr, [&](auto mask) {                                                                               \
+      backward_sums<T, mask.value>(                                                                                                \
+          gradient, y, x, lines, mean, variance, eps, places, channels, threads, of_bias, of_weight);                              \
     });                                                                                                                            \
   }                                                                                                                                \
   extern "C" void backward_input_##NAME(                                                                                           \
-      const T* gradient, const T* y, const T* x, const float* a, const float* b, const float* d, int relu, int64_t places,         \
-      int64_t channels, int threads, T* of_x, T* of_shortcut) {                                                                    \
-    chosen(of_shortcut != nullptr, relu, [&](auto add, auto activate) {                                                            \
-      backward_input<T, add.value, activate.value>(gradient, y, x, a, b, d, places, channels, threads, of_x, of_shortcut);         \
+      const T* x, int64_t places, int64_t channels, int threads, const float* weight, const float* bias, const float* mean,        \
+      const float* variance, float eps, int relu, const T* gradient, const T* y, const float* of_bias, const float* of_weight,     \
+      double count, T* of_x, T* of_shortcut) {                                                                                     \
+    const Lines lines(weight, bias, mean, variance, eps, channels);                                                                \
+    chosen_mask(relu, y != nullptr, [&](auto mask) {                                                                               \
+      chosen(of_shortcut != nullptr, false, [&](auto add, auto) {                                                                  \
+        backward_input<T, add.value, mask.value>(                                                                                  \
+            gradient, y, x, lines, mean, variance, eps, of_bias, of_weight, count, places, channels, threads, of_x, of_shortcut);  \
+      });                                                                                                                          \
     });                                                                                                                            \
   }
 

@@ -1,10 +1,10 @@
 """``norm_act``: act(norm(x) * weight + bias [+ shortcut]) as one operation, forward and backward.
 
 Batch norm, the residual sum and the ReLU each read and write the whole activation in PyTorch. Together they need two reads of the
-input and one write forward, and two reads of three tensors and one or two writes backward; what is saved for the backward pass is the
-input, the output and two numbers a channel.
+input and one write forward, and two reads of the input and the gradient and one or two writes backward; what is saved for the backward
+pass is the input and two numbers a channel, from which the ReLU's mask follows. Where a shortcut was added, the mask is the output's.
 
-Two operations are registered, ``deepres::norm_act`` and ``deepres::norm_act_backward``, with fake implementations, so that
+Two operations are registered, ``deepres::norm_act_v2`` and ``deepres::norm_act_v2_backward``, with fake implementations, so that
 ``torch.compile`` sees one node each. On a CPU, float32 and bfloat16 activations in channels-last memory run the compiled kernels
 (see ``compiled``); everything else runs the same formulas eagerly.
 """
@@ -12,6 +12,8 @@ Two operations are registered, ``deepres::norm_act`` and ``deepres::norm_act_bac
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,6 +23,15 @@ from torch import Tensor
 from deepres.kernels.compiled import library
 
 _SUFFIX = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
+_INPUT = (_POINTER, _COUNT, _COUNT, ctypes.c_int)  # x, places, channels, threads
+_NORM = (*[_POINTER] * 4, ctypes.c_float, ctypes.c_int)  # weight, bias, mean, variance, eps, relu
+_ARGUMENTS = {
+    "statistics": (*_INPUT, _POINTER, _POINTER),
+    "apply": (*_INPUT, *_NORM, _POINTER, _POINTER),
+    "backward_sums": (*_INPUT, *_NORM, *[_POINTER] * 4),
+    "backward_input": (*_INPUT, *_NORM, *[_POINTER] * 4, ctypes.c_double, _POINTER, _POINTER),
+}
 _DIMENSIONS = (0, 2, 3)  # of the statistics
 
 
@@ -43,33 +54,37 @@ def norm_act(
     of ``x``; mean, variance and count carry no gradient. ``synchronised``: the batch is that of all processes of
     ``torch.distributed``, of which each has a part, maybe an empty one.
     """
-    return torch.ops.deepres.norm_act(x, weight, bias, shortcut, eps, relu, synchronised)
+    return _forward(x, weight, bias, shortcut, eps, relu, synchronised)
 
 
-@torch.library.custom_op("deepres::norm_act", mutates_args=())
+# Count the version up when the arguments of the backward pass change: PyTorch keeps compiled graphs on disk by the forward pass alone.
+@torch.library.custom_op("deepres::norm_act_v2", mutates_args=())
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None, eps: float, relu: bool, synchronised: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     exact = torch.promote_types(x.dtype, torch.float32)
-    run = _kernels(x, shortcut)
-    if run is None:
-        variance, mean = torch.var_mean(x.to(exact), _DIMENSIONS, correction=0)
+    compiled = _suits(x, shortcut)
+    if compiled:
+        mean, variance = torch.empty(x.shape[1]), torch.empty(x.shape[1])
+        _run("statistics", x, mean, variance)
     else:
-        x, shortcut = _channels_last(x), _channels_last(shortcut)
-        mean, variance = x.new_empty(x.shape[1], dtype=exact), x.new_empty(x.shape[1], dtype=exact)
-        run("statistics", x, *_size(x), mean, variance)
-    count = mean.new_tensor(x.numel() // x.shape[1])
+        variance, mean = torch.var_mean(x.to(exact), _DIMENSIONS, correction=0)
+    count = mean.new_full((), x.numel() // x.shape[1])
     if synchronised:
         mean, variance, count = _over_processes(mean, variance, count)
-    scale = weight.to(exact) * torch.rsqrt(variance + eps)
-    offset = bias.to(exact) - mean * scale
-    if run is None:
-        y = x.to(exact) * _wide(scale) + _wide(offset)
-        y = y if shortcut is None else y + shortcut.to(exact)
-        return (y.relu() if relu else y).to(x.dtype), mean, variance, count
-    y = torch.empty_like(x)
-    run("apply", x, scale, offset, shortcut, int(relu), *_size(x), y)
-    return y, mean, variance, count
+    if compiled:
+        y = torch.empty_like(x)
+        _run("apply", x, *_floats(weight, bias, mean, variance), eps, relu, _channels_last(shortcut), y)
+        return y, mean, variance, count
+    y = _on_line(x, weight, bias, mean, variance, eps)
+    y = y if shortcut is None else y + shortcut.to(exact)
+    return (y.relu() if relu else y).to(x.dtype), mean, variance, count
+
+
+def _on_line(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
+    """The norm of ``x``, in the type of ``mean``; the same bits forward and backward."""
+    scale = weight.to(mean.dtype) * torch.rsqrt(variance + eps)
+    return x.to(mean.dtype) * _wide(scale) + _wide(bias.to(mean.dtype) - mean * scale)
 
 
 def _over_processes(mean: Tensor, variance: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,12 +108,13 @@ def _(
     return torch.empty_like(x, memory_format=layout), channels, torch.empty_like(channels), channels.new_empty(())
 
 
-@torch.library.custom_op("deepres::norm_act_backward", mutates_args=())
+@torch.library.custom_op("deepres::norm_act_v2_backward", mutates_args=())
 def _backward(
     gradient: Tensor,
     x: Tensor,
-    y: Tensor,
+    y: Tensor | None,
     weight: Tensor,
+    bias: Tensor,
     mean: Tensor,
     variance: Tensor,
     count: Tensor,
@@ -107,32 +123,35 @@ def _backward(
     shortcut: bool,
     synchronised: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the input, the weight, the bias and the shortcut (which is empty where there is none)."""
+    """Gradients of the input, the weight, the bias and the shortcut (which is empty where there is none).
+
+    ``y``: the output, where the ReLU's mask does not follow from the input.
+    """
     exact = mean.dtype
-    inverse = torch.rsqrt(variance + eps)
-    run = _kernels(x, gradient)
-    if run is None:
-        g = gradient.to(exact) * (y > 0) if relu else gradient.to(exact)
+    compiled = _suits(x, gradient)
+    if compiled:
+        norm = (*_floats(weight, bias, mean, variance), eps, relu, _channels_last(gradient), _channels_last(y))
+        of_bias, of_weight = torch.empty_like(mean), torch.empty_like(mean)
+        _run("backward_sums", x, *norm, of_bias, of_weight)
+    else:
+        g = gradient.to(exact)
+        if relu:
+            g = g * ((_on_line(x, weight, bias, mean, variance, eps) if y is None else y) > 0)
+        inverse = torch.rsqrt(variance + eps)
         normal = (x.to(exact) - _wide(mean)) * _wide(inverse)
         of_bias, of_weight = g.sum(_DIMENSIONS), (g * normal).sum(_DIMENSIONS)
-    else:
-        gradient, x, y = _channels_last(gradient), _channels_last(x), _channels_last(y)
-        of_bias, of_weight = torch.empty_like(mean), torch.empty_like(mean)
-        run("backward_sums", gradient, y, x, mean, inverse, int(relu), *_size(x), of_bias, of_weight)
-    sums = torch.stack((of_bias, of_weight))
+    all_bias, all_weight = of_bias, of_weight  # the sums over the batch of all processes
     if synchronised:
-        dist.all_reduce(sums)
-    # dx = scale * (g - mean(g) - normal * mean(g * normal)), written as a * g + b * x + d
-    a = weight.to(exact) * inverse
-    b = -a * inverse * sums[1] / count
-    d = -a * sums[0] / count - b * mean
-    if run is None:
-        of_x = (_wide(a) * g + _wide(b) * x.to(exact) + _wide(d)).to(x.dtype)
-        of_shortcut = g.to(x.dtype, copy=True) if shortcut else x.new_empty(0)  # an output may not be an input
-    else:
+        both = torch.stack((of_bias, of_weight))
+        dist.all_reduce(both)
+        all_bias, all_weight = both
+    if compiled:
         of_x = torch.empty_like(x)
         of_shortcut = torch.empty_like(x) if shortcut else x.new_empty(0)
-        run("backward_input", gradient, y, x, a, b, d, int(relu), *_size(x), of_x, of_shortcut if shortcut else None)
+        _run("backward_input", x, *norm, all_bias, all_weight, count.item(), of_x, of_shortcut if shortcut else None)
+    else:
+        of_x = _wide(weight.to(exact) * inverse) * (g - _wide(all_bias / count) - normal * _wide(all_weight / count))
+        of_x, of_shortcut = of_x.to(x.dtype), g.to(x.dtype, copy=True) if shortcut else x.new_empty(0)  # an output is no input
     return of_x, of_weight.to(weight.dtype), of_bias.to(weight.dtype), of_shortcut
 
 
@@ -140,8 +159,9 @@ def _backward(
 def _(
     gradient: Tensor,
     x: Tensor,
-    y: Tensor,
+    y: Tensor | None,
     weight: Tensor,
+    bias: Tensor,
     mean: Tensor,
     variance: Tensor,
     count: Tensor,
@@ -157,16 +177,17 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-    x, weight, _bias, shortcut, ctx.eps, ctx.relu, ctx.synchronised = inputs
+    x, weight, bias, shortcut, ctx.eps, ctx.relu, ctx.synchronised = inputs
     ctx.shortcut = shortcut is not None
-    # only the ReLU's gradient needs y. Without one, a block may add its shortcut to y in place, so y must not be kept
-    ctx.save_for_backward(x, output[0] if ctx.relu else x, weight, *output[1:])
+    # only the mask behind a sum needs y. Where it does not, a block may change y in place, so y must not be kept
+    ctx.save_for_backward(x, weight, bias, *output[1:], *([output[0]] if ctx.relu and ctx.shortcut else []))
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _gradients(ctx: Any, gradient: Tensor, *_: object) -> tuple[Tensor | None, ...]:
-    arguments = (gradient, *ctx.saved_tensors, ctx.eps, ctx.relu, ctx.shortcut, ctx.synchronised)
-    of_x, of_weight, of_bias, of_shortcut = torch.ops.deepres.norm_act_backward(*arguments)
+    x, *norm = ctx.saved_tensors
+    y = norm.pop() if ctx.relu and ctx.shortcut else None
+    of_x, of_weight, of_bias, of_shortcut = _backward(gradient, x, y, *norm, ctx.eps, ctx.relu, ctx.shortcut, ctx.synchronised)
     return of_x, of_weight, of_bias, of_shortcut if ctx.shortcut else None, None, None, None
 
 
@@ -186,28 +207,27 @@ def _suits(x: Tensor, other: Tensor | None) -> bool:
     )
 
 
-def _kernels(x: Tensor, other: Tensor | None) -> Any:
-    """A function that calls a kernel of the activation's type by name; None where it does not suit."""
-    if not _suits(x, other):
-        return None
-    kernels = library()
-    assert kernels is not None
-
-    def run(name: str, *values: Tensor | int | None) -> None:
-        kernel = getattr(kernels, f"{name}_{_SUFFIX[x.dtype]}")
-        kernel(*(ctypes.c_void_p(v.data_ptr()) if isinstance(v, Tensor) else v for v in values))
-
-    return run
+@cache
+def _kernel(name: str, dtype: torch.dtype) -> Callable[..., None]:
+    kernel = getattr(library(), f"{name}_{_SUFFIX[dtype]}")
+    kernel.argtypes, kernel.restype = _ARGUMENTS[name], None
+    return kernel
 
 
-def _size(x: Tensor) -> tuple[Any, ...]:
-    """Places, channels and threads, as the kernels take them."""
+def _run(name: str, x: Tensor, *values: Tensor | float | None) -> None:
+    """Call the kernel ``name`` of the type of ``x``; the values behind ``x`` are those that its arguments name."""
     channels = x.shape[1]
-    return ctypes.c_int64(x.numel() // channels), ctypes.c_int64(channels), ctypes.c_int(torch.get_num_threads())
+    pointers = (v.data_ptr() if isinstance(v, Tensor) else v for v in values)
+    _kernel(name, x.dtype)(x.data_ptr(), x.numel() // channels, channels, torch.get_num_threads(), *pointers)
 
 
-def _channels_last(x: Any) -> Any:
-    return x.contiguous(memory_format=torch.channels_last) if x is not None else None
+def _floats(*values: Tensor) -> tuple[Tensor, ...]:
+    """Values for each channel as the kernels read them."""
+    return tuple(v.to(torch.float32).contiguous() for v in values)
+
+
+def _channels_last(x: Tensor | None) -> Tensor | None:
+    return x if x is None else x.contiguous(memory_format=torch.channels_last)
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def test_it_is_registered_as_pytorch_wants(dtype: torch.dtype) -> None:
     x, weight, bias, shortcut, _ = inputs((2, 16, 4, 4), dtype)
     for add in (shortcut.requires_grad_(), None):
         arguments = (x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), add, 1e-5, True, False)
-        found = torch.library.opcheck(torch.ops.deepres.norm_act.default, arguments)
+        found = torch.library.opcheck(torch.ops.deepres.norm_act_v2.default, arguments)
         assert found and set(found.values()) == {"SUCCESS"}
 
 
@@ -121,7 +121,8 @@ def test_what_is_not_a_number_stays_so(dtype: torch.dtype) -> None:
         assert bool(y[:, 1].isnan().all()) and bool(y[:, 2:].isfinite().all())
 
 
-def test_what_is_saved_is_the_input_and_the_output() -> None:
+@pytest.mark.parametrize("add", [True, False])
+def test_what_is_saved_is_the_input_and_behind_a_sum_the_output(add: bool) -> None:
     x, weight, bias, shortcut, _ = inputs((8, 32, 8, 8), torch.float32)
     saved: dict[int, int] = {}
 
@@ -130,8 +131,23 @@ def test_what_is_saved_is_the_input_and_the_output() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = norm_act(*(t.requires_grad_() for t in (x, weight, bias, shortcut)))[0]
-    assert sum(saved.values()) == x.nbytes + y.nbytes + 3 * weight.nbytes + 4  # and the count
+        y = norm_act(*(t.requires_grad_() for t in (x, weight, bias)), shortcut.requires_grad_() if add else None)[0]
+    # two parameters, mean and variance, and the count
+    assert sum(saved.values()) == x.nbytes + (y.nbytes if add else 0) + 4 * weight.nbytes + 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_mask_of_the_input_is_that_of_the_output(dtype: torch.dtype) -> None:
+    """A channel whose norm is exactly zero, values around the ReLU's corner, and tails that fill no vector."""
+    for shape in SHAPES:
+        x, weight, bias, _, gradient = inputs(shape, dtype)
+        weight[0] = bias[0] = 0.0
+        mine = leaves([x, weight, bias, torch.zeros_like(x)])
+        alone = leaves([x, weight, bias])
+        for arguments in (mine, alone):  # a shortcut of zeros changes no output, and its mask is taken from the output
+            norm_act(*arguments)[0].backward(gradient)
+        for one, other in zip(mine, alone, strict=False):
+            assert one.grad is not None and other.grad is not None and torch.equal(one.grad, other.grad)
 
 
 def test_a_mean_that_is_large_cancels_nothing() -> None:
@@ -194,7 +210,8 @@ def test_the_kernels_for_other_processors_give_the_same(tmp_path: Path) -> None:
         "with mock.patch('torch.backends.cpu.get_cpu_capability', lambda: 'AVX2'):\n"
         "    from deepres.kernels import status\n    assert status().capability == 'AVX2', status()\n"
         "from tests.kernels.test_norm_act import test_values_and_gradients_are_pytorchs as check, SHAPES\n"
-        "for shape in SHAPES:\n    for dtype in (torch.float32, torch.bfloat16):\n        check(shape, dtype, True, True)\n"
+        "for shape in SHAPES:\n    for dtype in (torch.float32, torch.bfloat16):\n"
+        "        [check(shape, dtype, True, add) for add in (True, False)]\n"
     )
     found = subprocess.run(
         [sys.executable, "-c", script], env={**os.environ, "DEEPRES_CACHE": str(tmp_path)}, capture_output=True, text=True, timeout=240,
