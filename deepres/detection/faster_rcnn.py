@@ -107,6 +107,7 @@ class Detector(FasterRCNN):
 
     config: DetectorConfig
     remarks: tuple[str, ...]  # sentences on how it was put together
+    of_net: frozenset[str]  # names of the parameters that were those of the network
 
     @property
     def net(self) -> nn.Module:
@@ -160,6 +161,7 @@ def detector(
 
 def assemble(net: nn.Module, config: DetectorConfig, remarks: Sequence[str] = ()) -> Detector:
     """The detector of ``config`` around ``net``, which becomes a part of it."""
+    of_net = {id(p) for p in net.parameters()}
     levels = trunk(net)
     if config.eps is not None:
         for norm in norms_of(net):
@@ -186,6 +188,7 @@ def assemble(net: nn.Module, config: DetectorConfig, remarks: Sequence[str] = ()
     model.transform = FixedTransform(config.size, config.longest, list(config.mean), list(config.std))
     model.transform.canvas, model.transform.antialias = config.canvas, config.antialias
     model.config, model.remarks = config, tuple(remarks)
+    model.of_net = frozenset(name for name, p in model.named_parameters() if id(p) in of_net)
     return model
 
 

@@ -24,6 +24,7 @@ class DetectRecipe:
     iterations: int | None = None  # or the number of steps
     batch: int = 8  # images of a step, over all processes
     lr: float = 0.02  # highest learning rate
+    pretrained_rate: float = 1.0  # learning rate of pretrained weights whose norms are frozen, as a share of that of all others
     decline: Decline = "cosine"  # "step": a tenth at each milestone
     warmup: float = 0.02  # share of the run in which the rate rises
     milestones: tuple[float, ...] = (0.75,)  # shares of the run
@@ -41,7 +42,7 @@ class DetectRecipe:
     detector: dict[str, Any] = field(default_factory=dict)  # fields of `DetectorConfig`
 
     def __post_init__(self) -> None:
-        for what in ("epochs", "iterations", "batch", "lr"):
+        for what in ("epochs", "iterations", "batch", "lr", "pretrained_rate"):
             value = getattr(self, what)
             if value is not None and value <= 0:
                 raise DeepresError(f"recipe {self.name!r}: {what} must be above 0, not {value}")
@@ -109,6 +110,7 @@ def small() -> DetectRecipe:
         epochs=80,
         batch=4,
         lr=1e-3,
+        pretrained_rate=0.1,  # at the whole rate, with frozen norms, the signals of EfficientNet-Lite0 grow until no box is found
         warmup=0.05,
         optimizer="adamw",
         weight_decay=0.05,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,8 @@ class DetectTrainer:
             raise DeepresError(f"--batch {self.loader.batch} is less than one image for each of {context.world} processes")
         self.total = self.recipe.steps(self.loader.steps)
         self.progress = DetectProgress()
-        self.optimizer = optimizer_of(model, self.recipe)
+        # norms that are trained keep the signals in bounds at any rate
+        self.optimizer = optimizer_of(model, self.recipe, model.of_net if config.frozen else ())
         self.averaged: AveragedModel | None = None
         if self.recipe.ema:
             self.averaged = AveragedModel(model, multi_avg_fn=rising_average(self.recipe.ema), use_buffers=True)
@@ -104,7 +105,7 @@ class DetectTrainer:
         progress, context = self.progress, self.context
         rate = self.rate()
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("share", 1.0)  # older checkpoints have no shares
         # the regions that are learned from are drawn at random; seed and step alone decide which
         torch.manual_seed(int(torch.randint(2**62, (), generator=seeded(self.run.seed, 5, progress.done, context.rank))))
         images = [image.to(context.device) for image in batch.images]
@@ -216,13 +217,24 @@ def rising_average(decay: float) -> Callable[[Any, Any, Any], None]:
     return update
 
 
-def optimizer_of(model: nn.Module, recipe: DetectRecipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer for what is trained in ``model``; weights of one dimension, norms' and biases', do not decay."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+def optimizer_of(model: nn.Module, recipe: DetectRecipe, pretrained: Collection[str] = ()) -> torch.optim.Optimizer:
+    """The recipe's optimizer for what is trained in ``model``; weights of one dimension, norms' and biases', do not decay.
+
+    ``pretrained``: names of parameters that learn at the recipe's ``pretrained_rate``. A group's ``share`` is its part of the
+    learning rate.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            groups.setdefault((p.ndim > 1, name in pretrained), []).append(p)
+    options = [
+        {
+            "params": parameters,
+            "weight_decay": recipe.weight_decay if decays else 0.0,
+            "share": recipe.pretrained_rate if slow else 1.0,
+        }
+        for (decays, slow), parameters in groups.items()
     ]
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, recipe.lr, fused=True)
-    return torch.optim.SGD(groups, recipe.lr, recipe.momentum, fused=True)
+        return torch.optim.AdamW(options, recipe.lr, fused=True)
+    return torch.optim.SGD(options, recipe.lr, recipe.momentum, fused=True)

@@ -15,6 +15,8 @@ from deepres import DeepresError
 from deepres.adapters import adapters, delete_blocks, sites, trunk
 from deepres.detection import detector, load_detector, load_torchvision, save_detector, to_torchvision
 from deepres.detection.pooling import RegionPool
+from deepres.detection.recipe import detect_recipe
+from deepres.detection.trainer import optimizer_of
 from deepres.models import open_model
 
 
@@ -171,6 +173,19 @@ def test_norms_are_frozen_with_pretrained_weights_and_trained_without(tmp_path: 
     assert torch.equal(
         before["backbone.body.net.stages.1.blocks.0.branch.conv1.weight"], weights["stages.1.blocks.0.branch.conv1.weight"]
     )
+
+
+@pytest.mark.parametrize("form", ["fpn", "c4"])
+def test_pretrained_weights_with_frozen_norms_learn_at_a_rate_of_their_own(form: str) -> None:
+    """All that was the network's, the stage behind the regions too; where its norms are trained, nothing."""
+    net = small_net()
+    of_net = {id(p) for p in net.parameters()}
+    model = detector(net, 2, form, frozen=True, size=64, longest=96)
+    groups = optimizer_of(model, detect_recipe("small", pretrained_rate=0.25), model.of_net).param_groups
+    shares = {id(p): group["share"] for group in groups for p in group["params"]}
+    assert all(shares[id(p)] == (0.25 if id(p) in of_net else 1.0) for p in model.parameters() if p.requires_grad)
+    assert len(shares) == sum(p.requires_grad for p in model.parameters()) and set(shares.values()) == {0.25, 1.0}
+    assert all((group["weight_decay"] > 0) == (p.ndim > 1) for group in groups for p in group["params"])
 
 
 @pytest.mark.parametrize("form", ["fpn", "c4"])

@@ -20,7 +20,9 @@ from deepres.detection import DetectRun, load_detector, resume_detector, train_d
 from deepres.detection.batches import DRAWS, BoxLoader, augmented
 from deepres.detection.recipe import DETECT_RECIPES, DetectRecipe, detect_recipe
 from deepres.detection.trainer import DetectTrainer, common_canvas
+from deepres.detection.training import built
 from deepres.nn.fused import FusedNorm
+from deepres.training.distribute import DistributedContext
 from deepres.training.epoch import Interrupted
 
 
@@ -168,6 +170,17 @@ def test_recipes() -> None:
         detect_recipe("small", flips="x")
     with pytest.raises(DeepresError, match="unknown speed 'fast'"):
         DetectRun("resnet18", "data", speed="fast")
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_step_takes_the_rate_of_each_part(shapes: Path, frozen: bool) -> None:
+    run = dataclasses.replace(tiny_run(shapes, None), options={"frozen": frozen})
+    data = open_boxes(shapes)
+    trainer = DetectTrainer(run, data, DistributedContext(torch.device("cpu")), built(run, data))
+    trainer.model.train()
+    trainer.take_step(next(iter(trainer.loader.epoch(0))))
+    rates = {group["lr"] / trainer.recipe.rate(0) for group in trainer.optimizer.param_groups}
+    assert rates == ({0.1, 1.0} if frozen else {1.0})
 
 
 def test_two_processes_train_as_one_and_agree(shapes: Path, tmp_path: Path) -> None:
