@@ -30,7 +30,7 @@ NOISE = 64  # inputs without data
 class Optimize(DeviceOption, BuilderOption, OpenOptions, OptimizeOptions):
     """Find the fastest engine of this machine that keeps a network's answers, and measure it beside all others."""
 
-    model: Positional[str]  # a name, a run's folder or a weights file
+    model: Positional[str]  # a name, a run's folder, a weights file or a ghost's folder
     # data of the network: validation images to compare answers on, training images to calibrate int8 [noise, and no int8]
     data: str | None = None
     batch: int = 32  # images of a pass
@@ -66,14 +66,16 @@ class Optimize(DeviceOption, BuilderOption, OpenOptions, OptimizeOptions):
 
         from deepres import models
         from deepres.engines.inputs import validation_images
+        from deepres.ghosting import is_ghost, open_ghost
         from deepres.training.distribute import pick_device
 
         device = pick_device(self.device)
+        model = open_ghost(self.model).model if is_ghost(self.model) else self.model
         if self.data is not None:
-            pair = models.open_with_data(self.model, self.data, weights=self.weights, size=self.size)
+            pair = models.open_with_data(model, self.data, weights=self.weights, size=self.size)
             pair.need_fit()
             return pair.model.to(device), validation_images(pair.data, at_least=self.batch).to(device), pair.data
-        opened = models.open_model(self.model, weights=self.weights)
+        opened = models.open_model(model, weights=self.weights)
         say(
             "without --data, answers are compared on noise, which has more close calls than photographs; exact or close is not chosen by it"
         )

@@ -19,6 +19,7 @@ from deepres.deprecation import renamed
 from deepres.engines.answers import Answers
 from deepres.engines.compare import AS_IS, Trial, compare, fastest_engine, sentence
 from deepres.engines.engine import DTYPES, Engine, Precision
+from deepres.engines.ghosts import for_engines
 from deepres.engines.optimized import CHOICE, Candidate, Choice, Optimized
 from deepres.engines.options import OptimizeOptions
 from deepres.engines.registry import ENGINES, engines_for
@@ -26,6 +27,7 @@ from deepres.engines.remembered import folder_of, key_of, recall, remember
 from deepres.engines.source import Source
 from deepres.errors import DeepresError
 from deepres.evaluation.timing import call_times
+from deepres.ghosting import Ghost
 from deepres.models.exported import ExportedModel
 
 MUCH = 1.1  # close calls that cost more than a tenth of the time are worth a question
@@ -65,7 +67,7 @@ def optimize(
     a tenth of the speed and close answers change at most ``error`` percent of the predicted classes; ``Optimized.advice`` says what
     was found. Without ``images`` it is exact on a CPU, and close on a GPU, where looking at the logits would wait for the device.
     ``images``: inputs as they will come, to compare answers and to count close calls on; noise has many more close calls than
-    photographs.
+    photographs. Of a ghost with early exits, exact answers are those of float32.
     ``data``, ``error``: int8 is tried too, calibrated on the training split; it is refused where the error on the validation split rises
     by more than ``error`` points. As int8 changes answers, it is taken with ``answers="close"`` or ``precision="int8"``.
     ``choice``: build this one, or the one that a file or ``Optimized.save`` holds, without measuring.
@@ -75,18 +77,18 @@ def optimize(
 
     ``dtype``, ``compile`` and ``recompute`` are what earlier versions took instead of ``precision``, ``engine`` and ``answers``.
 
-    ``model`` is left as it was. Raises ``DeepresError`` for an engine that is not known or installed, where none can run the network, and
-    for an exported file, whose engine was chosen when it was exported.
+    ``model`` is left as it was, and may be a ghost. Raises ``DeepresError`` for an engine that is not known or installed, where none can
+    run the network, for a ghost whose gates choose by input, and for an exported file, whose engine was chosen when it was exported.
     """
     _check_convertible(model)
-    if not isinstance(engine, str) and len(engine) == 1:
-        engine = engine[0]
     engine, precision, answers = _old_keywords(engine, precision, answers, dtype, compile, recompute)
     device = device_of(model)
     if choice is not None:
         if example is None:
             raise DeepresError("a choice is built for inputs of one shape: give an example")
         return build_choice(model, example.to(device), choice)
+    model, engine = for_engines(model, engine, device)
+    answers = _answers_of(model, precision, answers)
     wanted: Answers = answers if answers != "auto" else "exact" if device.type == "cpu" else "close"
     measures_answers = answers == "auto" and wanted == "exact" and images is not None
     if example is None:
@@ -113,6 +115,21 @@ def optimize(
     if answers == "auto":
         optimized.advice = advice(candidates, best)
     return optimized
+
+
+def _answers_of(model: nn.Module, precision: str, answers: Answers | Literal["auto"]) -> Answers | Literal["auto"]:
+    """The answers that are asked for; of a ghost with early exits in low precision, close ones.
+
+    Raises ``DeepresError`` where exact ones are asked for by name.
+    """
+    if not isinstance(model, Ghost) or precision not in LOW:
+        return answers
+    if answers == "exact":
+        raise DeepresError(
+            f"precision {precision}: changes at which exit an input of a ghost leaves, so exact answers are computed in float32; give "
+            "another precision, or close answers"
+        )
+    return "close"
 
 
 def _check_convertible(model: nn.Module) -> None:
@@ -249,6 +266,7 @@ def build_choice(model: nn.Module, example: Tensor, choice: Choice | str | Path)
         folder = Path(choice) if Path(choice).is_dir() else None
         choice = Choice.load(Path(choice) / CHOICE if folder is not None else choice)
     (engine,) = engines_for([choice.engine], device_of(model))
+    model, _ = for_engines(model, [choice.engine], device_of(model))
     if tuple(example.shape[1:]) != choice.shape[1:]:
         raise DeepresError(f"the choice is for inputs of {choice.shape[1:]}, not {tuple(example.shape[1:])}; measure again")
     example = example[:1].expand(choice.shape).contiguous() if len(example) < choice.shape[0] else example[: choice.shape[0]]
@@ -262,7 +280,9 @@ def build_choice(model: nn.Module, example: Tensor, choice: Choice | str | Path)
 def _old_keywords(
     engine: Any, precision: Any, answers: Any, dtype: torch.dtype | None, compile: bool | None, recompute: bool | None
 ) -> tuple[Any, Any, Any]:
-    """(engine, precision, answers), from the arguments of version 0.1 where these are given."""
+    """(engine, precision, answers), from the arguments of version 0.1 where these are given. A list of one engine is this engine."""
+    if not isinstance(engine, str) and len(engine) == 1:
+        engine = engine[0]
     old = {"dtype": dtype, "compile": compile, "recompute": recompute}
     given = [name for name, value in old.items() if value is not None]
     if not given:

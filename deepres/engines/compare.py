@@ -78,6 +78,7 @@ def compare(
         found.append((_candidate(trial, answers, times, batch, original, logits), times[name]))
         if trial.precision in ("bf16", "fp16") and logits.ndim == 2 and logits.shape[1] > 1:
             trial.exact = trial.engine.exact(source, trial.runner)
+        if trial.exact is not None:
             again = measure_close_calls(logits, trial.exact, images, batch)
             slower = {**times, name: [value + again.seconds for value in times[name]]}
             exact = _candidate(trial, "exact", slower, batch, original, again.logits)

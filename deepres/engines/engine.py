@@ -23,6 +23,12 @@ DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat
 class Runner(nn.Module):
     """A network as an engine runs it: float32 (N, C, H, W), or tokens (N, L), to float32 logits for any N, without gradients."""
 
+    thresholds: tuple[
+        float, ...
+    ] = ()  # of a ghost: confidence from which on inputs leave, for each exit; may be set at any time
+    # of a ghost, (N,): exit of each input of the last call, as a ghost's trace counts them; -1: it passed all segments
+    exited_at: Tensor | None = None
+
     def save(self, folder: Path) -> None:
         """Write what the engine needs to load the network again without converting it. By default nothing: it is built again."""
 
@@ -34,6 +40,7 @@ class Engine(ABC):
     package: ClassVar[str] = ""  # the module that has to be installed
     extra: ClassVar[str] = "deepres[export]"  # what pip has to install for it
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    takes_exits: ClassVar[bool] = False  # whether it runs a ghost whose inputs leave by early exits
     any_batch: ClassVar[bool] = True  # whether another number of inputs costs no compilation
     emulated: ClassVar[tuple[Precision, ...]] = ()  # precisions that it has everywhere, if slowly
 
@@ -60,8 +67,11 @@ class Engine(ABC):
         Raises ``DeepresError`` where the engine cannot take the network.
         """
 
-    def exact(self, source: Source, runner: Runner) -> nn.Module:
-        """The network in float32 for single inputs that ``runner``, in low precision, cannot decide. Any number of rows."""
+    def exact(self, source: Source, runner: Runner) -> nn.Module | None:
+        """The network in float32 for single inputs that ``runner``, in low precision, cannot decide. Any number of rows.
+
+        None where the logits do not show which these are: of a ghost, whose confidences decide too.
+        """
         return source.folded
 
     def quantize(self, source: Source, data: Data, *, error: float, log: Callable[[str], None]) -> Quantized:

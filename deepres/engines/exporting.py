@@ -23,8 +23,7 @@ from deepres.engines import exporters
 from deepres.engines.options import ExportOptions
 from deepres.engines.segmenting import capture_segments, check_segments, used_exits
 from deepres.errors import DeepresError, nearest
-from deepres.ghosting import Ghost, load_ghost
-from deepres.ghosting.make import HEADS
+from deepres.ghosting import Ghost, is_ghost, load_ghost
 from deepres.models import OpenedModel, annotate, data_for, open_exported, open_trained
 from deepres.models.exported import RUNNER, ExportedModel, open_file
 from deepres.models.options import OpenOptions
@@ -133,7 +132,7 @@ def _opened(model: nn.Module | str | Path, weights: str | Path | None) -> tuple[
     Raises ``DeepresError`` for a ghost whose gates decide by input: its graph would depend on the values.
     """
     noted: dict[str, Any] = {}
-    if not isinstance(model, nn.Module) and (Path(model) / HEADS).exists():
+    if not isinstance(model, nn.Module) and is_ghost(model):
         folder = Path(model)
         model, noted = load_ghost(folder)
         name = folder.name

@@ -26,6 +26,7 @@ class OpenVINO(Engine):
 
     name = "openvino"
     package = "openvino"
+    takes_exits = True
 
     def calibrates(self, device: torch.device) -> bool:
         return importlib.util.find_spec("nncf") is not None
@@ -38,10 +39,8 @@ class OpenVINO(Engine):
             return GhostRunner(source.segments, len(example), precision)
         return OpenVINORunner(source.openvino, tuple(example.shape), precision)
 
-    def exact(self, source: Source, runner: Runner) -> nn.Module:
-        if isinstance(source.model, Ghost):
-            return GhostRunner(source.segments, None, "float32")
-        return OpenVINORunner(source.openvino, None, "float32")
+    def exact(self, source: Source, runner: Runner) -> nn.Module | None:
+        return None if isinstance(source.model, Ghost) else OpenVINORunner(source.openvino, None, "float32")
 
     def quantize(self, source: Source, data: Data, *, error: float, log: Callable[[str], None]) -> Quantized:
         if isinstance(source.model, Ghost):

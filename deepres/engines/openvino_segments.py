@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from deepres.data import Data
@@ -14,38 +14,55 @@ from deepres.engines.engine import Precision, Runner
 from deepres.engines.exporters import save_openvino
 from deepres.engines.int8 import CALIBRATION, Quantized, calibration_batches, check_rise, error_of, quantized_graph
 from deepres.engines.openvino_runner import OpenVINORunner, core
-from deepres.engines.segmenting import SegmentGraphs
+from deepres.engines.segmenting import SegmentGraphs, graphs_of
 from deepres.engines.source import Source
+from deepres.errors import DeepresError
+from deepres.ghosting import Ghost
 from deepres.models.segmented import through_segments
+
+_ABOUT = "segments.json"
 
 
 class GhostRunner(Runner):
-    """Runs the segments one after the other, each on the inputs that have not left. ``exited_at`` (N,) is as of ``SegmentedModel``.
+    """Runs the segments one after the other, each on the inputs that have not left.
 
-    ``batch``: number of inputs for which each segment is compiled, besides one and any; None: any alone.
+    ``batch``: number of inputs for which each segment is compiled, besides one and any; None: any alone. ``thresholds`` are compared
+    between the segments, so setting others compiles nothing.
     """
 
     def __init__(self, graphs: SegmentGraphs, batch: int | None, precision: Precision) -> None:
         super().__init__()
-        self.graphs = graphs
+        self.graphs, self.thresholds = graphs, graphs.thresholds
         self.segments = [OpenVINORunner(one, (batch,) if batch else None, precision) for one in graphs.models]
-        self.exited_at = torch.empty(0, dtype=torch.int64)
 
     def forward(self, x: Tensor) -> Tensor:
         calls = [segment.run for segment in self.segments]
-        answers, self.exited_at = through_segments(calls, self.graphs.exits, self.graphs.threshold, x)
+        answers, self.exited_at = through_segments(calls, self.graphs.exits, self.thresholds, x)
         return answers.float()
 
     def save(self, folder: Path) -> None:
         for number, model in enumerate(self.graphs.models):
             save_openvino(model, _file(folder, number))
+        (folder / _ABOUT).write_text(json.dumps(self.graphs.about))
 
 
 def load_ghost_runner(folder: Path, source: Source, precision: Precision) -> GhostRunner:
-    """The runner whose ``save`` wrote ``folder``, for the ghost ``source.model``."""
-    graphs = source.segments
-    models = tuple(core().read_model(_file(folder, number)) for number in range(len(graphs.models)))
-    return GhostRunner(replace(graphs, models=models), len(source.example), precision)
+    """The runner whose ``save`` wrote ``folder``, for the ghost ``source.model``, at this ghost's exit threshold.
+
+    Raises ``DeepresError`` where the folder is of a ghost with other exits, or whose files cannot be read.
+    """
+    ghost = source.model
+    assert isinstance(ghost, Ghost)
+    try:
+        about = json.loads((folder / _ABOUT).read_text())
+        if about != graphs_of(ghost):
+            raise DeepresError(
+                f"{folder}: holds the engine of a ghost with other exits or other blocks; run deepres optimize again"
+            )
+        models = [core().read_model(_file(folder, number)) for number in range(len(about["exits"]) + 1)]
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DeepresError(f"{folder}: holds no readable segments of a ghost ({error}); run deepres optimize again") from error
+    return GhostRunner(SegmentGraphs.with_models(ghost, models), len(source.example), precision)
 
 
 def _file(folder: Path, number: int) -> Path:

@@ -83,6 +83,9 @@ class Optimized(nn.Module):
     With an ``exact`` network, close calls are recomputed by it: inputs whose two best logits are closer than ``margin``. The margin is
     four standard deviations of the difference between the two networks, on the images that were given to ``optimize`` or on the first
     ones. ``candidates`` are the engines that were measured, the fastest first.
+
+    Of a ghost whose inputs leave by early exits, ``exited_at`` (N,) is the exit of each input of the last call, as a ghost's trace counts
+    them: -1 for one that passed all segments.
     """
 
     def __init__(self, runner: Runner, choice: Choice, exact: nn.Module | None, candidates: tuple[Candidate, ...] = ()) -> None:
@@ -110,6 +113,20 @@ class Optimized(nn.Module):
             return logits
         with torch.no_grad():
             return replace_rows(logits, close, exact(x[close]).float())
+
+    @property
+    def exited_at(self) -> Tensor | None:
+        return self.runner.exited_at
+
+    def leave_from(self, thresholds: Sequence[float]) -> None:
+        """Let the inputs of a ghost leave from other confidences on, one for each exit that it uses. Nothing is compiled anew.
+
+        Raises ``DeepresError`` where there are not as many exits.
+        """
+        exits = len(self.runner.thresholds)
+        if len(thresholds) != exits:
+            raise DeepresError(f"{len(thresholds)} exit thresholds were given, and the network has {exits} early exits")
+        self.runner.thresholds = tuple(thresholds)
 
     def save(self, folder: str | Path) -> Path:
         """Write the choice, and what the engine needs to load the network without converting it; see ``build_choice``.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from deepres.adapters.calls import patched, signal_in, with_signal
 from deepres.engines.exporters import TensorNames, capture_graph, openvino_model
 from deepres.errors import DeepresError
 from deepres.exits import Average, ExitHead
-from deepres.ghosting import Ghost
+from deepres.ghosting import Ghost, Settings
 
 AVERAGE = ("total", "count")  # of the exits so far, as ``Average`` keeps them
 
@@ -26,17 +27,36 @@ def check_segments(ghost: Ghost) -> None:
     settings = ghost.settings
     if settings.skip_threshold is not None and not settings.fixed:
         raise DeepresError(
-            "its gates choose for each input which blocks run, within a graph; make the ghost with --gates fixed or --gates none, and "
-            "its exits are exported"
+            "the ghost's gates choose for each input which blocks run, and a graph runs the same ones for all; "
+            "make the ghost with --gates fixed or --gates none"
         )
     if ghost.deadline is not None:
-        raise DeepresError("it keeps a deadline by the clock, which no graph reads; make it without --deadline")
+        raise DeepresError("the ghost keeps a deadline by the clock, which no graph reads; make it without --deadline")
 
 
-def used_exits(ghost: Ghost) -> list[int]:
-    """The segments of ``ghost`` behind which inputs may leave."""
-    exits = enumerate(ghost.exits)
-    return [c for c, head in exits if isinstance(head, ExitHead) and ghost.settings.uses_exit(c)]
+def used_exits(ghost: Ghost, settings: Settings | None = None) -> list[int]:
+    """The segments of ``ghost`` behind which inputs may leave, with its own ``settings`` or with others."""
+    settings = settings or ghost.settings
+    return [c for c, head in enumerate(ghost.exits) if isinstance(head, ExitHead) and settings.uses_exit(c)]
+
+
+def exit_thresholds(ghost: Ghost, settings: Settings) -> tuple[float, ...] | None:
+    """Confidence from which on inputs leave, at each exit that ``ghost`` uses, with other ``settings`` than its own.
+
+    An exit that these do not use has infinity. None where the graphs of its segments do not compute these settings: where other blocks
+    are skipped, other exits are used, or other answers are averaged.
+    """
+    own = ghost.settings
+    exits, wanted = used_exits(ghost), used_exits(ghost, settings)
+    averages = (own.average, exits) == (settings.average, wanted) or not (own.average or settings.average)
+    if settings.exit_threshold is None or not averages or not set(wanted) <= set(exits) or _skips(own) != _skips(settings):
+        return None
+    return tuple(settings.exit_threshold if c in wanted else math.inf for c in exits)
+
+
+def _skips(settings: Settings) -> tuple[object, ...]:
+    """The settings that decide which blocks are skipped."""
+    return () if settings.skip_threshold is None else (settings.skip_threshold, settings.fixed, settings.gates)
 
 
 class _Segment(nn.Module):
@@ -81,12 +101,8 @@ class _Segment(nn.Module):
 
 def _skipped(ghost: Ghost) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
     """The blocks that fixed gates skip for every input, and what takes their place."""
-    for c, segment in enumerate(ghost.segments):
-        kept = ghost.kept_by_all(c, ghost.settings)
-        for i, keeps in zip(segment.skippable, [] if kept is None else kept.tolist(), strict=kept is not None):
-            if not keeps:
-                block = ghost.blocks[i]
-                yield block.sites[0].block, block.without_branches
+    for i in ghost.skipped_by_all():
+        yield ghost.blocks[i].sites[0].block, ghost.blocks[i].without_branches
 
 
 def _exchanged(original: Callable[..., Any], signal: Tensor) -> Callable[..., Any]:
@@ -150,12 +166,23 @@ class SegmentGraphs:
 
     models: tuple[Any, ...]
     exits: tuple[int, ...]  # of all segments but the last, as the ghost counts them
-    threshold: float  # confidence from which on an input leaves
+    thresholds: tuple[float, ...]  # confidence from which on an input leaves, for each exit
+    about: dict[str, Any]  # as of ``graphs_of``
 
     @classmethod
     def of(cls, ghost: Ghost, example: Tensor) -> SegmentGraphs:
         """Convert the segments of ``ghost``. Raises ``DeepresError`` for one whose gates decide for each input."""
         check_segments(ghost)
         found = list(capture_segments(ghost, example))
-        models = tuple(openvino_model(one.program, one.example, one.names) for one in found)
-        return cls(models, tuple(one.exit for one in found if one.exit is not None), ghost.settings.exit_threshold or 0.0)
+        return cls.with_models(ghost, [openvino_model(one.program, one.example, one.names) for one in found])
+
+    @classmethod
+    def with_models(cls, ghost: Ghost, models: Sequence[Any]) -> SegmentGraphs:
+        """The segments of ``ghost`` that were converted before."""
+        exits = used_exits(ghost)
+        return cls(tuple(models), tuple(exits), (ghost.settings.exit_threshold or 0.0,) * len(exits), graphs_of(ghost))
+
+
+def graphs_of(ghost: Ghost) -> dict[str, Any]:
+    """Properties of a ghost that its segments' graphs depend on besides its weights, as JSON values."""
+    return {"exits": used_exits(ghost), "average": ghost.settings.average, "skipped": ghost.skipped_by_all()}

@@ -1,7 +1,7 @@
 """Ghost Inference: a trained network computes for each input only the blocks that it needs.
 
 Read: settings, gates -> context -> route -> model -> recording -> fit -> points -> recorded -> candidates -> selection -> confirm ->
-make -> page.
+make -> opening, page.
 """
 
 import lazy_loader

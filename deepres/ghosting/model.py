@@ -38,14 +38,7 @@ class Ghost(Router):
         self.route(False)
         net = copy.deepcopy(self.net)
         blocks = find_blocks(net)
-        skipped = [
-            i
-            for c, segment in enumerate(self.segments)
-            if (kept := self.kept_by_all(c, settings)) is not None
-            for i, keeps in zip(segment.skippable, kept.tolist(), strict=True)
-            if not keeps
-        ]
-        for i in reversed(skipped):  # from the end, so that paths in front stay valid
+        for i in reversed(self.skipped_by_all()):  # from the end, so that paths in front stay valid
             if blocks[i].removable and can_delete(net, blocks[i].path):
                 delete_blocks(net, [blocks[i].path])
             else:  # the only block of its list: keep the activation behind its sum

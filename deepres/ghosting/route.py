@@ -83,6 +83,24 @@ class Router(nn.Module):
             return None
         return gate.bias >= settings.skip_threshold
 
+    def skipped_by_all(self) -> list[int]:
+        """The blocks that a fixed setting skips for every input."""
+        found: list[int] = []
+        for c, segment in enumerate(self.segments):
+            kept = self.kept_by_all(c, self.settings) if self.settings.fixed else None
+            if kept is not None:
+                found += [i for i, keeps in zip(segment.skippable, kept.tolist(), strict=True) if not keeps]
+        return found
+
+    def depth_of_exits(self) -> Tensor:
+        """(segments,): share of the blocks that run for an input that leaves behind each segment, where none is skipped by input.
+
+        The last one is also the share of inputs that do not exit early.
+        """
+        skipped = set(self.skipped_by_all())
+        ran = torch.tensor([sum(i not in skipped for i in segment.blocks) for segment in self.segments])
+        return ran.cumsum(0) / len(self.blocks)
+
     def _call(self, i: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         call = CURRENT.get()
         if call is None or (i in call.passive and len(args) == 1 and not kwargs):

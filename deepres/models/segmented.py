@@ -31,34 +31,44 @@ class SegmentedModel(ExportedModel):
         self.exited_at = torch.empty(0, dtype=torch.int64)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        answers, self.exited_at = through_segments([file.call for file in self.files], self.exits, self.threshold, inputs)
+        calls, thresholds = [file.call for file in self.files], [self.threshold] * len(self.exits)
+        answers, self.exited_at = through_segments(calls, self.exits, thresholds, inputs)
         return answers
 
 
 def through_segments(
-    calls: Sequence[Callable[[Sequence[Tensor]], list[Tensor]]], exits: Sequence[int], threshold: float, inputs: Tensor
+    calls: Sequence[Callable[[Sequence[Tensor]], list[Tensor]]],
+    exits: Sequence[int],
+    thresholds: Sequence[float],
+    inputs: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Compute a ghost by the ``calls`` of its segments: (logits (N, K), ``exited_at`` (N,) as of ``SegmentedModel``).
 
-    A call takes what the segment before gave besides logits (N, K) and confidence (N,), with which inputs leave from ``threshold``
-    on; the last one gives logits alone. ``exits`` are the numbers of the others' exits.
+    A call takes what the segment before gave besides logits (N, K) and confidence (N,); the last one gives logits alone. ``exits`` are
+    the numbers of the others' exits, and inputs leave from a confidence of ``thresholds`` on, one for each exit.
     """
     rows, carried = torch.arange(len(inputs)), [inputs]
     exited_at = torch.full((len(inputs),), -1)
     answers: Tensor | None = None
-    for call, number in zip(calls, (*exits, -1), strict=True):
+    for call, number, threshold in zip(calls, (*exits, -1), (*thresholds, 0.0), strict=True):
         logits, *more = call(carried)
-        answers = logits.new_zeros(len(inputs), logits.shape[1]) if answers is None else answers
         if number < 0:
+            if len(rows) == len(inputs):
+                return logits, exited_at
+            assert answers is not None
             answers[rows] = logits
             break
         confidence, *carried = more
         leaves = confidence >= threshold
-        answers[rows[leaves]] = logits[leaves]
-        exited_at[rows[leaves]] = number
-        if bool(leaves.all()):
-            break
-        if bool(leaves.any()):
+        left = int(leaves.sum())
+        if left == len(inputs):
+            return logits, exited_at.fill_(number)
+        if left:
+            answers = logits.new_zeros(len(inputs), logits.shape[1]) if answers is None else answers
+            answers[rows[leaves]] = logits[leaves]
+            exited_at[rows[leaves]] = number
+            if left == len(rows):
+                break
             rows, carried = rows[~leaves], [value[~leaves] for value in carried]
     assert answers is not None
     return answers, exited_at

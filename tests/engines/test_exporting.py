@@ -102,8 +102,8 @@ def test_static_ghosts_are_exported_and_others_refused_with_the_reason(run: Path
     ghost = Ghost(deepres.load(run), Settings())
     assert deepres.export(ghost, "torch-export", tmp_path / "net.pt2").changed == 0
     for ghost, reason in (
-        (Ghost(deepres.load(run), Settings(skip_threshold=0.5)), "its gates choose for each input which blocks run"),
-        (Ghost(deepres.load(run), Settings(exit_threshold=0.5)), "it keeps a deadline by the clock"),
+        (Ghost(deepres.load(run), Settings(skip_threshold=0.5)), "the ghost's gates choose for each input which blocks run"),
+        (Ghost(deepres.load(run), Settings(exit_threshold=0.5)), "the ghost keeps a deadline by the clock"),
     ):
         ghost.deadline = 0.1
         with pytest.raises(DeepresError, match=f"cannot be exported, as {reason}"):

@@ -7,47 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from ghost_helpers import CLASSES, X, ghost
 
 import deepres
 from deepres import DeepresError
 from deepres.cli.main import main
-from deepres.exits import ExitHead
-from deepres.exits.readout import pooled_by_quarter
-from deepres.ghosting import Ghost, Settings
 from deepres.models import SegmentedModel, annotate, open_exported, open_model
-
-CLASSES = ["digit-0", "digit-1", "digit-2"]
-X = torch.randn(24, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-
-
-@torch.no_grad()
-def ghost(average: bool, gates: bool = False) -> Ghost:
-    """A ghost whose exits answer at random, so that inputs leave at all of them; with ``gates``, one block is skipped for all inputs."""
-    torch.manual_seed(0)
-    net = deepres.create("resnet14-cifar", width=0.25, num_classes=3)
-    net.train()(X)
-    annotate(net, classes=CLASSES, prepare=deepres.data.Prepare.usual(16).to_notes())
-    settings = Settings(exit_threshold=0.5, average=average, skip_threshold=0.0 if gates else None, fixed=gates)
-    made = Ghost(net.eval(), settings, most=2)
-    signals: list[Tensor] = []
-    for module in made.ends:
-        module.register_forward_hook(lambda _, args, out: signals.append(out))
-    made.net(X)
-    for module in made.ends:
-        module._forward_hooks.clear()
-    for c, signal in enumerate(signals[:-1]):
-        head = ExitHead(pooled_by_quarter(signal).shape[1], 3)
-        head.standardise(pooled_by_quarter(signal))
-        head.weight.copy_(torch.randn(head.weight.shape) / head.weight.shape[1] ** 0.5)
-        made.exits[c] = head.eval()
-    if gates:
-        from deepres.ghosting.gates import Gate
-
-        gate = Gate(signals[1].shape[1], len(made.segments[2].skippable))  # behind the last exit
-        gate.bias.fill_(-1.0)
-        made.gates[2] = gate
-    return made
 
 
 @pytest.fixture(scope="module")
