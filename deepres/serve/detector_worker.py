@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from deepres.errors import DeepresError
-from deepres.serve.worker import DONE, FAILED, Facts, Spec, Worker, WorkerAnswers
+from deepres.serve.spec import Facts, Spec
+from deepres.serve.worker import DONE, FAILED, Worker, WorkerAnswers
 
 ROW = 6  # of a detection: left, top, right, bottom, class, confidence
 _COUNT, _SIZES, _SECONDS = struct.Struct("<I"), struct.Struct("<4I"), struct.Struct("<d")

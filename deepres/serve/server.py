@@ -23,7 +23,8 @@ from deepres.serve.app import build_app
 from deepres.serve.completions import build_completions
 from deepres.serve.limits import Limits
 from deepres.serve.options import ServeOptions
-from deepres.serve.worker import Spec, Worker
+from deepres.serve.spec import Facts, Spec
+from deepres.serve.worker import Worker
 from deepres.training.distribute import pick_device
 
 BACKLOG = 2048  # connections that wait to be accepted; uvicorn's own number
@@ -64,31 +65,31 @@ def serve(
                 f"{language.name} on {{}}: /v1/completions /v1/models",
             )
             return 0
-        spec = Spec(str(model), str(weights) if weights is not None else None, device, engine, limits.batch)
-        worker, build = _service(spec, tighten=tighten)
+        spec = Spec(str(model), str(weights) if weights is not None else None, device, engine, limits.batch, tighten)
+        worker, build = _service(spec)
     except BaseException:
         listening.close()
         raise
     try:
-        _run(build(worker, limits), limits, listening, host, f"{worker.facts.name} on {{}}: /predict")
+        _run(build(worker, limits), limits, listening, host, f"{worker.facts.name} on {{}}: /predict", _running(worker.facts))
     finally:
         if worker.alive:
             worker.stop()
     return 0
 
 
-def _service(spec: Spec, *, tighten: bool) -> tuple[Worker, Callable[[Any, Limits], FastAPI]]:
+def _service(spec: Spec) -> tuple[Worker, Callable[[Any, Limits], FastAPI]]:
     """The process that holds the network, started, and what builds the service around it."""
     if not is_detector(spec.reference):
-        return Worker(spec), partial(build_app, tighten=tighten)
+        return Worker(spec), partial(build_app, tighten=spec.tighten)
     from deepres.serve.detections import build_detections
     from deepres.serve.detector_worker import DetectorWorker
 
     return DetectorWorker(spec), build_detections
 
 
-def _run(app: FastAPI, limits: Limits, listening: socket.socket, host: str, what: str) -> None:
-    """Answer requests until a signal. ``what`` is printed with the address in it."""
+def _run(app: FastAPI, limits: Limits, listening: socket.socket, host: str, what: str, more: str = "") -> None:
+    """Answer requests until a signal. ``what`` is printed with the address in it, and ``more`` in a line of its own."""
     config = uvicorn.Config(
         app,
         http=_protocol(limits.timeout),
@@ -100,6 +101,8 @@ def _run(app: FastAPI, limits: Limits, listening: socket.socket, host: str, what
     address = f"http://{place}:{listening.getsockname()[1]}"
     listening.listen(BACKLOG)  # so that whoever reads the line can connect
     print(f"deepres serves {what.format(address)} /health /metrics /openapi.json", flush=True)
+    if more:
+        print(f"deepres: {more}", flush=True)
     # uvicorn raises the signal that stopped it once more when it is done; by then it must not end the process
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -108,6 +111,13 @@ def _run(app: FastAPI, limits: Limits, listening: socket.socket, host: str, what
         for number, handler in before.items():
             signal.signal(number, handler)
     print("deepres: stopped; every accepted request was answered", flush=True)
+
+
+def _running(facts: Facts) -> str:
+    """Where the network runs and, of a ghost in PyTorch, why."""
+    if facts.engine != "none":
+        return f"{facts.name} runs on {facts.engine}"
+    return f"{facts.name} runs in PyTorch" + (f": {facts.why_not}" if facts.why_not else "")
 
 
 def listen(host: str, port: int) -> socket.socket:

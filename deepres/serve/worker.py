@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import signal
 import struct
@@ -10,15 +9,14 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deepres.errors import DeepresError
+from deepres.serve.spec import Facts, Spec
 
 LOADING = 900.0  # seconds that loading a network may take, and measuring the engines for it
-MEASURED = 8  # images of the batch that engines are compared on
 ENDING = 5.0  # seconds that an idle process may take to end
 
 
@@ -28,29 +26,6 @@ class WorkerDied(Exception):
 
 class WorkerHung(WorkerDied):
     """The network's process was killed because a call took too long."""
-
-
-@dataclass(frozen=True)
-class Spec:
-    """The network to load."""
-
-    reference: str
-    weights: str | None = None
-    device: str = "auto"
-    engine: str = "auto"  # "auto", "none", the name of an engine, or a folder of `deepres optimize --out`
-    batch: int = 32  # images of a call, at most
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Facts about the network that the HTTP process needs."""
-
-    name: str
-    classes: tuple[str, ...]
-    prepare: dict[str, Any]  # see ``Prepare.from_notes``
-    blocks: int  # blocks of a ghost; 0 for any other network
-    levels: int  # steps by which a ghost can be tightened
-    engine: str = "none"  # engine, precision and answers
 
 
 @dataclass(frozen=True)
@@ -180,13 +155,12 @@ def _work(pipe: Connection, spec: Spec) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     import torch
 
-    from deepres.adapters import logits_in, logits_of
     from deepres.data import Prepare
-    from deepres.ghosting import Ghost
+    from deepres.serve.loading import load_answering
     from deepres.training.distribute import pick_device
 
     try:
-        model, facts, steps = _load(spec)
+        answering, facts = load_answering(spec)
     except DeepresError as error:
         pipe.send(str(error))
         return
@@ -207,68 +181,8 @@ def _work(pipe: Connection, spec: Spec) -> None:
             with torch.inference_mode():
                 images = torch.frombuffer(pixels, dtype=torch.uint8).view(shape)
                 x = prepare.normalise(images.to(device))
-                depth = np.ones(len(images), dtype=np.float32)
-                if isinstance(model, Ghost):
-                    model.settings = steps[min(level, len(steps) - 1)]
-                    logits = logits_in(model(x, trace=True))
-                    assert model.trace is not None
-                    depth = model.trace.ran.float().mean(1).numpy()
-                else:
-                    logits = logits_of(model, x)
+                logits, depth = answering(x, level)
                 probabilities = logits.float().softmax(1).cpu().numpy()
-            pipe.send_bytes(WorkerAnswers(probabilities, depth, time.perf_counter() - began).to_bytes())
+            pipe.send_bytes(WorkerAnswers(probabilities, depth.numpy(), time.perf_counter() - began).to_bytes())
         except Exception as error:
             pipe.send_bytes(FAILED + f"{type(error).__name__}: {error}".encode())
-
-
-def _load(spec: Spec) -> tuple[Any, Facts, list[Any]]:
-    """(the network or ghost, its facts, a ghost's settings from as chosen to ever faster)."""
-    from deepres.data import Prepare
-    from deepres.ghosting import Ghost, load_ghost
-    from deepres.ghosting.make import FILE, HEADS
-    from deepres.ghosting.points import Point, pareto_front
-    from deepres.models import open_model
-    from deepres.models.exported import ExportedModel
-    from deepres.training.distribute import pick_device
-
-    steps: list[Any] = []
-    folder = Path(spec.reference)
-    model: Any
-    if (folder / HEADS).exists():
-        model, noted = load_ghost(folder)
-        opened = open_model(model.net)
-        told = json.loads((folder / FILE).read_text())
-        points = [Point.from_dict(point) for point in told["points"]]
-        chosen = Point.from_dict(told["point"])
-        faster = [p.settings for p in sorted(pareto_front(points), key=lambda p: -p.time) if p.time < chosen.time]
-        steps = [model.settings, *faster[:: max(1, len(faster) // 4)][:4]]
-    else:
-        opened = open_model(spec.reference, weights=spec.weights)
-        model, noted = opened.model, dict(opened.notes)
-    model = model.eval().to(pick_device(spec.device))
-    prepare = Prepare.from_notes(noted["prepare"]) if noted.get("prepare") else opened.preparation()
-    classes = noted.get("classes") or opened.classes or [str(i) for i in range(opened.spec.classes or 0)]
-    blocks = len(model.blocks) if isinstance(model, Ghost) else 0
-    engine = "none"
-    if isinstance(model, ExportedModel) and spec.engine == "auto":
-        engine = model.engine
-    elif not isinstance(model, Ghost) and spec.engine != "none":
-        model = _on_engine(model, spec, prepare)
-        engine = str(model.choice)
-    return model, Facts(folder.name, tuple(classes), prepare.to_notes(), blocks, max(0, len(steps) - 1), engine), steps
-
-
-def _on_engine(model: Any, spec: Spec, prepare: Any) -> Any:
-    """The network on the engine that was asked for, or on the fastest that takes any number of images without compiling anew."""
-    import torch
-
-    from deepres.adapters.spec import device_of
-    from deepres.engines import build_choice, optimize
-    from deepres.engines.registry import engines_for
-
-    device = device_of(model)
-    example = prepare.example(min(spec.batch, MEASURED), torch.Generator().manual_seed(0)).to(device)
-    if Path(spec.engine).is_dir():
-        return build_choice(model, example, spec.engine)
-    usable = [engine.name for engine in engines_for("auto", device) if engine.any_batch]
-    return optimize(model, example, engine=usable if spec.engine == "auto" else spec.engine, seconds=10.0)

@@ -29,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(model: Path) -> Iterator[Server]:
-    one = start(model, "--pixels", "1", "--body", "0.5")
+    one = start(model, "--pixels", "1", "--body", "0.5", "--engine", "none")
     yield one
     one.process.kill()
     one.process.communicate()

@@ -25,6 +25,7 @@ def png(image: np.ndarray | Image.Image) -> bytes:
 class Server:
     process: subprocess.Popen[str]
     port: int
+    said: str = ""  # the line behind the one with the address
 
     def ask(self, path: str, body: bytes | None = None) -> tuple[int, str]:
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data=body)
@@ -55,7 +56,7 @@ def start(model: Path, *options: str) -> Server:
     assert process.stdout is not None
     line = process.stdout.readline()
     assert "deepres serves" in line, process.communicate()
-    server = Server(process, port)
+    server = Server(process, port, process.stdout.readline())
     for _ in range(100):
         try:
             assert server.ask("/health")[0] == 200

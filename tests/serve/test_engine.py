@@ -16,7 +16,8 @@ from deepres import DeepresError
 from deepres.data import Prepare
 from deepres.models import save
 from deepres.serve.metrics import STAGES
-from deepres.serve.worker import Spec, Worker, WorkerAnswers
+from deepres.serve.spec import Spec
+from deepres.serve.worker import Worker, WorkerAnswers
 
 
 def test_a_network_is_served_on_the_fastest_engine(tmp_path: Path) -> None:

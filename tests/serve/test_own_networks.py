@@ -36,7 +36,7 @@ def test_a_ghost_of_a_users_own_network_is_served(tmp_path: Path, monkeypatch: p
     save_ghost(GhostResult(made, point, (point,), 10.0, seen, {}, None, open_data("digits")), tmp_path / "ghost")
     refused = subprocess.run([sys.executable, "-m", "deepres", "serve", "ghost"], capture_output=True, text=True, timeout=240)
     assert refused.returncode == 2 and "add --builder served_nets:build to the command" in refused.stderr
-    server = start(tmp_path / "ghost", "--builder", "served_nets:build")
+    server = start(tmp_path / "ghost", "--builder", "served_nets:build", "--engine", "none")
     try:
         image = io.BytesIO()
         Image.new("L", (8, 8), 200).save(image, "PNG")
