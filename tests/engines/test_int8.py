@@ -15,6 +15,7 @@ from deepres.engines.engine import computes_bf16
 from deepres.engines.inputs import some_inputs
 from deepres.engines.int8 import check_rise, quantize_openvino
 from deepres.engines.source import Source
+from deepres.engines.torch_int8 import TorchInt8Runner, load_torch_int8, quantize_torch
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,23 @@ def test_the_layer_that_loses_most_stays_in_higher_precision(known: tuple[torch.
     bf16 = computes_bf16(torch.device("cpu"))
     precisions = {info for info in found.runner.precisions() if info in ("bf16", "f32", "i8", "u8")}
     assert ("bf16" if bf16 else "f32") in precisions and precisions & {"i8", "u8"}
+
+
+@torch.no_grad()
+def test_of_pytorchs_int8_too_the_layer_that_loses_most_stays_in_higher_precision(
+    known: tuple[torch.nn.Module, Data], tmp_path: Path
+) -> None:
+    model, data = known
+    bad = OneBadLayer(model).eval()
+    source = Source(bad, some_inputs(data.val, data.prepare, 16)[0])
+    said: list[str] = []
+    found = quantize_torch(source, data, error=3.0, log=said.append)
+    first = float(re.search(r"int8 raises the error by ([\d.]+) points with 0 layers", " ".join(said))[1])  # type: ignore[index]
+    assert first > 10 and found.rise <= 3.0 and found.kept == 1
+    assert isinstance(found.runner, TorchInt8Runner) and found.runner.kept == ("out",)
+    found.runner.save(tmp_path)
+    built = load_torch_int8(tmp_path, source)
+    assert built.kept == ("out",) and torch.equal(built(source.example), found.runner(source.example))
 
 
 @torch.no_grad()
