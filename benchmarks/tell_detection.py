@@ -9,19 +9,26 @@ from benchmarks.tell_format import markdown
 
 
 def detectors_text(result: dict[str, Any]) -> str:
-    """Accuracy of each arm after the same training time."""
-    table = [
-        [
-            name,
-            str(one["n"]),
-            f"{one['test_ap50_percent']:.1f} %",
-            "" if one["deviation"] is None else f"{one['deviation']:.1f}",
-            f"{statistics.mean(row['epochs'] for key, row in result['rows'].items() if key.rpartition('-seed')[0] == name):.1f}",
-        ]
-        for name, one in result.items()
-        if isinstance(one, dict) and "test_ap50_percent" in one
-    ]
-    return f"{result['what']}.\n\n{markdown(['', 'seeds', 'test mAP@.5, mean', 'deviation', 'epochs'], table)}"
+    """Accuracy of each arm after the same training time: means and deviations over the seeds."""
+    table = []
+    for name, one in result.items():
+        if not (isinstance(one, dict) and "test_ap50_percent" in one):
+            continue
+        rows = [row for key, row in result["rows"].items() if key.rpartition("-seed")[0] == name]
+        table.append(
+            [
+                name,
+                str(one["n"]),
+                *(_spread([100 * row["test"]["coco"][figure] for row in rows]) for figure in ("ap50", "ap")),
+                f"{statistics.mean(row['epochs'] for row in rows):.1f}",
+            ]
+        )
+    return f"{result['what']}.\n\n{markdown(['', 'seeds', 'test mAP@.5 %', 'test mAP %', 'epochs'], table)}"
+
+
+def _spread(values: list[float]) -> str:
+    mean = f"{statistics.mean(values):.1f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.1f}"
 
 
 def passes_text(result: dict[str, Any]) -> str:
