@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -72,20 +73,17 @@ def quantize_torch(
     Raises ``ErrorRises`` where the error still rises by more than ``error``, and ``DeepresError`` where the training split is too small.
     """
     batches = calibration_batches(source, data, CALIBRATION_IMAGES)
-    size, before, ranked = len(source.example), float_error(source, data), list[str]()
-    for count in _counts(source):
-        if count and not ranked:
-            ranked = _by_distortion(source, batches)
-        kept = ranked[:count]
+    size, before = len(source.example), float_error(source, data)
+    for kept in _kept(source, batches):
         log("calibrating int8 of PyTorch")
         runner = _calibrated(source, batches, kept)
         log("measuring the error of PyTorch's int8 on the validation split")
         after = error_of(FixedBatch(runner, size), data, size)
         if after - before <= error:
             break
-        log(f"int8 raises the error by {after - before:.2f} points with {count} layers in higher precision")
+        log(f"int8 raises the error by {after - before:.2f} points with {len(kept)} layers in higher precision")
     check_rise(before, after, error, data)
-    return Quantized(runner, before, after, len(data.val), count)
+    return Quantized(runner, before, after, len(data.val), len(kept))
 
 
 def load_torch_int8(folder: Path, source: Source) -> TorchInt8Runner:
@@ -98,20 +96,16 @@ def load_torch_int8(folder: Path, source: Source) -> TorchInt8Runner:
     return _converted(prepared, observed, kept, source.example)
 
 
-def _layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that become int8, by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
-
-
-def _counts(source: Source) -> Iterator[int]:
-    """How many layers to leave in higher precision: 0, 1, 2, 4, ... and half of them."""
-    half, count = len(_layers(source.model)) // 2, 1
-    yield 0
+def _kept(source: Source, batches: Sequence[Tensor]) -> Iterator[list[str]]:
+    """The layers to leave in higher precision: none, then the first 1, 2, 4, ... and half of those that int8 distorts most."""
+    yield []
+    ranked = _by_distortion(source, batches)
+    half, count = len(ranked) // 2, 1
     while count < half:
-        yield count
+        yield ranked[:count]
         count *= 2
     if half:
-        yield half
+        yield ranked[:half]
 
 
 @torch.no_grad()
@@ -119,16 +113,18 @@ def _by_distortion(source: Source, batches: Sequence[Tensor]) -> list[str]:
     """Names of the layers, those first whose output changes most, relative to its size, when its input and weight alone are int8."""
     net = source.folded.net  # named as the network: norms are folded, as in the quantized graph
     assert isinstance(net, nn.Module)
-    noise, size = dict.fromkeys(_layers(source.model), 0.0), dict.fromkeys(_layers(source.model), 0.0)
+    noise, size = defaultdict[str, float](float), defaultdict[str, float](float)
 
     def compare(name: str, int8: nn.Module, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         noise[name] += float((int8(_rounded(inputs[0])) - output).square().sum())
         size[name] += float(output.square().sum())
 
     handles = []
-    for name, layer in _layers(net).items():
+    for name, layer in net.named_modules():
+        if not isinstance(layer, (nn.Conv2d, nn.Linear)):
+            continue
         int8 = copy.deepcopy(layer)
-        weight: Tensor = int8.weight  # type: ignore[assignment]
+        weight: Tensor = int8.weight
         step = weight.abs().amax(tuple(range(1, weight.ndim)), keepdim=True).clamp_min(1e-12) / 127
         weight.copy_((weight / step).round() * step)
         handles.append(layer.register_forward_hook(partial(compare, name, int8)))
