@@ -113,12 +113,15 @@ class Levers:
         precision: Precision = "bf16" if computes_bf16(example.device) else "float32"
         return deepres.optimize(network, example, engine=self.engine, precision=precision, answers="close")
 
-    def rows(self, seed: int) -> dict[str, nn.Module | DeepresError]:
-        """Every network on every runtime, or why it is refused."""
+    def rows(self, seed: int, *, times: bool) -> dict[str, nn.Module | DeepresError]:
+        """Every network on every runtime, or why it is refused. Without ``times`` those alone whose errors are not known."""
         found: dict[str, nn.Module | DeepresError] = {}
         for name in NETWORKS:
+            runtimes = [one for one in RUNTIMES if times or not self._errors_file(f"{name}, {one}", seed).exists()]
+            if not runtimes:
+                continue
             network = self.network(name, seed)
-            for runtime in RUNTIMES:
+            for runtime in runtimes:
                 try:
                     found[f"{name}, {runtime}"] = self.running(network, runtime)
                 except DeepresError as refused:
@@ -128,7 +131,7 @@ class Levers:
 
     def errors(self, key: str, model: nn.Module | DeepresError, seed: int) -> dict[str, Any]:
         """Errors of a row in percent, measured, or as the folder has them."""
-        path = self.out / f"seed{seed}" / f"{key.replace(', ', '-').replace(' ', '-')}.json"
+        path = self._errors_file(key, seed)
         if path.exists():
             return dict(json.loads(path.read_text()))
         found: dict[str, Any] = {"refused": str(model)} if isinstance(model, DeepresError) else self._measured(model)
@@ -137,6 +140,9 @@ class Levers:
         os.replace(part, path)
         print(key, found, flush=True)
         return found
+
+    def _errors_file(self, key: str, seed: int) -> Path:
+        return self.out / f"seed{seed}" / f"{key.replace(', ', '-').replace(' ', '-')}.json"
 
     def _measured(self, model: nn.Module) -> dict[str, Any]:
         data = self.data
@@ -237,7 +243,7 @@ def main(arguments: list[str] | None = None) -> None:
     seeds = []
     for seed in range(options.seeds):
         (options.out / f"seed{seed}").mkdir(parents=True, exist_ok=True)
-        rows = levers.rows(seed)
+        rows = levers.rows(seed, times=not options.no_times)
         errors = {key: levers.errors(key, model, seed) for key, model in rows.items()}
         running = {key: model for key, model in rows.items() if isinstance(model, nn.Module)}
         if not options.no_times:
