@@ -21,7 +21,7 @@ from deepres.options import DeviceOption
 class Evaluate(DeviceOption, BuilderOption, OpenOptions, EvaluateOptions, DataOption):
     """Test a trained network, or several as an ensemble: errors, by class, confusion, calibration."""
 
-    # one, or the members of an ensemble: runs, files, torchvision.models:NAME, timm:NAME, hf:FOLDER
+    # one, or the members of an ensemble: runs, files, ghosts, torchvision.models:NAME, timm:NAME, hf:FOLDER
     models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL ...")] = ()
     json: bool = False  # print everything as JSON
     out: Path | None = None  # folder in which evaluation.json is written too [nothing is written]
@@ -32,13 +32,14 @@ class Evaluate(DeviceOption, BuilderOption, OpenOptions, EvaluateOptions, DataOp
         from rich.console import Console
 
         from deepres.evaluation import evaluate
+        from deepres.ghosting import ghost_or_reference
         from deepres.training.distribute import pick_device
 
         if not self.models:
             raise DeepresError("which network? Give a run's folder or a weights file")
         with counted("testing") as watch:
             result = evaluate(
-                self.models,
+                [ghost_or_reference(model) for model in self.models],
                 self.data,
                 device=pick_device(self.device),
                 watch=watch,

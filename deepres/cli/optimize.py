@@ -66,11 +66,11 @@ class Optimize(DeviceOption, BuilderOption, OpenOptions, OptimizeOptions):
 
         from deepres import models
         from deepres.engines.inputs import validation_images
-        from deepres.ghosting import is_ghost, open_ghost
+        from deepres.ghosting import ghost_or_reference
         from deepres.training.distribute import pick_device
 
         device = pick_device(self.device)
-        model = open_ghost(self.model).model if is_ghost(self.model) else self.model
+        model = ghost_or_reference(self.model)
         if self.data is not None:
             pair = models.open_with_data(model, self.data, weights=self.weights, size=self.size)
             pair.need_fit()

@@ -21,15 +21,16 @@ from deepres.models.options import OpenOptions
 class Predict(BuilderOption, OpenOptions, PredictOptions):
     """Classify images with a trained network. Exit code 1 if some could not be read."""
 
-    model: Positional[str]  # a run, a file, torchvision.models:NAME, timm:NAME, hf:FOLDER
+    model: Positional[str]  # a run, a file, a ghost, torchvision.models:NAME, timm:NAME, hf:FOLDER
     images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE ...")] = ()  # image files, or folders of them
     format: Literal["text", "csv", "json"] = "text"  # format of the output
     out: Path | None = None  # file to write to [the terminal]
 
     def run(self) -> int:
         from deepres.evaluation import predict
+        from deepres.ghosting import ghost_or_reference
 
-        answers = predict(self.model, self.images, **keywords(self, PredictOptions, OpenOptions))
+        answers = predict(ghost_or_reference(self.model), self.images, **keywords(self, PredictOptions, OpenOptions))
         bad = 0
         with output(self.out) as file:
             if self.format == "csv":

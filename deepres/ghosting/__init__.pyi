@@ -6,6 +6,7 @@ from .make import ghost as ghost
 from .make import load_ghost as load_ghost
 from .make import save_ghost as save_ghost
 from .model import Ghost as Ghost
+from .opening import ghost_or_reference as ghost_or_reference
 from .opening import is_ghost as is_ghost
 from .opening import open_ghost as open_ghost
 from .points import Point as Point

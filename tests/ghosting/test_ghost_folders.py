@@ -1,0 +1,46 @@
+"""The commands that take a network as it is to be used take the ghost in a ghost's folder, not the whole network beside it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ghost_helpers import CLASSES, ghost, saved
+from PIL import Image
+
+import deepres
+from deepres.cli.main import main
+from deepres.ghosting import ghost_or_reference, open_ghost
+from deepres.models import open_with_data
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder, numbers = tmp_path / "pictures", np.random.default_rng(0)
+    for i in range(30):
+        path = folder / "test" / CLASSES[i % 3] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(numbers.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+        (other := folder / "train" / CLASSES[i % 3]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(numbers.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(other / f"{i}.png")
+    return folder
+
+
+def test_evaluate_and_predict_take_the_ghost(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = saved(ghost(average=False), tmp_path / "ghost")
+    made = open_ghost(folder).model
+    data = open_with_data(made, str(pictures)).data
+    expected, whole = deepres.evaluate(made, data), deepres.evaluate(made.net, data)
+    assert expected.loss != pytest.approx(whole.loss, rel=1e-3)
+    assert main(["evaluate", str(folder), "--data", str(pictures), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(expected.loss, rel=1e-5)
+    assert main(["predict", str(folder), str(pictures / "test"), "--top", "1", "--format", "json"]) == 0
+    answers = json.loads(capsys.readouterr().out)
+    with torch.no_grad():
+        for answer in answers:
+            x = data.prepare.normalise(data.prepare.image(Image.open(answer["file"]))[None])
+            top = made(x).softmax(1).max(1)
+            assert answer["classes"][0]["name"] == CLASSES[int(top.indices)]
+            assert answer["classes"][0]["probability"] == pytest.approx(float(top.values), abs=1e-4)
+    assert ghost_or_reference("resnet20-cifar") == "resnet20-cifar"
