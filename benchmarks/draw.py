@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 COLOURS = ("#2f6fde", "#d1495b", "#2a9d8f", "#e08a1e", "#9b5de5", "#6b7280", "#5aa9e6", "#8a5a2b", "#c026a3", "#7a9a01")
-WIDTH, HEIGHT = 800, 420
-LEFT, RIGHT, TOP, BOTTOM = 64, 230, 24, 52
+PLOT, HEIGHT = 506, 420  # width of what is drawn, height of the whole
+LEFT, TOP, BOTTOM = 64, 24, 52
+LEGEND, LETTER = 40, 6.4  # beside the plot: marks and margin, and the width of a letter
 APART = 5.0  # between bars that would lie on each other
 
 
@@ -46,27 +47,34 @@ def draw(path: Path, lines: Sequence[Line], *, x: str, y: str, title: str) -> Pa
     low_x, high_x = min(xs), max(xs)
     low_y, high_y = min(v - s for v, s in bars), max(v + s for v, s in bars)
     pad_x, pad_y = 0.04 * (high_x - low_x or 1), 0.06 * (high_y - low_y or 1)
-    low_x, high_x, low_y, high_y = low_x - pad_x, high_x + pad_x, max(low_y - pad_y, min(low_y, 0)), high_y + pad_y
+    low_x, high_x, low_y, high_y = (
+        low_x - pad_x,
+        high_x + pad_x,
+        low_y - pad_y if low_y < 0 else max(low_y - pad_y, 0.0),
+        high_y + pad_y,
+    )
+    end = LEFT + PLOT
+    width = end + LEGEND + round(LETTER * max(len(line.name) for line in lines))
 
     def at_x(v: float) -> float:
-        return LEFT + (v - low_x) / (high_x - low_x) * (WIDTH - LEFT - RIGHT)
+        return LEFT + (v - low_x) / (high_x - low_x) * PLOT
 
     def at_y(v: float) -> float:
         return HEIGHT - BOTTOM - (v - low_y) / (high_y - low_y) * (HEIGHT - TOP - BOTTOM)
 
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" role="img" aria-label="{html.escape(title)}" '
         'font-family="system-ui, sans-serif" font-size="12">',
         "<style>text{fill:#3b4252}.grid{stroke:#d8dee9}@media(prefers-color-scheme:dark){text{fill:#d8dee9}.grid{stroke:#434c5e}}"
         "</style>",
         f"<title>{html.escape(title)}</title>",
     ]
     for v in _ticks(low_y, high_y):
-        out.append(f'<path class="grid" d="M{LEFT} {at_y(v):.1f}H{WIDTH - RIGHT}"/>')
+        out.append(f'<path class="grid" d="M{LEFT} {at_y(v):.1f}H{end}"/>')
         out.append(f'<text x="{LEFT - 8}" y="{at_y(v) + 4:.1f}" text-anchor="end">{v:g}</text>')
     for v in _ticks(low_x, high_x):
         out.append(f'<text x="{at_x(v):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{v:g}</text>')
-    out.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle">{html.escape(x)}</text>')
+    out.append(f'<text x="{(LEFT + end) / 2}" y="{HEIGHT - 10}" text-anchor="middle">{html.escape(x)}</text>')
     middle = (TOP + HEIGHT - BOTTOM) / 2
     out.append(f'<text x="16" y="{middle}" text-anchor="middle" transform="rotate(-90 16 {middle})">{html.escape(y)}</text>')
     assert len(lines) <= len(COLOURS), "two lines would have one colour"
@@ -82,8 +90,8 @@ def draw(path: Path, lines: Sequence[Line], *, x: str, y: str, title: str) -> Pa
         if len(points) <= 40:
             out += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3.5" fill="{colour}"/>' for a, b in points]
         top = TOP + 8 + 20 * i
-        out.append(f'<circle cx="{WIDTH - RIGHT + 18}" cy="{top}" r="4" fill="{colour}"/>')
-        out.append(f'<text x="{WIDTH - RIGHT + 28}" y="{top + 4}">{html.escape(line.name)}</text>')
+        out.append(f'<circle cx="{end + 18}" cy="{top}" r="4" fill="{colour}"/>')
+        out.append(f'<text x="{end + 28}" y="{top + 4}">{html.escape(line.name)}</text>')
     out.append("</svg>")
     path.write_text("\n".join(out) + "\n")
     return path

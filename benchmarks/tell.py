@@ -189,8 +189,21 @@ def _ghost(result: dict[str, Any]) -> str:
         f"at most {result['allowed']:g} points. Time is that of a call, as a share of the whole network's, measured in alternation and "
         f"everything included{'; means and ranges over the seeds' if several else ''}.\n\n"
         + markdown(["", *head], rows)
+        + (_ghost_picture(result) if several else "")
         + (_budgets(result["budgets"], result["whole"]["errors"][0]) if "budgets" in result else "")
     )
+
+
+def _ghost_picture(result: dict[str, Any]) -> str:
+    x, y = "time of a call with one input, % of the whole network's", "test error above the whole network's, points"
+    title = f"Points of {y[: y.index(',')]}, against the {x}; mean and standard deviation over the seeds"
+    lines = [Line("whole network", [100.0], [0.0], joined=False)]
+    for name, by_batch in sorted(result["ways"].items(), key=lambda pair: pair[1]["1"]["time"]):
+        one = by_batch["1"]
+        spread = [statistics.stdev(one["rises"])]
+        lines.append(Line(METHODS.get(name, name), [100 * one["time"]], [one["rise"]], spread, joined=False))
+    draw(PICTURES / f"{result['name']}.svg", lines, x=x, y=y, title=title)
+    return f"\n\n![{title}](pictures/{result['name']}.svg)"
 
 
 def _budgets(result: dict[str, Any], whole: float) -> str:
@@ -220,15 +233,27 @@ def _engines(result: dict[str, Any]) -> str:
     )
 
 
+TIME_OF_FORWARD = "the time of a forward pass, % of the whole network's"
+
+
 def _families(result: dict[str, Any]) -> str:
     rows = [
         [METHODS.get(name, name), spread_of(one), f"{one['above_whole']:+.2f}", f"{100 * one['time']:.0f} %"]
         for name, one in sorted(result["ways"].items(), key=lambda pair: pair[1]["test_error"])
     ]
+    picture = ""
+    if result["seeds"] > 1:
+        title = f"Test error against {TIME_OF_FORWARD}, mean and standard deviation over the seeds"
+        points = [
+            Line(METHODS.get(name, name), [100 * one["time"]], [one["test_error"]], [one["spread"]], joined=False)
+            for name, one in sorted(result["ways"].items(), key=lambda pair: pair[1]["test_error"])
+        ]
+        draw(PICTURES / f"{result['name']}.svg", points, x=TIME_OF_FORWARD, y="test error, %", title=title)
+        picture = f"\n\n![{title}](pictures/{result['name']}.svg)"
     return (
         f"`python -m benchmarks.families`: {result['what']} in total for every method; {seeds_of(result)}. {result['blocks'][1]} of "
         f"{result['blocks'][0]} blocks remain. Time is that of a forward pass, as a share of the whole network's, "
-        "measured in alternation.\n\n" + markdown(["", "test error", "above the whole, points", "time"], rows)
+        "measured in alternation.\n\n" + markdown(["", "test error", "above the whole, points", "time"], rows) + picture
     )
 
 
