@@ -63,6 +63,7 @@ def serve(
                 listening,
                 host,
                 f"{language.name} on {{}}: /v1/completions /v1/models",
+                f"{language.name} runs in PyTorch",
             )
             return 0
         spec = Spec(str(model), str(weights) if weights is not None else None, device, engine, limits.batch, tighten)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import signal
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -153,6 +155,11 @@ def _work(pipe: Connection, spec: Spec) -> None:
     """Load, then answer until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process decides when to stop
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with contextlib.suppress(ImportError):
+        from tqdm import tqdm  # type: ignore[import-untyped]
+
+        # torch.export draws bars with it, whose own lock would be a semaphore of the system that a killed process leaves behind
+        tqdm.set_lock(threading.RLock())
     import torch
 
     from deepres.data import Prepare
