@@ -76,6 +76,10 @@ NOTES = {
         "compiled steps reach 0.81 of it. They are ahead of the tuned peer in each turn, and 2.4 times as fast as the peer as its "
         "users run it."
     ),
+    "training-resnet20-cifar-amx": (
+        "One group of processes for each candidate, on one thread. The aims with AMX are 0.92 of the rate of the convolutions alone and 1.5 "
+        "times the tuned peer: 0.61 and 1.19 are reached. What is left is memory traffic, see [speed.md](speed.md)."
+    ),
     "language-throughput": (
         "The aim is 1.2 times the loop tuned with compile and bf16: by the medians it is 1.27. Of the fastest peer, which is the plain "
         "loop in float32, it is 1.18."
