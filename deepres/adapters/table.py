@@ -9,16 +9,21 @@ _HEAD = """\
 
 <!-- Written by `python -m deepres.adapters.table`; change the adapters in deepres/adapters/families instead. -->
 
-`deepres.sites(model)` finds the residual sites of these networks, of networks that contain their blocks, and of blocks that
-you name with `deepres.register_site`. Everything in deepres that looks at depth, removes it or skips it works on sites. The
-tests walk every row: all sites are found, observing changes no bit, bypassing a block equals removing it, and what was removed
-stays removed after `deepres.save` and `deepres.load` and after the library's own saving and loading. Where only a part of a
-block was removed, `save_pretrained` of Hugging Face's networks writes zeros for its weights. The constructors of torchvision
-and timm build no such blocks, so `deepres.save` is the way to keep them; a network without whole blocks is built by their
-constructors with the depths that are left, and takes the `state_dict` of the smaller one.
+A *residual site* is a place in a network where `y = after(shortcut(x) + f(x))`. `deepres.sites(model)` finds the sites of the
+networks below, of networks that contain their blocks, and of blocks that you name with
+[`deepres.register_site`](lens.md#supported-networks). All parts of deepres that measure, remove or skip depth use sites.
 
-A *block* is one site, or the several of a Transformer's layer (attention, MLP). Its *signal* is `NCHW` (channels first),
-`NHWC` (channels last) or `NLC` (tokens).
+A *block* is one site, or the sites of a Transformer layer (attention, MLP). Its *signal* is `NCHW` (channels first), `NHWC`
+(channels last) or `NLC` (tokens).
+
+The tests check for every row that all sites are found, that observing changes no bit, that bypassing a block equals removing
+it, and that removed blocks stay removed after saving and loading, by deepres and by the library itself. How a network is saved
+depends on what was removed:
+
+- If whole blocks were removed, the constructors of torchvision and timm build the network with the remaining depths, and it
+  loads the `state_dict` of the smaller network. Hugging Face's configurations get the smaller depth.
+- If only a part of a block was removed, `save_pretrained` of Hugging Face's networks writes zeros for its weights. The
+  constructors of torchvision and timm cannot build such blocks, so use `deepres.save`.
 
 | library | networks | blocks | sites in a block | signal | limits |
 |---|---|---|---|---|---|
@@ -26,7 +31,7 @@ A *block* is one site, or the several of a Transformer's layer (attention, MLP).
 _REFUSED = """
 ## Not supported
 
-For these `sites` raises a `DeepresError` with the reason.
+For these networks, `sites` raises a `DeepresError` with the reason.
 
 | library | networks | reason |
 |---|---|---|

@@ -31,8 +31,8 @@ ADAPTER = HuggingFace(
     "Hugging Face",
     ("transformers.models.bert",),
     {"transformers.models.bert.modeling_bert:BertLayer": (_ATTENTION, _MLP)},
-    notes="a norm follows each sum, so a deleted layer loses its branches and keeps its norms, and the configuration its "
-    "`num_hidden_layers`; a decoder's cross-attention is no site",
+    notes="a norm follows each sum, so deleting a layer removes its branches and keeps its norms, and the configuration keeps its "
+    "`num_hidden_layers`; a decoder's cross-attention is not a site",
     examples=(
         Example(
             "BERT",

@@ -26,7 +26,7 @@ ADAPTER = HuggingFace(
     "Hugging Face",
     ("transformers.models.gpt2",),
     {"transformers.models.gpt2.modeling_gpt2:GPT2Block": _PATTERNS},
-    notes="with scale_attn_by_inverse_layer_idx no layer can be deleted",
+    notes="with `scale_attn_by_inverse_layer_idx` no layer can be deleted",
     examples=(
         Example(
             "GPT-2",

@@ -28,6 +28,6 @@ ADAPTER = HuggingFace(
         _m + "mistral.modeling_mistral:MistralDecoderLayer": _halves,
         _m + "qwen2.modeling_qwen2:Qwen2DecoderLayer": _halves,
     },
-    notes="where layers keep caches of several kinds, an attention goes only with its layer",
+    notes="if layers have caches of several kinds, an attention can be removed only together with its layer",
     examples=(_example("Llama"), _example("Mistral", sliding_window=8), _example("Qwen2", **_windows)),
 )

@@ -78,7 +78,7 @@ ADAPTER = Ours(
     "deepres",
     ("deepres.nn",),
     {"deepres.nn.residual:Residual": (SitePattern(("branch",), ("shortcut",), ("after",)),)},
-    notes="a stage keeps one block",
+    notes="each stage keeps at least one block",
     examples=(
         Example("resnet20-cifar", lambda: create("resnet20-cifar"), 9),
         Example("resnet29-cifar-preact-bottleneck", lambda: create("resnet29-cifar-preact-bottleneck"), 9),

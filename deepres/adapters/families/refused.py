@@ -10,7 +10,7 @@ ADAPTER = (
         "diffusers",
         ("diffusers.models.unets",),
         refused="its blocks take the image and the time step, and its output is an image, not logits; name the blocks that you "
-        "are interested in with register_site and take sites() of a network that holds these alone",
+        "are interested in with register_site and call sites() on a network that contains only these",
     ),
     Adapter(
         "Swin V2",

@@ -31,7 +31,7 @@ ADAPTER = Timm(
     "timm",
     ("timm.models.efficientnet", "timm.models.mobilenetv3", "timm.models._efficientnet_blocks"),
     {_m + kind: _block for kind in _kinds},
-    notes="blocks without a shortcut are no sites",
+    notes="blocks without a shortcut are not sites",
     examples=(
         Example("EfficientNet", _efficientnet, 3, rebuild=lambda: _efficientnet(1)),
         Example("MobileNetV3", _mobilenet, 2, rebuild=lambda: _mobilenet(1)),

@@ -16,6 +16,7 @@ ADAPTER = Timm(
         _m + "PreBottleneck": (SitePattern(("drop_path",), ("downsample",), when="downsample"),),
     },
     containers=(_m + "RegStage",),
-    notes="its constructor computes widths and depths from one line, so it builds a network again only if the network's last blocks went",
+    notes="its constructor computes widths and depths from one linear function, so it can rebuild a network only if the last blocks "
+    "were deleted",
     examples=(Example("regnety_002", timm_model("regnety_002"), 13, rebuild=timm_model("regnety_002", depth=12)),),
 )

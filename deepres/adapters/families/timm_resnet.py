@@ -30,7 +30,7 @@ ADAPTER = Timm(
         _m + "resnetv2:PreActBottleneck": _preact,
         _m + "resnetv2:Bottleneck": (SitePattern(("drop_path",), ("downsample",), ("act3",)),),
     },
-    notes="in pre-activation openings both ways share a norm, so their gradients are not told apart",
+    notes="in pre-activation blocks that open a stage, branch and shortcut share a norm, so their gradients are not separated",
     examples=(
         _resnet("ResNet", "test_resnet"),
         _resnet("SE-ResNet", "seresnet18"),

@@ -67,7 +67,8 @@ ADAPTER = (
         "timm",
         (_m + "swin_transformer",),
         {_m + "swin_transformer:SwinTransformerBlock": (_windowed, _flat_mlp)},
-        notes="windows are shifted in every second block, so only a stage's last blocks go without a trace in `depths`",
+        notes="windows are shifted in every second block, so `depths` can describe a network only if the deleted blocks were the last "
+        "ones of their stages",
         examples=(
             Example(
                 "Swin",
@@ -86,8 +87,8 @@ ADAPTER = (
             _m + "maxxvit:ConvNeXtBlock": (SitePattern(("drop_path",), ("shortcut",)),),
             _m + "maxxvit:PartitionAttentionCl": pre_norm(*_halves, ends=_ends, folds=True, layout="NHWC"),
         },
-        notes="attention in windows and in a grid are blocks of their own, which do not stand in a list: their halves are removed, "
-        "and no constructor of timm's leaves these out, so only `deepres.save` keeps such a network",
+        notes="window attention and grid attention are separate blocks that are not in a list, so their branches are removed instead; "
+        "timm's constructors cannot build the result, so use `deepres.save` for such a network",
         examples=(Example("MaxViT", timm_model("test_maxvit", img_size=64), 20, (4, 3, 64, 64)),),
     ),
     _Windows(
@@ -99,7 +100,7 @@ ADAPTER = (
             _m + "byobnet:BottleneckBlock": (SitePattern(("drop_path",), ("shortcut",), ("act",), when="shortcut"),),
         },
         folding=(_m + "mobilevit:MobileVitBlock",),
-        notes="inside its Transformers an example is several rows of the batch; all rows of an example skip together",
+        notes="inside its Transformers an example is several rows of the batch; all rows of an example skip a block together",
         examples=(Example("MobileViT", _mobilevit, 5, (4, 3, 64, 64), rebuild=lambda: _mobilevit(1)),),
     ),
 )

@@ -44,7 +44,7 @@ ADAPTER = Torchvision(
         "torchvision.models.mobilenetv2:InvertedResidual": (SitePattern(("conv",), when="use_res_connect"),),
         "torchvision.models.mobilenetv3:InvertedResidual": (SitePattern(("block",), when="use_res_connect"),),
     },
-    notes="blocks without a shortcut are no sites",
+    notes="blocks without a shortcut are not sites",
     examples=(
         Example("EfficientNet", _efficientnet, 2, rebuild=lambda: _efficientnet(1)),
         Example("MobileNetV2", _v2, 2, rebuild=lambda: _v2(1)),

@@ -51,8 +51,8 @@ ADAPTER = _Transformers(
         "torchvision.models.swin_transformer:SwinTransformerBlock": pre_norm("norm1", "attn", "norm2", "mlp", layout="NHWC"),
         "torchvision.models.swin_transformer:SwinTransformerBlockV2": _post,
     },
-    notes="Swin's windows are shifted in every second block, so only a stage's last blocks go without a trace in its "
-    "constructor's `depths`",
+    notes="Swin's windows are shifted in every second block, so its `depths` can describe a network only if the deleted blocks were "
+    "the last ones of their stages",
     examples=(
         Example("ViT", _vit, 4, rebuild=lambda: _vit(1)),
         Example("Swin", _swin, 8, rebuild=lambda: _swin(1)),
