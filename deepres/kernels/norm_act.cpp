@@ -11,7 +11,8 @@
 // instruction where the processor has one (AVX512_BF16).
 //
 // Where activations are larger than the cache, memory sets the time. So the ReLU's mask is taken from the input where no shortcut was
-// added, and what the loops read is asked for in advance.
+// added; where one was, the first loop of the backward pass writes the masked gradient, the shortcut's, and the second reads that instead
+// of gradient and output; and what the loops read is asked for in advance.
 //
 // Compiled for AVX2 or AVX-512, whichever the processor has (see compiled.py).
 
@@ -268,30 +269,46 @@ void apply(const T* x, const Lines& lines, const T* shortcut, int64_t places, in
 // How the gradient behind the ReLU is found: there is none, or it is zero where the output, or the norm of the input, is not above zero.
 enum class Mask { none, output, input };
 
-// The gradient behind the ReLU at place i, where the input is x.
-template <Mask MASK, class T>
-inline Pair gradient_at(const T* gradient, const T* y, int64_t i, const Pair& x, const Pair& scale, const Pair& offset) {
-  if constexpr (MASK == Mask::output) {
+// The gradient behind the ReLU at place i, where the input is x. `other` is a second gradient, which is added if OTHER. If KEEP, the
+// result is written to `kept` and returned as it is there, so a sum is rounded as if it had been in memory before.
+template <Mask MASK, bool OTHER, bool KEEP, class T>
+inline Pair gradient_at(
+    const T* gradient, const T* other, const T* y, T* kept, int64_t i, const Pair& x, const Pair& scale, const Pair& offset) {
+  Pair g;
+  if constexpr (MASK == Mask::output && !OTHER) {
     prefetch(gradient + i);
     prefetch(y + i);
-    return load_masked(gradient + i, y + i);
+    g = load_masked(gradient + i, y + i);
+  } else {
+    g = load_ahead(gradient + i);
+    if constexpr (OTHER) {
+      const Pair add = load_ahead(other + i);
+      g = {g.low + add.low, g.high + add.high};
+    }
+    if constexpr (MASK == Mask::output) g = where_above_zero(load_ahead(y + i), g);
+    if constexpr (MASK == Mask::input) g = where_above_zero(on_line(x, scale, offset), g);
   }
-  const Pair g = load_ahead(gradient + i);
-  if constexpr (MASK == Mask::input) return where_above_zero(on_line(x, scale, offset), g);
+  if constexpr (KEEP) {
+    store(kept + i, g);
+    if constexpr (OTHER) g = load(kept + i);
+  }
   return g;
 }
-template <Mask MASK, class T>
-inline float gradient_at(const T* gradient, const T* y, int64_t i, float x, float scale, float offset) {
-  const float g = static_cast<float>(gradient[i]);
-  if constexpr (MASK == Mask::none) return g;
-  return (MASK == Mask::output ? static_cast<float>(y[i]) : on_line(x, scale, offset)) > 0 ? g : 0.0f;
+template <Mask MASK, bool OTHER, bool KEEP, class T>
+inline float gradient_at(const T* gradient, const T* other, const T* y, T* kept, int64_t i, float x, float scale, float offset) {
+  float g = static_cast<float>(gradient[i]);
+  if (OTHER) g = static_cast<float>(static_cast<T>(g + static_cast<float>(other[i])));
+  if (MASK != Mask::none && !((MASK == Mask::output ? static_cast<float>(y[i]) : on_line(x, scale, offset)) > 0)) g = 0.0f;
+  if (KEEP) kept[i] = static_cast<T>(g);
+  return g;
 }
 
-// For each channel: the sum of the gradient g behind the activation, and the sum of g times the normalised input.
-template <class T, Mask MASK>
+// For each channel: the sum of the gradient g behind the activation, and the sum of g times the normalised input. g itself is written
+// to `kept` if KEEP.
+template <class T, Mask MASK, bool OTHER, bool KEEP>
 void backward_sums(
-    const T* gradient, const T* y, const T* x, const Lines& lines, const float* mean, const float* variance, float eps, int64_t places,
-    int64_t channels, int threads, float* of_bias, float* of_weight) {
+    const T* gradient, const T* other, const T* y, const T* x, const Lines& lines, const float* mean, const float* variance, float eps,
+    int64_t places, int64_t channels, int threads, float* of_bias, float* of_weight, T* kept) {
   const Shape shape(places, channels);
   const std::vector<float> means = spread(mean, shape);
   const std::vector<float> scales = spread(lines.scale.data(), shape), offsets = spread(lines.offset.data(), shape);
@@ -301,14 +318,14 @@ void backward_sums(
       [&](int64_t i, int64_t stop, int64_t e, Pair& a, Pair& b) {
         const Pair m = load(means.data() + e), s = load(scales.data() + e), o = load(offsets.data() + e);
         for (; i < stop; i += shape.columns) {
-          const Pair v = load_ahead(x + i), g = gradient_at<MASK>(gradient, y, i, v, s, o);
+          const Pair v = load_ahead(x + i), g = gradient_at<MASK, OTHER, KEEP>(gradient, other, y, kept, i, v, s, o);
           a = {a.low + g.low, a.high + g.high};
           b = {at::vec::fmadd(g.low, v.low - m.low, b.low), at::vec::fmadd(g.high, v.high - m.high, b.high)};
         }
       },
       [&](int64_t i, int64_t c, double& a, double& b) {
         const float v = static_cast<float>(x[i]);
-        const double g = gradient_at<MASK>(gradient, y, i, v, lines.scale[c], lines.offset[c]);
+        const double g = gradient_at<MASK, OTHER, KEEP>(gradient, other, y, kept, i, v, lines.scale[c], lines.offset[c]);
         a += g;
         b += g * (static_cast<double>(v) - mean[c]);
       },
@@ -320,11 +337,11 @@ void backward_sums(
 }
 
 // The input's gradient, scale * (g - mean(g) - normal * mean(g * normal)) with the normalised input, written as
-// scale * g + b * x + d with a value of b and d for each channel; and g itself, the shortcut's, where it is asked for.
-template <class T, bool ADD, Mask MASK>
+// scale * g + b * x + d with a value of b and d for each channel. A gradient that `backward_sums` kept needs no mask.
+template <class T, Mask MASK>
 void backward_input(
-    const T* gradient, const T* y, const T* x, const Lines& lines, const float* mean, const float* variance, float eps,
-    const float* of_bias, const float* of_weight, double count, int64_t places, int64_t channels, int threads, T* of_x, T* of_shortcut) {
+    const T* gradient, const T* x, const Lines& lines, const float* mean, const float* variance, float eps, const float* of_bias,
+    const float* of_weight, double count, int64_t places, int64_t channels, int threads, T* of_x) {
   const Shape shape(places, channels);
   std::vector<float> b(channels), d(channels);
   for (int64_t c = 0; c < channels; ++c) {
@@ -333,33 +350,34 @@ void backward_input(
   }
   const std::vector<float> scales = spread(lines.scale.data(), shape), offsets = spread(lines.offset.data(), shape);
   const std::vector<float> bs = spread(b.data(), shape), ds = spread(d.data(), shape);
+  const T* none = nullptr;
+  T* nowhere = nullptr;
   each(
       shape, threads,
       [&](int64_t i, int64_t stop, int64_t e) {
         const Pair s = load(scales.data() + e), o = load(offsets.data() + e), q = load(bs.data() + e), r = load(ds.data() + e);
         for (; i < stop; i += shape.columns) {
-          const Pair v = load_ahead(x + i), g = gradient_at<MASK>(gradient, y, i, v, s, o);
+          const Pair v = load_ahead(x + i), g = gradient_at<MASK, false, false>(gradient, none, none, nowhere, i, v, s, o);
           const Pair rest = on_line(v, q, r);
           store(of_x + i, {at::vec::fmadd(s.low, g.low, rest.low), at::vec::fmadd(s.high, g.high, rest.high)});
-          if constexpr (ADD) store(of_shortcut + i, g);
         }
       },
       [&](int64_t i, int64_t c) {
-        const float v = static_cast<float>(x[i]), g = gradient_at<MASK>(gradient, y, i, v, lines.scale[c], lines.offset[c]);
+        const float v = static_cast<float>(x[i]);
+        const float g = gradient_at<MASK, false, false>(gradient, none, none, nowhere, i, v, lines.scale[c], lines.offset[c]);
         of_x[i] = static_cast<T>(std::fma(lines.scale[c], g, on_line(v, b[c], d[c])));
-        if (ADD) of_shortcut[i] = static_cast<T>(g);
       });
 }
 
-// Calls `f` with what is known as the program runs as constants: a flag, and where the mask of the ReLU comes from.
+// Calls `f` with what is known as the program runs as constants: two flags, or where the mask of the ReLU comes from.
 template <class F>
-void chosen(bool add, bool relu, F f) {
+void chosen(bool first, bool second, F f) {
   using Yes = std::true_type;
   using No = std::false_type;
-  if (add) {
-    relu ? f(Yes(), Yes()) : f(Yes(), No());
+  if (first) {
+    second ? f(Yes(), Yes()) : f(Yes(), No());
   } else {
-    relu ? f(No(), Yes()) : f(No(), No());
+    second ? f(No(), Yes()) : f(No(), No());
   }
 }
 template <class F>
@@ -370,8 +388,8 @@ void chosen_mask(bool relu, bool output, F f) {
 
 }  // namespace
 
-// Pointers are to the first element: of activations in T, of values for each channel in float. `shortcut`, `y` of the backward pass and
-// `of_shortcut` may be null.
+// Pointers are to the first element: of activations in T, of values for each channel in float. `shortcut`, `other`, `y` and `kept` may be
+// null; a sum with `other` is always kept.
 #define EXPORT_FOR(NAME, T)                                                                                                        \
   extern "C" void statistics_##NAME(const T* x, int64_t places, int64_t channels, int threads, float* mean, float* variance) {     \
     statistics<T>(x, places, channels, threads, mean, variance);                                                                   \
@@ -386,23 +404,25 @@ void chosen_mask(bool relu, bool output, F f) {
   }                                                                                                                                \
   extern "C" void backward_sums_##NAME(                                                                                            \
       const T* x, int64_t places, int64_t channels, int threads, const float* weight, const float* bias, const float* mean,        \
-      const float* variance, float eps, int relu, const T* gradient, const T* y, float* of_bias, float* of_weight) {               \
+      const float* variance, float eps, int relu, const T* gradient, const T* other, const T* y, float* of_bias, float* of_weight, \
+      T* kept) {                                                                                                                   \
     const Lines lines(weight, bias, mean, variance, eps, channels);                                                                \
     chosen_mask(relu, y != nullptr, [&](auto mask) {                                                                               \
-      backward_sums<T, mask.value>(                                                                                                \
-          gradient, y, x, lines, mean, variance, eps, places, channels, threads, of_bias, of_weight);                              \
+      chosen(other != nullptr, kept != nullptr, [&](auto add, auto keep) {                                                         \
+        backward_sums<T, mask.value, add.value, keep.value>(                                                                       \
+            gradient, other, y, x, lines, mean, variance, eps, places, channels, threads, of_bias, of_weight, kept);               \
+      });                                                                                                                          \
     });                                                                                                                            \
   }                                                                                                                                \
   extern "C" void backward_input_##NAME(                                                                                           \
       const T* x, int64_t places, int64_t channels, int threads, const float* weight, const float* bias, const float* mean,        \
-      const float* variance, float eps, int relu, const T* gradient, const T* y, const float* of_bias, const float* of_weight,     \
-      double count, T* of_x, T* of_shortcut) {                                                                                     \
+      const float* variance, float eps, int relu, const T* gradient, const float* of_bias, const float* of_weight, double count,   \
+      T* of_x) {                                                                                                                   \
     const Lines lines(weight, bias, mean, variance, eps, channels);                                                                \
-    chosen_mask(relu, y != nullptr, [&](auto mask) {                                                                               \
-      chosen(of_shortcut != nullptr, false, [&](auto add, auto) {                                                                  \
-        backward_input<T, add.value, mask.value>(                                                                                  \
-            gradient, y, x, lines, mean, variance, eps, of_bias, of_weight, count, places, channels, threads, of_x, of_shortcut);  \
-      });                                                                                                                          \
+    chosen_mask(relu, false, [&](auto mask) {                                                                                      \
+      if constexpr (mask.value != Mask::output)                                                                                    \
+        backward_input<T, mask.value>(                                                                                             \
+            gradient, x, lines, mean, variance, eps, of_bias, of_weight, count, places, channels, threads, of_x);                  \
     });                                                                                                                            \
   }
 

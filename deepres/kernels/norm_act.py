@@ -2,9 +2,10 @@
 
 Batch norm, the residual sum and the ReLU each read and write the whole activation in PyTorch. Together they need two reads of the
 input and one write forward, and two reads of the input and the gradient and one or two writes backward; what is saved for the backward
-pass is the input and two numbers a channel, from which the ReLU's mask follows. Where a shortcut was added, the mask is the output's.
+pass is the input and two numbers a channel, from which the ReLU's mask follows. Where a shortcut was added, the mask is the output's,
+which is read once.
 
-Two operations are registered, ``deepres::norm_act_v2`` and ``deepres::norm_act_v2_backward``, with fake implementations, so that
+Two operations are registered, ``deepres::norm_act_v3`` and ``deepres::norm_act_v3_backward``, with fake implementations, so that
 ``torch.compile`` sees one node each. On a CPU, float32 and bfloat16 activations in channels-last memory run the compiled kernels
 (see ``compiled``); everything else runs the same formulas eagerly.
 """
@@ -29,8 +30,8 @@ _NORM = (*[_POINTER] * 4, ctypes.c_float, ctypes.c_int)  # weight, bias, mean, v
 _ARGUMENTS = {
     "statistics": (*_INPUT, _POINTER, _POINTER),
     "apply": (*_INPUT, *_NORM, _POINTER, _POINTER),
-    "backward_sums": (*_INPUT, *_NORM, *[_POINTER] * 4),
-    "backward_input": (*_INPUT, *_NORM, *[_POINTER] * 4, ctypes.c_double, _POINTER, _POINTER),
+    "backward_sums": (*_INPUT, *_NORM, *[_POINTER] * 6),  # gradient, other, y, of_bias, of_weight, kept
+    "backward_input": (*_INPUT, *_NORM, *[_POINTER] * 3, ctypes.c_double, _POINTER),
 }
 _DIMENSIONS = (0, 2, 3)  # of the statistics
 
@@ -58,7 +59,7 @@ def norm_act(
 
 
 # Count the version up when the arguments of the backward pass change: PyTorch keeps compiled graphs on disk by the forward pass alone.
-@torch.library.custom_op("deepres::norm_act_v2", mutates_args=())
+@torch.library.custom_op("deepres::norm_act_v3", mutates_args=())
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None, eps: float, relu: bool, synchronised: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -108,9 +109,10 @@ def _(
     return torch.empty_like(x, memory_format=layout), channels, torch.empty_like(channels), channels.new_empty(())
 
 
-@torch.library.custom_op("deepres::norm_act_v2_backward", mutates_args=())
+@torch.library.custom_op("deepres::norm_act_v3_backward", mutates_args=())
 def _backward(
     gradient: Tensor,
+    other: Tensor | None,
     x: Tensor,
     y: Tensor | None,
     weight: Tensor,
@@ -125,16 +127,21 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the input, the weight, the bias and the shortcut (which is empty where there is none).
 
-    ``y``: the output, where the ReLU's mask does not follow from the input.
+    ``other``: a gradient that is added to ``gradient`` (see ``compiling``). ``y``: the output, where the ReLU's mask does not follow
+    from the input.
     """
     exact = mean.dtype
     compiled = _suits(x, gradient)
+    keeps = shortcut or other is not None  # the gradient behind the ReLU, for the shortcut and so that it is computed once
     if compiled:
-        norm = (*_floats(weight, bias, mean, variance), eps, relu, _channels_last(gradient), _channels_last(y))
+        norm = (*_floats(weight, bias, mean, variance), eps)
+        gradient, other, y = _channels_last(gradient), _channels_last(other), _channels_last(y)
         of_bias, of_weight = torch.empty_like(mean), torch.empty_like(mean)
-        _run("backward_sums", x, *norm, of_bias, of_weight)
+        kept = torch.empty_like(x) if keeps else None
+        _run("backward_sums", x, *norm, relu, gradient, other, y, of_bias, of_weight, kept)
     else:
-        g = gradient.to(exact)
+        total = gradient if other is None else gradient + other
+        g = total.to(exact)
         if relu:
             g = g * ((_on_line(x, weight, bias, mean, variance, eps) if y is None else y) > 0)
         inverse = torch.rsqrt(variance + eps)
@@ -147,17 +154,23 @@ def _backward(
         all_bias, all_weight = both
     if compiled:
         of_x = torch.empty_like(x)
-        of_shortcut = torch.empty_like(x) if shortcut else x.new_empty(0)
-        _run("backward_input", x, *norm, all_bias, all_weight, count.item(), of_x, of_shortcut if shortcut else None)
+        masked, relu = (gradient, relu) if kept is None else (kept, False)
+        _run("backward_input", x, *norm, relu, masked, all_bias, all_weight, count.item(), of_x)
     else:
         of_x = _wide(weight.to(exact) * inverse) * (g - _wide(all_bias / count) - normal * _wide(all_weight / count))
-        of_x, of_shortcut = of_x.to(x.dtype), g.to(x.dtype, copy=True) if shortcut else x.new_empty(0)  # an output is no input
+        of_x, kept = of_x.to(x.dtype), g.to(x.dtype, copy=True) if shortcut else None  # an output is no input
+    of_shortcut = kept if shortcut and kept is not None else x.new_empty(0)
     return of_x, of_weight.to(weight.dtype), of_bias.to(weight.dtype), of_shortcut
+
+
+# as they stand in a graph
+FORWARD, BACKWARD = torch.ops.deepres.norm_act_v3.default, torch.ops.deepres.norm_act_v3_backward.default
 
 
 @_backward.register_fake
 def _(
     gradient: Tensor,
+    other: Tensor | None,
     x: Tensor,
     y: Tensor | None,
     weight: Tensor,
@@ -187,7 +200,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 def _gradients(ctx: Any, gradient: Tensor, *_: object) -> tuple[Tensor | None, ...]:
     x, *norm = ctx.saved_tensors
     y = norm.pop() if ctx.relu and ctx.shortcut else None
-    of_x, of_weight, of_bias, of_shortcut = _backward(gradient, x, y, *norm, ctx.eps, ctx.relu, ctx.shortcut, ctx.synchronised)
+    of_x, of_weight, of_bias, of_shortcut = _backward(
+        gradient, None, x, y, *norm, ctx.eps, ctx.relu, ctx.shortcut, ctx.synchronised
+    )
     return of_x, of_weight, of_bias, of_shortcut if ctx.shortcut else None, None, None, None
 
 

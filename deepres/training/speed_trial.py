@@ -59,7 +59,11 @@ def _stepper(model: nn.Module, images: Tensor, labels: Tensor, speed: Speed) -> 
     net = copy.deepcopy(model).to(memory_format=speed.layout).train()
     if speed.fused:
         accelerate(net)
-    call = torch.compile(net) if speed.compile else net
+    call = net
+    if speed.compile:
+        from deepres.kernels.compiling import compiled_for_training  # seconds to import
+
+        call = compiled_for_training(net)
     optimizer = torch.optim.SGD(net.parameters(), 1e-4, 0.9)
     x = images.to(memory_format=speed.layout) if images.ndim == 4 else images
 

@@ -131,7 +131,11 @@ class Trainer:
             ids = [context.device.index] if context.device.type == "cuda" else None
             wrapped = DistributedDataParallel(self.model, device_ids=ids, find_unused_parameters=drops)
         self.eager = wrapped
-        self.forward = torch.compile(wrapped) if self.speed.compile else wrapped
+        self.forward = wrapped
+        if self.speed.compile:
+            from deepres.kernels.compiling import compiled_for_training  # seconds to import
+
+            self.forward = compiled_for_training(wrapped)
 
     # ---- for callbacks
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from deepres.kernels import compiled, norm_act
+from deepres.kernels.compiling import SumsIntoNorms
+from deepres.kernels.norm_act import BACKWARD, FORWARD
 
 SHAPES = [(4, 16, 9, 7), (2, 64, 8, 8), (2, 96, 12, 12), (3, 17, 5, 5), (2, 1, 6, 6), (8, 130, 3, 3), (1, 5, 1, 2)]
 
@@ -82,7 +87,7 @@ def test_it_is_registered_as_pytorch_wants(dtype: torch.dtype) -> None:
     x, weight, bias, shortcut, _ = inputs((2, 16, 4, 4), dtype)
     for add in (shortcut.requires_grad_(), None):
         arguments = (x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), add, 1e-5, True, False)
-        found = torch.library.opcheck(torch.ops.deepres.norm_act_v2.default, arguments)
+        found = torch.library.opcheck(FORWARD, arguments)
         assert found and set(found.values()) == {"SUCCESS"}
 
 
@@ -148,6 +153,54 @@ def test_the_mask_of_the_input_is_that_of_the_output(dtype: torch.dtype) -> None
             norm_act(*arguments)[0].backward(gradient)
         for one, other in zip(mine, alone, strict=False):
             assert one.grad is not None and other.grad is not None and torch.equal(one.grad, other.grad)
+
+
+def backward_of_sum(rest: tuple[Any, ...], one: Tensor, other: Tensor) -> tuple[Tensor, ...]:
+    return BACKWARD(one + other, None, *rest)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(("relu", "add"), [(True, True), (True, False), (False, True), (False, False)])
+def test_a_sum_of_gradients_that_the_norm_takes_gives_the_same_bits(dtype: torch.dtype, relu: bool, add: bool) -> None:
+    """The backward pass of a block and of the norm in front of it, as compiling sees it, before and after sums go into norms."""
+    for shape in SHAPES:
+        x, weight, bias, shortcut, gradient = inputs(shape, dtype)
+        y, mean, variance, count = norm_act(x, weight, bias, shortcut if add else None, relu=relu)
+        rest = (x, y if add else None, weight, bias, mean, variance, count, 1e-5, relu, add, False)
+
+        graph = make_fx(partial(backward_of_sum, rest))(gradient, shortcut)
+        before = graph(gradient, shortcut)
+        SumsIntoNorms()(graph.graph)
+        graph.recompile()
+        assert "add" not in graph.code
+        for one, other in zip(before, graph(gradient, shortcut), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_sum_that_others_read_or_that_spreads_stays() -> None:
+    x, weight, bias, shortcut, gradient = inputs((2, 16, 4, 4), torch.float32)
+    y, mean, variance, count = norm_act(x, weight, bias, shortcut)
+    rest = (x, y, weight, bias, mean, variance, count, 1e-5, True, True, False)
+
+    def read_twice(one: Tensor, other: Tensor) -> tuple[Tensor, ...]:
+        total = one + other
+        return (*BACKWARD(total, None, *rest), total)
+
+    def scaled(one: Tensor, other: Tensor) -> tuple[Tensor, ...]:
+        return BACKWARD(torch.add(one, other, alpha=2), None, *rest)
+
+    def plain(one: Tensor, other: Tensor) -> tuple[Tensor, ...]:
+        return BACKWARD(one + other, None, *rest)
+
+    for function, other in (
+        (read_twice, shortcut),
+        (scaled, shortcut),
+        (plain, shortcut[:, :, :1]),
+        (plain, shortcut.contiguous()),
+    ):
+        graph = make_fx(function)(gradient, other)
+        SumsIntoNorms()(graph.graph)
+        assert [node.args[1] for node in graph.graph.find_nodes(op="call_function", target=BACKWARD)] == [None]
 
 
 def test_a_mean_that_is_large_cancels_nothing() -> None:
