@@ -134,11 +134,11 @@ def _backward(
     compiled = _suits(x, gradient)
     keeps = shortcut or other is not None  # the gradient behind the ReLU, for the shortcut and so that it is computed once
     if compiled:
-        norm = (*_floats(weight, bias, mean, variance), eps)
-        gradient, other, y = _channels_last(gradient), _channels_last(other), _channels_last(y)
+        norm: tuple[Tensor | float, ...] = (*_floats(weight, bias, mean, variance), eps)
+        first = _channels_last(gradient)
         of_bias, of_weight = torch.empty_like(mean), torch.empty_like(mean)
         kept = torch.empty_like(x) if keeps else None
-        _run("backward_sums", x, *norm, relu, gradient, other, y, of_bias, of_weight, kept)
+        _run("backward_sums", x, *norm, relu, first, _channels_last(other), _channels_last(y), of_bias, of_weight, kept)
     else:
         total = gradient if other is None else gradient + other
         g = total.to(exact)
@@ -154,7 +154,7 @@ def _backward(
         all_bias, all_weight = both
     if compiled:
         of_x = torch.empty_like(x)
-        masked, relu = (gradient, relu) if kept is None else (kept, False)
+        masked, relu = (first, relu) if kept is None else (kept, False)
         _run("backward_input", x, *norm, relu, masked, all_bias, all_weight, count.item(), of_x)
     else:
         of_x = _wide(weight.to(exact) * inverse) * (g - _wide(all_bias / count) - normal * _wide(all_weight / count))
