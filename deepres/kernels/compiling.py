@@ -16,7 +16,7 @@ from deepres.kernels.norm_act import BACKWARD
 
 
 class SumsIntoNorms(CustomGraphPass):
-    """Of a graph: give each ``norm_act`` backward pass the two terms of its gradient in place of their sum, which goes."""
+    """Give each ``norm_act`` backward pass the two terms of its gradient instead of their sum, which is removed."""
 
     def __call__(self, graph: fx.Graph) -> None:
         for node in graph.find_nodes(op="call_function", target=BACKWARD):
@@ -45,5 +45,5 @@ def _is_sum_for(node: fx.Node) -> bool:
 
 
 def compiled_for_training(model: nn.Module) -> nn.Module:
-    """``torch.compile(model)`` with ``SumsIntoNorms``."""
+    """Compile ``model`` by ``torch.compile`` with ``SumsIntoNorms``."""
     return torch.compile(model, options={"post_grad_custom_post_pass": SumsIntoNorms()})  # type: ignore[return-value]
