@@ -13,7 +13,8 @@ class StepOptions(DeviceOption):
 
     batch: int | None = None  # examples of a step over all processes [the recipe's]
     lr: float | None = None  # highest learning rate [the recipe's]
-    # auto, exact (float32, the same bits every time), float32, bf16, each also with -channels-last, -fused or -compiled behind it
+    # auto; exact (float32, the same bits every time); bf16-compiled-contiguous; float32 or bf16,
+    # alone or followed by -channels-last, -fused, -compiled or -fused-compiled
     speed: str = "auto"
 
 
