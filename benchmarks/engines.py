@@ -5,9 +5,10 @@
 
 Each candidate is a process of its own; within a turn it makes as many calls as take a fifth of a second. Of each tuned OpenVINO there is
 a second process: the ratio of the two, ``copies``, is what a ratio of 1 looks like on this machine. A row, one network at one
-batch, is written when it is done, and rows that are in ``benchmarks/results/NAME.json`` are skipped, so that the run can be stopped and
-continued. The networks by name have random weights and get noise, so their answers mean nothing and int8 is not refused; a trained
-network (``--data``) is measured on its validation images, and int8 is refused where it raises the error.
+batch, is written when it is done, and rows that are in ``benchmarks/results/engines-KIND.json`` are skipped, so that the run can be
+stopped and continued; KIND is the kind of the machine. The networks by name have random weights and get noise, so their answers mean
+nothing and int8 is not refused; a trained network (``--data``) is measured on its validation images, and int8 is refused where it
+raises the error.
 """
 
 from __future__ import annotations
@@ -22,11 +23,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import BF16, RESULTS, Remote, machine, record, summary
+from benchmarks.common import BF16, RESULTS, Remote, machine, machine_kind, record, summary
 from benchmarks.engine_rivals import COPIES, OURS, RANDOM, RIVALS, Case, build_candidate, choose
 from deepres.evaluation import timing
-
-NAME = "engines"
 
 
 def measure_row(case: Case, only: tuple[str, ...], turns: int, seconds: float) -> dict[str, Any]:
@@ -103,7 +102,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no further row after this long")
     parser.add_argument("--choosing", type=float, default=60.0, help="seconds for the turns in which optimize chooses")
     parser.add_argument("--error", type=float, default=0.3, help="points by which int8 may raise a trained network's error")
-    parser.add_argument("--name", default=NAME, help="of the file in benchmarks/results")
+    parser.add_argument("--name", default=f"engines-{machine_kind()}", help="of the file in benchmarks/results")
     parser.add_argument("--again", action="store_true", help="measure rows again that are in the file")
     options = parser.parse_args()
     if options.data is None and (unknown := [net for net in options.nets if net not in RANDOM]):

@@ -65,7 +65,7 @@ NOTES = {
         "of bits, but not with confidence. The second seed's first two exits err on 2 to 11 % of the inputs within their reach, "
         "so only a high threshold kept the limit."
     ),
-    "engines": (
+    "engines-avx512-bf16": (
         "The aim is at least 1.0 times the best rival of equal precision. It is reached within the spread at batch 32, except in "
         "float32 (0.98), and missed at batch 1 by 2 to 8 %. In float32, `optimize` chose ONNX Runtime in its 30 seconds of "
         "measuring, where OpenVINO is as fast or faster in this table: the noise of a short measurement limits the choice. int8 is "
@@ -93,7 +93,7 @@ NOTES = {
         "One seed, one thread. The whole table multiplies to 16.7 times the speed of PyTorch as it is at batch 32 and 8.5 times "
         "at batch 1, for 0.6 points of test error; 11.1 and 6.4 of it come from the engine, which costs none. int8 is 1.19 and "
         "1.13 times as fast as bf16 here, where the aim is 1.9: with AMX bf16 is fast, and the depthwise convolutions of this "
-        "network wait for memory. The ghost saves a fifth of the time in PyTorch and costs a quarter on the engine, where a "
+        "network wait for memory. The ghost saves a sixth of the time in PyTorch and costs a quarter on the engine, where a "
         "call takes one millisecond: its exit heads and the calls between segments cost more than the blocks that they save. "
         "The ghost of the shrunk network is that network itself, as no setting was confirmed. The best at equal error is the "
         "whole network on the engine; shrunk and int8 is the fastest."

@@ -290,7 +290,7 @@ SECTIONS = (
     ("inference-resnet50", "Inference: ResNet-50", _speed),
     ("inference-resnet50-float32", "Inference: ResNet-50, without bf16", _speed),
     ("inference-answers", "Inference: answers that bf16 changes", _answers),
-    ("engines", "Inference engines side by side", _engines),
+    *((f"engines-{kind}", f"Inference engines side by side, with {words}", _engines) for kind, words in KINDS.items()),
     ("levers", "Shrinking, a ghost and int8 together", levers_text),
     ("training-resnet20-cifar", "Training: CIFAR ResNet-20", _speed),
     ("training-resnet50", "Training: ResNet-50", _speed),

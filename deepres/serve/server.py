@@ -106,12 +106,13 @@ def _run(app: FastAPI, limits: Limits, listening: socket.socket, host: str, what
         print(f"deepres: {more}", flush=True)
     # uvicorn raises the signal that stopped it once more when it is done; by then it must not end the process
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    server = StoppingServer(config, app)
     try:
-        _Server(config, app).run(sockets=[listening])
+        server.run(sockets=[listening])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    print("deepres: stopped; every accepted request was answered", flush=True)
+    print(f"deepres: stopped; {server.outcome()}", flush=True)
 
 
 def _running(facts: Facts) -> str:
@@ -135,16 +136,32 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-class _Server(uvicorn.Server):
-    """Refuses bodies that are still on their way before it waits for the requests under way."""
+class StoppingServer(uvicorn.Server):
+    """When it stops, it refuses bodies that are still on their way, waits for the requests under way, and counts those it cuts off."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
         self.app = app
+        self.cut_off = 0  # requests that were not answered when the time to stop was over
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.app.state.receiver.close()
+        limit = self.config.timeout_graceful_shutdown
+        assert limit is not None
+        # uvicorn starts its own clock a tenth of a second later, and then cancels what still runs
+        counting = asyncio.get_running_loop().call_later(limit, self._count)
         await super().shutdown(sockets)
+        counting.cancel()
+
+    def _count(self) -> None:
+        self.cut_off = len(self.server_state.tasks)
+
+    def outcome(self) -> str:
+        """What became of the accepted requests, as a clause."""
+        if not self.cut_off:
+            return "every accepted request was answered"
+        requests = "1 request was" if self.cut_off == 1 else f"{self.cut_off} requests were"
+        return f"{requests} cut off after {self.config.timeout_graceful_shutdown} seconds"
 
 
 def _acknowledge(transport: Any) -> None:

@@ -60,4 +60,5 @@ SPEEDS = {
 def check_speed(name: str) -> None:
     """Raise ``DeepresError`` for what is neither ``auto`` nor a name of ``SPEEDS``."""
     if name not in ("auto", *SPEEDS):
-        raise DeepresError(f"unknown speed {name!r}{nearest(name, SPEEDS) or f'; there are auto, {SPEEDS}'}")
+        modes = ", ".join(("auto", *SPEEDS))
+        raise DeepresError(f"unknown speed {name!r}{nearest(name, SPEEDS) or f'; there are {modes}'}")

@@ -103,7 +103,7 @@ def test_mistakes_get_one_sentence_and_exit_code_2(run: Path, tmp_path: Path, ca
         ("train", "--net", "resnet20-cifer"): "did you mean 'resnet20-cifar'",
         ("train", "--net", "resnet20-cifar", "--data", "digitz"): "did you mean 'digits'",
         ("train", "--net", "resnet20-cifar", "--recipe", "paper"): "unknown recipe 'paper'",
-        ("train", "--net", "resnet20-cifar", "--speed", "fast"): "unknown speed",
+        ("train", "--net", "resnet20-cifar", "--speed", "fast"): "unknown speed 'fast'; there are auto, exact, ",
         ("train", "--net", "resnet20-cifar", "--device", "cuda", "--out", str(tmp_path / "x")): "--device cpu",
         ("train", "--resume", str(tmp_path)): "no run to read here",
         ("train", "--net", "resnet1202-cifar", "--memory", "1MiB", "--out", str(tmp_path / "y")): "lower --batch",

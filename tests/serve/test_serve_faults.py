@@ -6,18 +6,22 @@ import json
 import os
 import signal
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import uvicorn
+from fastapi import FastAPI
 from PIL import Image
 from running import Server, png, start, wait_until
 
 import deepres
 from deepres.data import Prepare
-from deepres.serve.server import listen
+from deepres.serve.server import StoppingServer, listen
 
 DIGIT = png(np.zeros((8, 8), np.uint8))
 HALF = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n\r\nabc"
@@ -181,3 +185,29 @@ def test_an_answer_is_sent_in_parts_without_waiting_for_acknowledgements() -> No
 
     found: asyncio.Future[int]
     assert asyncio.run(connect())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "outcome"), [(0.5, "every accepted request was answered"), (60, "1 request was cut off after 2 seconds")]
+)
+def test_a_request_that_is_cut_off_is_told(seconds: float, outcome: str) -> None:
+    """Stopped while an answer takes less, or more, than the time to stop."""
+    app = FastAPI()
+    app.state.receiver = SimpleNamespace(close=lambda: None)
+    began = threading.Event()
+
+    @app.get("/slow")
+    async def slow() -> None:
+        began.set()
+        await asyncio.sleep(seconds)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor() as pool:
+        stopping = StoppingServer(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=2), app)
+        running = pool.submit(stopping.run, [listening])
+        port = listening.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as wire:
+            wire.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert began.wait(30)
+            stopping.should_exit = True
+            running.result(30)
+    assert stopping.outcome() == outcome
