@@ -137,7 +137,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class StoppingServer(uvicorn.Server):
-    """When it stops, it refuses bodies that are still on their way, waits for the requests under way, and counts those it cuts off."""
+    """A server that, when it stops, refuses bodies still on their way, waits for the requests under way, and counts those it cuts off."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
