@@ -157,7 +157,7 @@ class StoppingServer(uvicorn.Server):
         self.cut_off = len(self.server_state.tasks)
 
     def outcome(self) -> str:
-        """What became of the accepted requests, as a clause."""
+        """Say, as a clause, whether the accepted requests were answered."""
         if not self.cut_off:
             return "every accepted request was answered"
         requests = "1 request was" if self.cut_off == 1 else f"{self.cut_off} requests were"
