@@ -52,7 +52,7 @@ def write(page: Path, name: str, result: dict[str, Any]) -> list[str]:
 def test_engines(page: Path) -> None:
     rows = {"r18, batch 1": row(False), "photos, batch 1": row(True)}
     lines = write(page, "engines-amx", {"what": "engines side by side", "rows": rows})
-    assert "## Inference engines side by side" in lines
+    assert "## Inference engines side by side, with AMX" in lines
     fastest = "1,234.5 (openvino) | 80.0 (openvino tuned int8) | 1.06 (0.98 to 1.20) | not measured |"
     assert f"| r18, batch 1 * | int8 | {fastest}" in lines and f"| photos, batch 1 | int8 | {fastest}" in lines
     assert "| onnxruntime | failed | failed |" not in lines  # no row has a figure of it
