@@ -45,6 +45,7 @@ RIVALS = {  # -> the precision in which it computes
 }
 # Second processes of these rivals: two copies of one program differ too, by where their memory lies and by what the machine does.
 COPIES = {f"{how}, a copy": how for how in RIVALS if how.startswith("openvino tuned")}
+CONVERTING = ("onnxruntime", "openvino float32", "openvino int8")  # these write the files that others of their engine read
 OURS = {"deepres float32": "float32", "deepres bf16 close": "bf16", "deepres bf16 exact": "bf16", "deepres int8": "int8"}
 RANDOM = (
     "resnet18",

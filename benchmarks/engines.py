@@ -18,13 +18,14 @@ import json
 import statistics
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.common import BF16, RESULTS, Remote, machine, machine_kind, record, summary
-from benchmarks.engine_rivals import COPIES, OURS, RANDOM, RIVALS, Case, build_candidate, choose
+from benchmarks.engine_rivals import CONVERTING, COPIES, OURS, RANDOM, RIVALS, Case, build_candidate, choose
 from deepres.evaluation import timing
 
 
@@ -39,16 +40,19 @@ def measure_row(case: Case, only: tuple[str, ...], turns: int, seconds: float) -
         chosen = json.loads(chooser.name)
         chooser.close()
     remotes: dict[str, Remote] = {}
-    failed = {}
+    failed = {how: _reason(chosen["candidates"], OURS[how]) for how in wanted if how in OURS and how not in chosen["chosen"]}
+
+    def build(how: str) -> None:
+        try:
+            remotes[how] = Remote(build_candidate, COPIES.get(how, how), case, json.dumps(chosen["chosen"].get(how)))
+        except RuntimeError as error:
+            failed[how] = str(error)[:300]
+
     try:
-        for how in wanted:
-            if how in OURS and how not in chosen["chosen"]:
-                failed[how] = _reason(chosen["candidates"], OURS[how])
-                continue
-            try:
-                remotes[how] = Remote(build_candidate, COPIES.get(how, how), case, json.dumps(chosen["chosen"].get(how)))
-            except RuntimeError as error:
-                failed[how] = str(error)[:300]
+        with ThreadPoolExecutor(2) as pool:
+            for stage in (CONVERTING, wanted):
+                list(pool.map(build, [how for how in stage if how in wanted and how not in remotes and how not in failed]))
+        remotes = {how: remotes[how] for how in wanted if how in remotes}
         built = {how: json.loads(remote.name) for how, remote in remotes.items()}
         took = timing.alternate(remotes, torch.device("cpu"), turns=turns, warmup=1, seconds=seconds)
     finally:
