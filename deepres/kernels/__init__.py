@@ -1,4 +1,4 @@
-"""Fused operations for training residual networks, and a pool for activations. Read: compiled -> norm_act -> compiling; then pool."""
+"""Fused operations for training residual networks, and a pool for activations. Read: compiled, norm_act, gradient_sums, compiling, pool."""
 
 from deepres.kernels.compiled import Status, status
 from deepres.kernels.norm_act import norm_act

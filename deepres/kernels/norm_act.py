@@ -127,7 +127,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the input, the weight, the bias and the shortcut (which is empty where there is none).
 
-    ``other``: a gradient that is added to ``gradient`` (see ``compiling``). ``y``: the output, where the ReLU's mask does not follow
+    ``other``: a gradient that is added to ``gradient`` (see ``gradient_sums``). ``y``: the output, where the ReLU's mask does not follow
     from the input.
     """
     exact = mean.dtype

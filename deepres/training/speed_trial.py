@@ -19,6 +19,7 @@ from deepres import kernels
 from deepres.adapters import flat, logits_in
 from deepres.evaluation import processor_name
 from deepres.evaluation.timing import alternate
+from deepres.kernels.compiling import compiled_for_training
 from deepres.paths import cache_folder
 from deepres.training.fusion import accelerate
 from deepres.training.speed import SPEEDS, Speed
@@ -59,11 +60,7 @@ def _stepper(model: nn.Module, images: Tensor, labels: Tensor, speed: Speed) -> 
     net = copy.deepcopy(model).to(memory_format=speed.layout).train()
     if speed.fused:
         accelerate(net)
-    call = net
-    if speed.compile:
-        from deepres.kernels.compiling import compiled_for_training  # seconds to import
-
-        call = compiled_for_training(net)
+    call = compiled_for_training(net) if speed.compile else net
     optimizer = torch.optim.SGD(net.parameters(), 1e-4, 0.9)
     x = images.to(memory_format=speed.layout) if images.ndim == 4 else images
 

@@ -19,6 +19,7 @@ from deepres.data import Augment, Batch, Data, Loader, Resident, digest, seeded
 from deepres.data.options import parse_bytes
 from deepres.errors import DeepresError
 from deepres.evaluation import Evaluation, measure
+from deepres.kernels.compiling import compiled_for_training
 from deepres.models import read_checkpoint, save
 from deepres.nn import ResNet
 from deepres.training import checkpoint, memory
@@ -131,11 +132,7 @@ class Trainer:
             ids = [context.device.index] if context.device.type == "cuda" else None
             wrapped = DistributedDataParallel(self.model, device_ids=ids, find_unused_parameters=drops)
         self.eager = wrapped
-        self.forward = wrapped
-        if self.speed.compile:
-            from deepres.kernels.compiling import compiled_for_training  # seconds to import
-
-            self.forward = compiled_for_training(wrapped)
+        self.forward = compiled_for_training(wrapped) if self.speed.compile else wrapped
 
     # ---- for callbacks
 

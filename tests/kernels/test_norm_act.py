@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from deepres.kernels import compiled, norm_act
-from deepres.kernels.compiling import SumsIntoNorms
+from deepres.kernels.gradient_sums import SumsIntoNorms
 from deepres.kernels.norm_act import BACKWARD, FORWARD
 
 SHAPES = [(4, 16, 9, 7), (2, 64, 8, 8), (2, 96, 12, 12), (3, 17, 5, 5), (2, 1, 6, 6), (8, 130, 3, 3), (1, 5, 1, 2)]
@@ -189,9 +189,7 @@ def test_a_sum_that_others_read_or_that_spreads_stays() -> None:
     def scaled(one: Tensor, other: Tensor) -> tuple[Tensor, ...]:
         return BACKWARD(torch.add(one, other, alpha=2), None, *rest)
 
-    def plain(one: Tensor, other: Tensor) -> tuple[Tensor, ...]:
-        return BACKWARD(one + other, None, *rest)
-
+    plain = partial(backward_of_sum, rest)
     for function, other in (
         (read_twice, shortcut),
         (scaled, shortcut),
