@@ -3,12 +3,12 @@
     python -m benchmarks.engines --nets resnet50 vit-s --batches 1 32 --minutes 20
     python -m benchmarks.engines --nets runs/photos --data photos
 
-Each candidate is a process of its own; within a turn it makes as many calls as take a fifth of a second. Of each tuned OpenVINO there is
-a second process: the ratio of the two, ``copies``, is what a ratio of 1 looks like on this machine. A row, one network at one
-batch, is written when it is done, and rows that are in ``benchmarks/results/engines-KIND.json`` are skipped, so that the run can be
-stopped and continued; KIND is the kind of the machine. The networks by name have random weights and get noise, so their answers mean
-nothing and int8 is not refused; a trained network (``--data``) is measured on its validation images, and int8 is refused where it
-raises the error.
+Each candidate is a process of its own; within a turn it makes as many calls as took a fifth of a second when it was built, two candidates
+at a time. Of each tuned OpenVINO there is a second process: the ratio of the two, ``copies``, is what a ratio of 1 looks like on this
+machine. A row, one network at one batch, is written when it is done, and rows that are in ``benchmarks/results/engines-KIND.json`` are
+skipped, so that the run can be stopped and continued; KIND is the kind of the machine. The networks by name have random weights and get
+noise, so their answers mean nothing and int8 is not refused; a trained network (``--data``) is measured on its validation images, and
+int8 is refused where it raises the error.
 """
 
 from __future__ import annotations
