@@ -27,16 +27,16 @@ CGROUP = Path("/sys/fs/cgroup")
 class RecomputePlan:
     """Which blocks are recomputed. The default recomputes none."""
 
-    length: int = 0  # blocks per segment; 0: nothing is recomputed
+    length: int = 0  # blocks per group; 0: nothing is recomputed
     kept: int = 0  # blocks at the output end that are kept whole: the backward pass frees them before it recomputes
 
     def __str__(self) -> str:
         rest = f", the last {self.kept} kept" if self.kept else ""
-        return f"blocks recomputed in segments of {self.length}{rest}" if self.length else "nothing recomputed"
+        return f"blocks recomputed in groups of {self.length}{rest}" if self.length else "nothing recomputed"
 
 
 class Recompute(nn.Sequential):
-    """Blocks that run in segments of ``length``; only what goes into a segment is kept for the backward pass.
+    """Blocks that run in groups of ``length``; only what goes into a group is kept for the backward pass.
 
     The last ``kept`` blocks run as usual. Outputs, gradients and running statistics are those of the plain sequence, to the
     bit.
@@ -51,14 +51,14 @@ class Recompute(nn.Sequential):
         blocks = list(self)
         head = len(blocks) - self.kept
         for start in range(0, head, self.length):
-            segment = nn.Sequential(*blocks[start : min(start + self.length, head)])
+            group = nn.Sequential(*blocks[start : min(start + self.length, head)])
 
             def contexts(
-                segment: nn.Module = segment,
+                group: nn.Module = group,
             ) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-                return contextlib.nullcontext(), frozen_norm_statistics(segment)
+                return contextlib.nullcontext(), frozen_norm_statistics(group)
 
-            x = checkpoint(segment, x, use_reentrant=False, context_fn=contexts, determinism_check="none")
+            x = checkpoint(group, x, use_reentrant=False, context_fn=contexts, determinism_check="none")
         for block in blocks[head:]:
             x = block(x)
         return x
@@ -99,7 +99,7 @@ class Footprint:
     fixed: int = 0  # kept too, but the same for any batch
 
     def need(self, plan: RecomputePlan) -> int:
-        """Bytes at the worst moment: at the end of the forward pass, or while the widest segment is recomputed."""
+        """Bytes at the worst moment: at the end of the forward pass, or while the widest group is recomputed."""
         head = len(self.saved) - plan.kept
         outside = self.total - sum(self.saved)
         inputs, worst, first = 0, 0, 0
@@ -107,9 +107,9 @@ class Footprint:
             end = min(first + count, head)
             for start in range(first, end, plan.length):
                 inputs += self.entered[start]
-                segment = self.saved[start : min(start + plan.length, end)]
+                group = self.saved[start : min(start + plan.length, end)]
                 # gradients flow through a block while its activations are there
-                worst = max(worst, inputs + sum(segment) + 2 * max(segment))
+                worst = max(worst, inputs + sum(group) + 2 * max(group))
             first += count
         return outside + max(worst, inputs + sum(self.saved[head:]))
 
@@ -217,7 +217,7 @@ def fit_memory(
     tightest = min(plans, key=need)
     if need(tightest) > budget:
         raise DeepresError(_no_room(need(tightest), budget))
-    # what is kept at the end adds to the end of the forward pass only, so a tighter segment leaves more room for it
+    # what is kept at the end adds to the end of the forward pass only, so a tighter group leaves more room for it
     low, high = 0, blocks - 1
     while low < high:
         middle = (low + high + 1) // 2
