@@ -171,6 +171,7 @@ def _export_segments(
         raise DeepresError(f"{path}: is there already and is not an exported ghost; give another --out")
     inputs, prepare, source = _inputs(opened, data, size)
     metadata = _metadata(opened, prepare, to, path.name)
+    depths = [round(depth, 6) for depth in ghost.depth_of_exits().tolist()]
     segments = []
     with in_place(path) as temporary:
         temporary.mkdir()
@@ -184,7 +185,8 @@ def _export_segments(
                 exporters.to_torch_export(segment.program, segment.example, file, metadata)
             stamp = open_file(file, trust=True).header["sha256"]
             names: dict[str, Any] = dataclasses.asdict(segment.names)
-            segments.append({"file": file.name, **names, "exit": segment.exit, "sha256": stamp})
+            depth = depths[-1 if segment.exit is None else segment.exit]
+            segments.append({"file": file.name, **names, "exit": segment.exit, "depth": depth, "sha256": stamp})
         plain: dict[str, Any] = {key: json.loads(metadata[key]) for key in ("labels", "preprocessing") if key in metadata}
         about: dict[str, Any] = {**metadata, **plain, "threshold": ghost.settings.exit_threshold, "segments": segments}
         write_runner(temporary, json.loads(json.dumps(about)))

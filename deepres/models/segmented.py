@@ -20,15 +20,26 @@ class SegmentedModel(ExportedModel):
 
     Made by ``open_exported``. A segment gives the logits and confidences of its exit, and what the next segment takes; inputs whose
     confidence reaches the threshold leave with these logits. ``exited_at`` (N,) is the exit of each input of the last call, as a
-    ghost's trace counts them, and -1 for those that passed all segments.
+    ghost's trace counts them, and -1 for those that passed all segments; ``depth`` (N,) is the share of the ghost's blocks that ran.
     """
 
     def __init__(
-        self, path: Path, files: Sequence[LoadedFile], header: Mapping[str, str], exits: Sequence[int], threshold: float
+        self,
+        path: Path,
+        files: Sequence[LoadedFile],
+        header: Mapping[str, str],
+        exits: Sequence[int],
+        threshold: float,
+        depths: Sequence[float],
     ) -> None:
         super().__init__(path, files, header)
         self.exits, self.threshold = tuple(exits), threshold
+        self.depths = dict(zip((*exits, -1), depths, strict=True))  # share of the blocks that ran, by the exit
         self.exited_at = torch.empty(0, dtype=torch.int64)
+
+    @property
+    def depth(self) -> Tensor:
+        return torch.tensor([self.depths[number] for number in self.exited_at.tolist()])
 
     def forward(self, inputs: Tensor) -> Tensor:
         calls, thresholds = [file.call for file in self.files], [self.threshold] * len(self.exits)
@@ -94,7 +105,8 @@ def open_exported(path: str | Path, *, trust: bool = False) -> ExportedModel:
         if file.header.get("sha256") != one["sha256"]:
             raise DeepresError(f"{path / one['file']}: is not the segment that was exported with this folder; export it again")
     exits = [int(one["exit"]) for one in about["segments"][:-1]]
-    return SegmentedModel(path, files, files[-1].header, exits, float(about["threshold"]))
+    depths = [float(one.get("depth", 1.0)) for one in about["segments"]]  # folders of earlier versions do not say
+    return SegmentedModel(path, files, files[-1].header, exits, float(about["threshold"]), depths)
 
 
 def write_runner(folder: Path, about: Mapping[str, Any]) -> None:

@@ -89,8 +89,7 @@ def _detect(pipe: Connection, spec: Spec) -> None:
     from deepres.training.distribute import pick_device
 
     try:
-        if spec.engine not in ("auto", "none"):
-            raise DeepresError(f"--engine {spec.engine}: a detector is served by PyTorch; leave --engine out")
+        spec.need_pytorch("a detector")
         if spec.weights is not None:
             raise DeepresError("--weights: a detector's file holds its weights; leave --weights out")
         device = pick_device(spec.device)

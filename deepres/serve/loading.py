@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,15 @@ from torch import Tensor
 
 from deepres.adapters import logits_in, logits_of
 from deepres.adapters.spec import device_of
-from deepres.data import Prepare
 from deepres.engines import Optimized, build_choice, optimize
+from deepres.engines.inputs import validation_images
 from deepres.engines.registry import engines_for
 from deepres.engines.segmenting import exit_thresholds
 from deepres.errors import DeepresError
 from deepres.ghosting import Ghost, Point, Settings, is_ghost, open_ghost
 from deepres.ghosting.make import FILE
 from deepres.ghosting.points import pareto_front
-from deepres.models import open_model
+from deepres.models import OpenedModel, SegmentedModel, data_for, open_model
 from deepres.models.exported import ExportedModel
 from deepres.serve.spec import Facts, Spec
 from deepres.training.distribute import pick_device
@@ -35,7 +36,7 @@ Answering = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # (x, steps to tight
 def load_answering(spec: Spec) -> tuple[Answering, Facts]:
     """Load what ``spec`` names: (what answers images, the facts about it).
 
-    Raises ``DeepresError`` where it cannot be loaded, or not on the engine that is asked for by name.
+    Raises ``DeepresError`` where it cannot be loaded, or not on the engine that is asked for by name, and for options without a use.
     """
     if is_ghost(spec.reference):
         if spec.weights is not None:
@@ -46,43 +47,56 @@ def load_answering(spec: Spec) -> tuple[Answering, Facts]:
     model: Any = opened.model.eval().to(pick_device(spec.device))
     prepare = opened.preparation()
     classes = opened.notes.get("classes") or opened.classes or [str(i) for i in range(opened.spec.classes or 0)]
+    if spec.tighten and not isinstance(model, Ghost):
+        raise DeepresError(f"--tighten: makes a ghost faster, and {spec.reference} is none; leave --tighten out")
+    in_file = isinstance(model, ExportedModel) and spec.engine == "auto"
+    _check_data(spec, in_file)
     levels, blocks, engine, why_not = 0, 0, "none", ""
     answering: Answering
     if isinstance(model, Ghost):
         blocks = len(model.blocks)
-        answering, levels, engine, why_not = _ghost(model, spec, prepare)
+        answering, levels, engine, why_not = _ghost(model, spec, partial(_on_engine, model, spec, opened))
     else:
-        if isinstance(model, ExportedModel) and spec.engine == "auto":
+        if in_file:
             engine = model.engine
         elif spec.engine != "none":
-            model = _on_engine(model, spec, prepare)
+            model = _on_engine(model, spec, opened)
             engine = str(model.choice)
         answering = _Network(model)
     name = Path(spec.reference).name
     return answering, Facts(name, tuple(classes), prepare.to_notes(), blocks, levels, engine, why_not)
 
 
-def _ghost(ghost: Ghost, spec: Spec, prepare: Prepare) -> tuple[Answering, int, str, str]:
+def _check_data(spec: Spec, in_file: bool) -> None:
+    """Raises ``DeepresError`` for data where no engines are compared; ``in_file``: the network is a file of one engine."""
+    if spec.data is None:
+        return
+    chosen = "the file is for one engine" if in_file else f"--engine {spec.engine} leaves no choice"
+    if in_file or spec.engine == "none" or Path(spec.engine).is_dir():
+        raise DeepresError(f"--data: engines are compared on its images, and {chosen}; leave --data out")
+
+
+def _ghost(ghost: Ghost, spec: Spec, on_engine: Callable[[], Optimized]) -> tuple[Answering, int, str, str]:
     """(what answers images, steps by which it can be tightened, its engine, why it has none)."""
     steps = _faster(ghost, spec.reference)
     in_pytorch = _InPyTorch(ghost, [ghost.settings, *steps])
     if spec.engine == "none":
         return in_pytorch, len(steps), "none", ""
-    on_engine = _faster(ghost, spec.reference, exits_alone=True)
-    if spec.tighten and steps and not on_engine:
+    by_exits = _faster(ghost, spec.reference, exits_alone=True)
+    if spec.tighten and steps and not by_exits:
         why = "--tighten changes which blocks and exits are used, and an engine only changes the confidence that exits ask for"
         if spec.engine != "auto":
             raise DeepresError(f"--engine {spec.engine}: {why}; leave one of them out")
         return in_pytorch, len(steps), "none", why
     try:
-        fast = _on_engine(ghost, spec, prepare)
+        fast = on_engine()
     except DeepresError as error:
         if spec.engine != "auto":
             raise
         return in_pytorch, len(steps), "none", str(error)
     if (ratio := _ratio(fast)) < 1:
         return in_pytorch, len(steps), "none", f"{fast.choice} takes {1 / ratio:.2f} times as long here"
-    return _OnEngine(fast, ghost, [ghost.settings, *on_engine]), len(on_engine), str(fast.choice), ""
+    return _OnEngine(fast, ghost, [ghost.settings, *by_exits]), len(by_exits), str(fast.choice), ""
 
 
 def _ratio(fast: Optimized) -> float:
@@ -107,13 +121,14 @@ def _faster(ghost: Ghost, folder: str, *, exits_alone: bool = False) -> list[Set
 
 
 class _Network:
-    """A network, whose blocks all run."""
+    """A network whose blocks all run, or a ghost's exported segments."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
 
     def __call__(self, x: Tensor, level: int) -> tuple[Tensor, Tensor]:
-        return logits_of(self.model, x), torch.ones(len(x))
+        logits = logits_of(self.model, x)
+        return logits, self.model.depth if isinstance(self.model, SegmentedModel) else torch.ones(len(x))
 
 
 class _InPyTorch:
@@ -143,12 +158,16 @@ class _OnEngine:
         return self.fast(x), self.depth[self.fast.exited_at]
 
 
-def _on_engine(model: Any, spec: Spec, prepare: Prepare) -> Optimized:
+def _on_engine(model: Any, spec: Spec, opened: OpenedModel) -> Optimized:
     """The network on the engine that was asked for, or on the fastest that takes any number of images without compiling anew."""
-    device = device_of(model)
-    example = prepare.example(min(spec.batch, MEASURED), torch.Generator().manual_seed(0)).to(device)
+    device, count, images = device_of(model), min(spec.batch, MEASURED), None
+    if spec.data is None:
+        example = opened.preparation().example(count, torch.Generator().manual_seed(0)).to(device)
+    else:
+        images = validation_images(data_for(opened, spec.data).data, at_least=count).to(device)
+        example = images[:count]
     if Path(spec.engine).is_dir():
         return build_choice(model, example, spec.engine)
-    usable = [engine.name for engine in engines_for("auto", device) if engine.any_batch]
     automatic = spec.engine == "auto"
-    return optimize(model, example, engine=usable if automatic else spec.engine, seconds=MEASURING, measure=automatic)
+    usable = [engine.name for engine in engines_for("auto", device) if engine.any_batch] if automatic else spec.engine
+    return optimize(model, example, engine=usable, images=images, seconds=MEASURING, measure=automatic or images is not None)

@@ -23,3 +23,4 @@ class ServeOptions(WeightsOptions, DeviceOption):
     tighten: bool = False  # under load, let a ghost exit earlier before requests queue up
     # auto: fastest that keeps the answers; none; a name of `optimize --engine`; a folder of `optimize --out`
     engine: str = "auto"
+    data: str | None = None  # images such as will be sent: engines are compared on its validation split [noise]

@@ -41,20 +41,22 @@ def serve(
     weights: str | Path | None = ServeOptions.weights,
     engine: str = ServeOptions.engine,
     device: str = ServeOptions.device,
+    data: str | None = ServeOptions.data,
 ) -> int:
     """Serve a network over HTTP until SIGINT or SIGTERM. Returns the exit code, 0.
 
     On the signal, requests whose body has not arrived are refused at once, and the others are answered.
 
-    ``model``: as in ``open_model``, a ghost's folder, or a detector's run or file, whose answers are boxes. A
-    language model answers OpenAI's completions route instead of images, in
-    this process. ``ServeOptions`` explains the options.
+    ``model``: as in ``open_model``, a ghost's folder, or a detector's run or file, whose answers are boxes. A language model answers
+    OpenAI's completions route instead of images, in this process. ``ServeOptions`` explains the options.
 
-    Raises ``DeepresError`` for a network that cannot be loaded and a port that cannot be had.
+    Raises ``DeepresError`` for a network that cannot be loaded, a port that cannot be had, and options that the network has no use for.
     """
+    spec = Spec(str(model), str(weights) if weights is not None else None, device, engine, limits.batch, tighten, data)
     listening = listen(host, port)
     try:
         if vocabulary_of(weights or model) is not None:
+            spec.need_pytorch("a language model")
             language = open_language_model(model, weights=weights)
             language.model.to(pick_device(device))
             _run(
@@ -66,7 +68,6 @@ def serve(
                 f"{language.name} runs in PyTorch",
             )
             return 0
-        spec = Spec(str(model), str(weights) if weights is not None else None, device, engine, limits.batch, tighten)
         worker, build = _service(spec)
     except BaseException:
         listening.close()

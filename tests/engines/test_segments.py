@@ -13,6 +13,8 @@ import deepres
 from deepres import DeepresError
 from deepres.cli.main import main
 from deepres.models import SegmentedModel, annotate, open_exported, open_model
+from deepres.serve.loading import load_answering
+from deepres.serve.spec import Spec
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,7 @@ def test_segments_answer_as_the_ghost_does(to: str, average: bool, gates: bool, 
     for rows in (1, 24):
         torch.testing.assert_close(model(X[:rows]), made(X[:rows], trace=True), rtol=1e-4, atol=1e-5)
         assert made.trace is not None and torch.equal(model.exited_at, made.trace.exited_at)
+        torch.testing.assert_close(model.depth, made.trace.ran.float().mean(1))
     assert len(set(model.exited_at.tolist())) >= 3
     if gates:
         assert not made.trace.ran[:, made.segments[2].skippable[0]].any()
@@ -54,6 +57,16 @@ def test_a_folder_of_segments_is_used_by_name(folder: Path, small_folder: Path, 
     assert [one["exit"] for one in about["segments"]] == [0, 1, None]
     total = sum(file.stat().st_size for file in folder.iterdir())
     assert total < 4 * sum(tensor.numel() for tensor in made.state_dict().values()) + 200_000  # each weight once
+
+
+def test_the_depth_of_each_image_is_served(folder: Path) -> None:
+    answering, facts = load_answering(Spec(str(folder)))
+    made = ghost(average=True)
+    logits, depth = answering(X, 0)
+    torch.testing.assert_close(logits, made(X, trace=True), rtol=1e-4, atol=1e-5)
+    assert made.trace is not None and len(set(depth.tolist())) >= 3
+    torch.testing.assert_close(depth, made.trace.ran.float().mean(1))
+    assert facts.engine.startswith("ONNX Runtime")
 
 
 def test_changed_folders_and_mistakes_are_one_sentence(folder: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from running import Server, start, wait_until
 
 import deepres
+from deepres.cli.main import main
 from deepres.evaluation.sampling import Sampling
 from deepres.models.language import open_language_model
 from deepres.serve.continuous import ContinuousBatching, Piece, SequencesFull
@@ -151,3 +152,13 @@ def test_what_was_accepted_is_answered_after_sigterm(served: Server, ask: openai
         rest = pool.submit(lambda: [chunk.choices[0] for chunk in stream]).result(60)
     assert rest[-1].finish_reason == "length" and len(first + "".join(choice.text for choice in rest)) == 300
     assert served.process.wait(60) == 0 and "every accepted request was answered" in served.process.communicate()[0]
+
+
+def test_options_of_classifiers_are_refused(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, says in (
+        (("--engine", "openvino"), "a language model is served by PyTorch; leave --engine out"),
+        (("--data", "digits"), "a language model is served by PyTorch; leave --data out"),
+        (("--tighten",), "this is a language model; leave --tighten out"),
+    ):
+        assert main(["serve", str(net), "--port", "0", *options]) == 2
+        assert says in capsys.readouterr().err

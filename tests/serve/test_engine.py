@@ -3,6 +3,7 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +11,15 @@ import torch
 from PIL import Image
 from running import png, start
 from sklearn.datasets import load_sample_images
+from torch import nn
 
 import deepres
 from deepres import DeepresError
-from deepres.data import Prepare
+from deepres.data import Prepare, open_data
+from deepres.engines import optimize
+from deepres.engines.inputs import validation_images
 from deepres.models import save
+from deepres.serve import loading
 from deepres.serve.metrics import STAGES
 from deepres.serve.spec import Spec
 from deepres.serve.worker import Worker, WorkerAnswers
@@ -64,6 +69,39 @@ def test_photographs_are_answered_as_predict_answers_them(tmp_path: Path) -> Non
         server.process.kill()
         server.process.communicate()
     assert expected[0] != expected[1]  # the camera's note was read
+
+
+def test_engines_are_compared_on_the_images_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = open_data("digits")
+    net = deepres.create("resnet8-cifar", width=0.5, in_channels=1).eval()
+    path = save(net, tmp_path / "net.safetensors", prepare=data.prepare.to_notes(), classes=list(data.classes))
+    compared: list[torch.Tensor] = []
+
+    def watched(model: nn.Module, example: torch.Tensor, **asked: Any) -> Any:
+        compared.extend((example, asked["images"]))
+        return optimize(model, example, **asked)
+
+    monkeypatch.setattr(loading, "optimize", watched)
+    loading.load_answering(Spec(str(path), engine="torch-eager", data="digits"))
+    example, images = compared
+    expected = validation_images(data, at_least=8)
+    assert torch.equal(images, expected) and torch.equal(example, expected[:8])
+
+
+def test_options_without_a_use_are_refused(tmp_path: Path) -> None:
+    path = save(
+        deepres.create("resnet8-cifar", width=0.5).eval(), tmp_path / "net.safetensors", prepare=Prepare.usual(16).to_notes()
+    )
+    for options, says in (
+        (
+            {"engine": "none", "data": "digits"},
+            "--data: engines are compared on its images, and --engine none leaves no choice",
+        ),
+        ({"tighten": True}, "--tighten: makes a ghost faster, and .*net.safetensors is none"),
+        ({"data": str(tmp_path / "nowhere")}, "nowhere"),
+    ):
+        with pytest.raises(DeepresError, match=says):
+            loading.load_answering(Spec(str(path), **options))
 
 
 def test_an_engine_that_is_not_known_ends_the_server_with_a_sentence(tmp_path: Path) -> None:

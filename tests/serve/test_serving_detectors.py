@@ -101,5 +101,10 @@ def test_a_killed_detector_is_started_again(detecting: Server) -> None:
 
 
 def test_options_of_classifiers_are_refused(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", str(weights), "--port", "0", "--engine", "openvino"]) == 2
-    assert "a detector is served by PyTorch; leave --engine out" in capsys.readouterr().err
+    for options, says in (
+        (("--engine", "openvino"), "a detector is served by PyTorch; leave --engine out"),
+        (("--data", "digits"), "a detector is served by PyTorch; leave --data out"),
+        (("--tighten",), "this is a detector; leave --tighten out"),
+    ):
+        assert main(["serve", str(weights), "--port", "0", *options]) == 2
+        assert says in capsys.readouterr().err
