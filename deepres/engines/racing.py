@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from math import comb
@@ -15,6 +16,7 @@ BURST = 0.1  # seconds of calls in a turn: what ran before leaves its data in th
 MOST_CALLS = 256
 CHANCE = 0.01  # at which two equally fast candidates are told apart by their turns
 CLEAR = 1.1  # a candidate that is slower by this factor in every turn is out at once
+POLISHES = 20  # of the medians in ``speeds``; they settle in a few
 
 
 class Burst:
@@ -57,7 +59,7 @@ def race(
             break
         if undecided != before:
             log(f"measuring on, as these are not told apart yet: {', '.join(sorted(undecided))}")
-        going = undecided | {_fastest(times, reference)}
+        going = undecided
         for name, more in _turns({name: bursts[name] for name in kinds if name in going}, device, 2, None).items():
             times[name] += more
     return times
@@ -78,23 +80,24 @@ def _undecided(times: Mapping[str, Sequence[float]], kinds: Mapping[str, str], r
 
 
 def speeds(times: Mapping[str, Sequence[float]], reference: str) -> dict[str, float]:
-    """Speed of each candidate relative to ``reference``: medians of ratios within turns.
+    """Speed of each candidate relative to ``reference``.
 
-    The reference took part in the first turns only; what came later compares with the fastest, which took part in all.
+    The machine is faster in one turn than in the next, so the time of a call is taken for the product of a factor of its turn and a time
+    of its candidate. Both are fitted by median polish of the logarithms (Tukey 1977, chapter 11): a call that was disturbed moves
+    neither, and candidates compare that took part in different numbers of turns.
     """
-    fastest = _fastest(times, reference)
-    scale = _ratio(times[reference], times[fastest])
-    return {name: scale * _ratio(times[fastest], own) for name, own in times.items()}
-
-
-def _fastest(times: Mapping[str, Sequence[float]], reference: str) -> str:
-    """The candidate that was fastest in the first turns, which does not change later."""
-    candidates = [name for name in times if name != reference]
-    return max(candidates, key=lambda name: _ratio(times[reference], times[name]), default=reference)
-
-
-def _ratio(theirs: Sequence[float], own: Sequence[float]) -> float:
-    return statistics.median(a / b for a, b in zip(theirs, own, strict=False))
+    logs = {name: [math.log(max(value, 1e-12)) for value in values] for name, values in times.items()}
+    own = {name: statistics.median(values) for name, values in logs.items()}
+    for _ in range(POLISHES):
+        turns = [
+            statistics.median(values[turn] - own[name] for name, values in logs.items() if turn < len(values))
+            for turn in range(max(map(len, logs.values())))
+        ]
+        own = {
+            name: statistics.median(value - turn for value, turn in zip(values, turns, strict=False))
+            for name, values in logs.items()
+        }
+    return {name: math.exp(own[reference] - value) for name, value in own.items()}
 
 
 def told_apart(slow: Sequence[float], fast: Sequence[float]) -> bool:
