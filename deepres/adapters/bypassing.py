@@ -55,7 +55,7 @@ def _bypass_block(site: Site, skip: Tensor | None) -> Iterator[None]:
 
 @contextmanager
 def _bypass_part(site: Site, skip: Tensor | None) -> Iterator[None]:
-    """Rows are gathered before the branch's first module and scattered, among zeros, behind its core.
+    """Rows are gathered before the branch's first module, which may be its core, and scattered, among zeros, behind its core.
 
     Where the core sees windows as rows, they are scattered behind the branch's end instead, where rows are examples again.
     """
@@ -65,11 +65,14 @@ def _bypass_part(site: Site, skip: Tensor | None) -> Iterator[None]:
     nothing, pass_on = ZeroBranch(pattern.pair), PassOn(pattern.start_pair)
     rows, keep = 0, None
 
-    def enter(*args: Any, **kwargs: Any) -> Any:
+    def begin(x: Tensor) -> None:
         nonlocal rows, keep
-        x = signal_of(args, kwargs)
         rows = len(x)
         keep = None if skip is None else kept_rows(skip, rows, site.folds_rows)
+
+    def enter(*args: Any, **kwargs: Any) -> Any:
+        x = signal_of(args, kwargs)
+        begin(x)
         if keep is None or len(keep) == 0:
             check_caches(args, kwargs, start)
             return pass_on(*args, **kwargs)
@@ -79,6 +82,8 @@ def _bypass_part(site: Site, skip: Tensor | None) -> Iterator[None]:
         return first(*own_args, **own_kwargs)
 
     def compute(*args: Any, **kwargs: Any) -> Any:
+        if start is core:
+            begin(signal_of(args, kwargs))
         if keep is None or len(keep) == 0:
             check_caches(args, kwargs, core)
             return nothing(*args, **kwargs)
@@ -97,7 +102,8 @@ def _bypass_part(site: Site, skip: Tensor | None) -> Iterator[None]:
         return with_signal(out, filled)
 
     with ExitStack() as stack:
-        stack.enter_context(patched(start, enter))
+        if start is not core:
+            stack.enter_context(patched(start, enter))
         stack.enter_context(patched(core, compute))
         if pattern.folds:
             stack.enter_context(patched(end, close))

@@ -112,7 +112,7 @@ def spec_of(model: nn.Module) -> ModelSpec:
     convolution, embedding = _first(model, nn.Conv2d), _first(model, nn.Embedding)
     tokens = convolution is None and embedding is not None
     channels = None if convolution is None else model.get_submodule(convolution).in_channels
-    classifier = next((path for path, module in reversed([*model.named_modules()]) if isinstance(module, nn.Linear)), None)
+    classifier = _classifier(model)
     general: dict[str, Any] = {
         "inputs": "tokens" if tokens else "images",
         "channels": channels,
@@ -132,6 +132,20 @@ def spec_of(model: nn.Module) -> ModelSpec:
     if isinstance(last, nn.Conv2d):  # timm's ResNetV2 classifies by a convolution
         known["classes"] = last.out_channels
     return ModelSpec(**known)
+
+
+def _classifier(model: nn.Module) -> str | None:
+    """Path of the last linear layer; where Hugging Face names a network's trunk, of the last outside of it, as some build the head first."""
+    linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    trunks = {f"{path}.{name}.".lstrip(".") for path, module in model.named_modules() if (name := _trunk(module))}
+    outside = [path for path in linear if not path.startswith(tuple(trunks))]
+    return next(reversed(outside or linear), None)
+
+
+def _trunk(module: nn.Module) -> str:
+    """The name in ``module`` of its trunk, as Hugging Face's networks have one; empty for others."""
+    name = getattr(module, "base_model_prefix", None)
+    return name if isinstance(name, str) and isinstance(getattr(module, name, None), nn.Module) else ""
 
 
 def _first(model: nn.Module, kind: type[nn.Module]) -> str | None:

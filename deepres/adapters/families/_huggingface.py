@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deepres.adapters.adapter import Adapter, Owners
+from deepres.adapters.adapter import Adapter, Example, Owners
 
 
 class HuggingFace(Adapter):
@@ -121,6 +121,18 @@ TINY: dict[str, Any] = {
     "num_attention_heads": 2,
     "intermediate_size": 64,
 }
+
+
+def example_decoder(kind: str, *, config: str = "", rotary: int = 3, **options: Any) -> Example:
+    """A small decoder of text of the class ``{kind}ForCausalLM``; ``rotary`` of its three layers have rotary positions."""
+    text = {**TINY, "vocab_size": 50, "max_position_embeddings": 32, "num_key_value_heads": 1}
+    build = from_config(f"{kind}ForCausalLM", config or f"{kind}Config", **text, **options)
+    return Example(kind, build, 6, (4, 12), 50, other_additions=2 * rotary, generates=True)  # which turn queries and keys
+
+
+def decoder_layer(package: str, kind: str) -> str:
+    """The name of the class of a decoder's layer, as adapters know it."""
+    return f"transformers.models.{package}.modeling_{package}:{kind}DecoderLayer"
 
 
 def is_transposed(layer: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""Hugging Face's BERT: post-norm layers, ``y = norm(x + f(x))``."""
+"""Hugging Face's BERT and encoders like it. In BERT a norm follows each sum, ``y = norm(x + f(x))``; in ModernBERT one precedes f."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from deepres.adapters.adapter import Example
 from deepres.adapters.families._huggingface import TINY, HuggingFace, from_config
-from deepres.adapters.patterns import SitePattern
+from deepres.adapters.patterns import SitePattern, pre_norm
 
 _ATTENTION = SitePattern(
     ("attention.output.dropout",),
@@ -25,32 +25,81 @@ _MLP = SitePattern(
     core=("output.dense",),
     layout="NLC",
 )
+_DISTILLED = (
+    SitePattern(
+        ("attention",),
+        after=("sa_layer_norm",),
+        part="attention",
+        start=("attention",),
+        core=("attention",),
+        pair=True,
+        layout="NLC",
+    ),
+    SitePattern(("ffn",), after=("output_layer_norm",), part="mlp", start=("ffn",), core=("ffn",), layout="NLC"),
+)
+_m = "transformers.models."
+_KINDS = {"bert": "Bert", "roberta": "Roberta", "xlm_roberta": "XLMRoberta", "camembert": "Camembert", "electra": "Electra"}
 _text: dict[str, Any] = {**TINY, "vocab_size": 50, "max_position_embeddings": 32}
-ADAPTER = HuggingFace(
-    "BERT",
-    "Hugging Face",
-    ("transformers.models.bert",),
-    {"transformers.models.bert.modeling_bert:BertLayer": (_ATTENTION, _MLP)},
-    notes="a norm follows each sum, so deleting a layer removes its branches and keeps its norms, and the configuration keeps its "
-    "`num_hidden_layers`; a decoder's cross-attention is not a site",
-    examples=(
-        Example(
-            "BERT",
-            from_config("BertForSequenceClassification", "BertConfig", **_text, num_labels=10),
-            6,
-            (4, 12),
-            50,
-            other_additions=1,  # of word and token type embeddings
+_small = {"vocab_size": 50, "max_position_embeddings": 32, "dim": 32, "n_layers": 3, "n_heads": 2, "hidden_dim": 64}
+
+
+def _example(name: str, model: str, config: str, *, embeddings: int = 1, generates: bool = False, **options: Any) -> Example:
+    """A small encoder; ``embeddings``: additions of equal shapes among its embeddings of words, token types and positions."""
+    return Example(name, from_config(model, config, **options), 6, (4, 12), 50, other_additions=embeddings, generates=generates)
+
+
+def _classifier(kind: str, name: str, *, embeddings: int = 1, **options: Any) -> Example:
+    settings = {**_text, "num_labels": 10, **options}
+    return _example(name, f"{kind}ForSequenceClassification", f"{kind}Config", embeddings=embeddings, **settings)
+
+
+ADAPTER = (
+    HuggingFace(
+        "BERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA, DistilBERT",
+        "Hugging Face",
+        tuple(_m + package for package in (*_KINDS, "distilbert")),
+        {
+            **{f"{_m}{package}.modeling_{package}:{kind}Layer": (_ATTENTION, _MLP) for package, kind in _KINDS.items()},
+            _m + "distilbert.modeling_distilbert:TransformerBlock": _DISTILLED,
+        },
+        notes="a norm follows each sum, so deleting a layer removes its branches and keeps its norms, and the configuration keeps its "
+        "`num_hidden_layers`; a decoder's cross-attention is not a site",
+        examples=(
+            _classifier("Bert", "BERT"),
+            _example("masked BERT", "BertForMaskedLM", "BertConfig", **_text),
+            _example("BERT as a decoder", "BertLMHeadModel", "BertConfig", **_text, is_decoder=True, generates=True),
+            _classifier("Roberta", "RoBERTa", embeddings=2, max_position_embeddings=34),
+            _classifier("XLMRoberta", "XLM-RoBERTa", embeddings=2, max_position_embeddings=34),
+            _classifier("Camembert", "CamemBERT", embeddings=2, max_position_embeddings=34),
+            _classifier("Electra", "ELECTRA", embedding_size=32),
+            _classifier("DistilBert", "DistilBERT", embeddings=0, **_small),
         ),
-        Example("masked BERT", from_config("BertForMaskedLM", "BertConfig", **_text), 6, (4, 12), 50, other_additions=1),
-        Example(
-            "BERT as a decoder",
-            from_config("BertLMHeadModel", "BertConfig", **_text, is_decoder=True),
-            6,
-            (4, 12),
-            50,
-            other_additions=1,
-            generates=True,
+    ),
+    HuggingFace(
+        "ModernBERT",
+        "Hugging Face",
+        (_m + "modernbert",),
+        {
+            _m + "modernbert.modeling_modernbert:ModernBertEncoderLayer": pre_norm(
+                "attn_norm", "attn", "mlp_norm", "mlp", pair=True
+            )
+        },
+        examples=(
+            Example(
+                "ModernBERT",
+                from_config(
+                    "ModernBertForSequenceClassification",
+                    "ModernBertConfig",
+                    **_text,
+                    num_labels=10,
+                    pad_token_id=0,
+                    local_attention=8,
+                ),
+                6,
+                (4, 12),
+                50,
+                other_additions=6,  # two a layer turn queries and keys
+            ),
         ),
     ),
 )

@@ -1,33 +1,43 @@
-"""Hugging Face's Llama, Mistral and Qwen2."""
+"""Hugging Face's Llama and decoders like it: ``x = x + attention(norm(x)); x = x + mlp(norm(x))``."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from deepres.adapters.adapter import Example
-from deepres.adapters.families._huggingface import TINY, HuggingFace, from_config
+from deepres.adapters.families._huggingface import HuggingFace, decoder_layer, example_decoder
 from deepres.adapters.patterns import pre_norm
 
-_halves = pre_norm("input_layernorm", "self_attn", "post_attention_layernorm", "mlp", pair=True)
-_m = "transformers.models."
-_text: dict[str, Any] = {**TINY, "vocab_size": 50, "max_position_embeddings": 32, "num_key_value_heads": 1}
-_windows = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
-
-
-def _example(name: str, **options: Any) -> Example:
-    build = from_config(f"{name}ForCausalLM", f"{name}Config", **_text, **options)
-    return Example(name, build, 6, (4, 12), 50, other_additions=6, generates=True)
-
+_NAMES = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "smollm3", "starcoder2")
+_CLASSES = ("Llama", "Mistral", "Mixtral", "Qwen2", "Qwen3", "Gemma", "SmolLM3", "Starcoder2")
+_HALVES = pre_norm("input_layernorm", "self_attn", "post_attention_layernorm", "mlp", pair=True)
+_PHI3 = pre_norm(
+    "input_layernorm",
+    "self_attn",
+    "post_attention_layernorm",
+    "mlp",
+    pair=True,
+    ends=("resid_attn_dropout", "resid_mlp_dropout"),
+)
+_windows: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
 
 ADAPTER = HuggingFace(
-    "Llama, Mistral, Qwen2",
+    "Llama, Mistral, Mixtral, Qwen2, Qwen3, Gemma, Phi-3, SmolLM3, StarCoder2",
     "Hugging Face",
-    (_m + "llama", _m + "mistral", _m + "qwen2"),
+    tuple(f"transformers.models.{name}" for name in (*_NAMES, "phi3")),
     {
-        _m + "llama.modeling_llama:LlamaDecoderLayer": _halves,
-        _m + "mistral.modeling_mistral:MistralDecoderLayer": _halves,
-        _m + "qwen2.modeling_qwen2:Qwen2DecoderLayer": _halves,
+        **{decoder_layer(name, kind): _HALVES for name, kind in zip(_NAMES, _CLASSES, strict=True)},
+        decoder_layer("phi3", "Phi3"): _PHI3,
     },
     notes="if layers have caches of several kinds, an attention can be removed only together with its layer",
-    examples=(_example("Llama"), _example("Mistral", sliding_window=8), _example("Qwen2", **_windows)),
+    examples=(
+        example_decoder("Llama"),
+        example_decoder("Mistral", sliding_window=8),
+        example_decoder("Mixtral", num_local_experts=2),
+        example_decoder("Qwen2", **_windows),
+        example_decoder("Qwen3", head_dim=16),
+        example_decoder("Gemma", head_dim=16),
+        example_decoder("SmolLM3", rotary=2, no_rope_layers=[1, 0, 1], pad_token_id=0),
+        example_decoder("Starcoder2"),
+        example_decoder("Phi3", pad_token_id=0),
+    ),
 )
