@@ -135,7 +135,7 @@ def spec_of(model: nn.Module) -> ModelSpec:
 
 
 def _classifier(model: nn.Module) -> str | None:
-    """Path of the last linear layer; where Hugging Face names a network's trunk, of the last outside of it, as some build the head first."""
+    """Path of the last linear layer. Some networks of Hugging Face build the head before the trunk, so layers of the trunk come last."""
     linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     trunks = {f"{path}.{name}.".lstrip(".") for path, module in model.named_modules() if (name := _trunk(module))}
     outside = [path for path in linear if not path.startswith(tuple(trunks))]
