@@ -33,7 +33,9 @@ def measure_row(case: Case, only: tuple[str, ...], turns: int, seconds: float) -
     """Images per second of every candidate, and ratios to the best rival of the same precision."""
     wanted = [how for how in (*RIVALS, *COPIES, *OURS) if not only or COPIES.get(how, how) in only]
     if not BF16:  # emulated, many times slower
-        wanted = [how for how in wanted if (RIVALS | OURS)[COPIES.get(how, how)] != "bf16"]
+        wanted = [how for how in wanted if _precision(how) != "bf16"]
+    # candidates that are compared take their turns one after the other: the machine changes within seconds
+    wanted.sort(key=lambda how: ("float32", "bf16", "int8").index(_precision(how)))
     chosen: dict[str, Any] = {"chosen": {}, "candidates": []}
     if any(how in OURS for how in wanted):
         chooser = Remote(choose, case)
@@ -70,6 +72,10 @@ def measure_row(case: Case, only: tuple[str, ...], turns: int, seconds: float) -
         "int8_against_bf16": _ratio(times, "deepres int8", "deepres bf16 close"),
         "measured_by_optimize": chosen["candidates"],
     }
+
+
+def _precision(how: str) -> str:
+    return (RIVALS | OURS)[COPIES.get(how, how)]
 
 
 def _reason(candidates: list[dict[str, Any]], precision: str) -> str:
