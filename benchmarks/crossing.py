@@ -26,7 +26,7 @@ from deepres.training import Run, recipe, train
 FILE = RESULTS / "crossing.json"
 TABLE = Path(deepres.training.__file__).parent / "expected.json"
 KEY = ("depth", "recipe", "lr", "epochs")  # of what the seeds have in common
-SPEED = "bf16-fused" if BF16 else "float32-fused"
+SPEED = "bf16-fused-compiled" if BF16 else "float32-fused"
 IMAGES, SIDE = 45_000, 32
 
 
