@@ -33,8 +33,9 @@ from deepres.ghosting.selection import fastest, keeps_deadline, time_against_who
 from deepres.ghosting.settings import Settings
 from deepres.models import load, notes, open_with_data, save
 from deepres.models.options import OpenOptions
+from deepres.models.store import GHOST_FILE
 
-NET, HEADS, STATIC, FILE = "net.safetensors", "ghost.safetensors", "static.safetensors", "ghost.json"
+NET, HEADS, STATIC, FILE = "net.safetensors", GHOST_FILE, "static.safetensors", "ghost.json"
 BATCH_SIZE = 250  # examples of a pass that is not timed
 _KINDS: dict[str, Kinds] = {"both": ("fitted", "fixed"), "fitted": ("fitted",), "fixed": ("fixed",), "none": ()}
 

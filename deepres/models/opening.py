@@ -21,7 +21,7 @@ from deepres.models.head import replace_head
 from deepres.models.hub_reading import CONFIG, is_hub_folder, open_hub_folder
 from deepres.models.pretrained import NONE, PACKAGED, USUAL, find_pretrained, is_weights_name, network_of, resolve_hub
 from deepres.models.segmented import open_exported
-from deepres.models.store import from_file, locate
+from deepres.models.store import GHOST_FILE, from_file, locate
 from deepres.models.tokens import hugging_face_tokens, saved_vocabulary
 from deepres.models.weights import library_names, load_weights, shape_in
 from deepres.nn import zoo
@@ -77,7 +77,7 @@ def open_model(
     """Open the network that ``reference`` names.
 
     - a ``torch.nn.Module``: itself;
-    - a run's folder or a weights file: as ``load`` reads it;
+    - a run's folder or a weights file: as ``load`` reads it; of a ghost's folder the whole network, which a remark says;
     - an exported ``.onnx`` or ``.xml`` file, or a ghost's folder of such segments: run by its engine, see ``open_exported``;
     - ``hf:FOLDER``, or a folder with a ``config.json``: a network that ``save_pretrained`` of deepres, timm or transformers wrote there;
       ``hf:OWNER/NAME``: one of the Hub, downloaded into Hugging Face's cache;
@@ -114,7 +114,7 @@ def open_model(
             exported = open_exported(text)
             return _opened(exported, short_name(text), exported.notes, trained=True)
         model, noted, report = from_file(locate(text), **options)
-        found = _opened(model, short_name(text), noted, trained=True, remarks=report.remarks)
+        found = _opened(model, short_name(text), noted, trained=True, remarks=(*report.remarks, *_ghost_beside(text)))
     elif weights is not None:
         found = _with_weights(text, weights, shape, new_head, options)
     else:
@@ -176,6 +176,13 @@ def library_prepare(spec: ModelSpec, size: int) -> Prepare:
     mean, std = ((tuple(v) if len(v) == channels else (sum(v) / len(v),) * channels) for v in (spec.mean, spec.std))
     resize = int(size / spec.crop) if spec.crop and (size > 96 or size == spec.usual_size) else 0
     return Prepare(size, channels, mean, std, 0 if resize == size else resize, spec.interpolation or "bilinear", spec.squash)
+
+
+def _ghost_beside(text: str) -> tuple[str, ...]:
+    """A remark if ``text`` is the folder of a ghost, of which the network alone is opened."""
+    if not (Path(text) / GHOST_FILE).is_file():
+        return ()
+    return (f"{text}: holds a ghost; its whole network is used, without gates and early exits",)
 
 
 def _folder(text: str) -> Path | None:

@@ -29,6 +29,7 @@ _FILES = (
     *("best.safetensors", "last.safetensors", "net.safetensors", "model.safetensors", "model.safetensors.index.json"),
     *("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
+GHOST_FILE = "ghost.safetensors"  # beside a network's file: the gates and early exits of a ghost of it
 
 
 def save(model: nn.Module, path: str | Path, **notes: Any) -> Path:

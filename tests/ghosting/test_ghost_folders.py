@@ -44,3 +44,17 @@ def test_evaluate_and_predict_take_the_ghost(pictures: Path, tmp_path: Path, cap
             assert answer["classes"][0]["name"] == CLASSES[int(top.indices)]
             assert answer["classes"][0]["probability"] == pytest.approx(float(top.values), abs=1e-4)
     assert ghost_or_reference("resnet20-cifar") == "resnet20-cifar"
+
+
+def test_commands_that_take_the_whole_network_say_so(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = saved(ghost(average=False), tmp_path / "ghost")
+    said = f"{folder}: holds a ghost; its whole network is used, without gates and early exits"
+    for command, *options in (
+        ("look", "--examples", "6", "--no-ablations"),
+        ("shrink", "--target", "blocks=5", "--epochs", "1", "--speed", "float32"),
+        ("ghost", "--budget", "1", "--gates", "none", "--examples", "20"),
+    ):
+        assert main([command, str(folder), "--data", str(pictures), "--out", str(tmp_path / command), *options]) == 0
+        assert capsys.readouterr().out.count(said) == 1
+    assert main(["evaluate", str(folder), "--data", str(pictures)]) == 0
+    assert "holds a ghost" not in "".join(capsys.readouterr())
