@@ -24,6 +24,13 @@ def default_out(name: str) -> Path:
     return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
+def check_out(out: Path) -> None:
+    """Raises ``DeepresError`` where the folder ``out`` cannot be written, before the work for it begins. Nothing is made."""
+    there = next((folder for folder in (out, *out.parents) if folder.exists()), Path())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise DeepresError(f"{out}: cannot be written, because of {there}; choose another --out")
+
+
 def first_of_several(out: Path | None) -> bool:
     """Return whether this process speaks and writes, of those that ``torchrun`` started. They have to share a folder that is named."""
     from deepres.training.distribute import is_first_process

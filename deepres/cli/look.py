@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from deepres.cli.common import DataOption, default_out, keywords, say, shares
+from deepres.cli.common import DataOption, check_out, default_out, keywords, say, shares
 from deepres.cli.parsing import BuilderOption
 from deepres.errors import DeepresError
 from deepres.lens.options import LookOptions
@@ -32,7 +32,7 @@ class Look(DeviceOption, BuilderOption, OpenOptions, LookOptions, DataOption):
         import json as js
 
         from deepres.data import Tokens
-        from deepres.lens import look
+        from deepres.lens import LookResult, look
         from deepres.lens import summary as summary
         from deepres.lens.examples import Examples
         from deepres.lens.layer_predictions import logit_lens
@@ -46,13 +46,17 @@ class Look(DeviceOption, BuilderOption, OpenOptions, LookOptions, DataOption):
         if self.examples < 2 or self.batch < 1 or self.pairs < 0:
             raise DeepresError("--examples is at least 2, --batch at least 1, and --pairs at least 0")
         out = self.out or default_out("look")
-        looks, logits, examples = [], [], None
+        check_out(out)
+        looks: list[LookResult] = []
+        logits, classes, examples = [], [], None
         began = time.perf_counter()
         for reference in self.models:
             paired = open_with_data(reference, self.data, weights=self.weights, size=self.size)
             part = getattr(paired.data, self.split)
             examples = Examples(paired.data, part, self.examples, pick_device(self.device), labelled=paired.fits)
-            name = paired.opened.name
+            classes.append(examples.data.classes)
+            # files of one name in two folders are told apart by their paths
+            name = reference if any(found.name == paired.opened.name for found in looks) else paired.opened.name
             with shares(name) as watch:
                 looks.append(
                     look(
@@ -78,7 +82,7 @@ class Look(DeviceOption, BuilderOption, OpenOptions, LookOptions, DataOption):
             looks,
             data=f"{examples.data.name}, {looks[0].examples:,} examples of the {self.split} split",
             footer=f"Made by `{command}` in {time.perf_counter() - began:.0f} s.",
-            classes=examples.data.classes,
+            classes=classes,
             pixels=None if examples.data.is_text else examples.pixels,
             snapshots=read_snapshots(self.models[0]),
             logits=logits,

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from deepres.data import Data, Loader, Resident, Split, open_image, seeded
+from deepres.data import Data, Loader, Prepare, Resident, Split, UnreadableImage, open_image, seeded
+
+
+def pixels_of(split: Split, prepare: Prepare, i: int) -> Tensor:
+    """Example i of ``split`` as bytes (C, H, W): as a loader has it, which takes the next image for one that cannot be read.
+
+    Raises ``UnreadableImage`` if no image can be read.
+    """
+    if isinstance(split, Resident):
+        return split.pixels[i]
+    for item in (*split.items[i:], *split.items[:i]):
+        try:
+            return prepare.image(open_image(item.read(), prepare.channels))
+        except (UnreadableImage, OSError):
+            continue
+    raise UnreadableImage("none of the images of the split can be read")
 
 
 @dataclass(eq=False)
@@ -25,19 +39,15 @@ class Examples:
     def __post_init__(self) -> None:
         self.count = min(self.count, len(self.split))
         self.chosen = torch.randperm(len(self.split), generator=seeded(0))[: self.count].sort().values
+        self.taken = self.split.take(self.chosen)
 
     def batches(self, batch: int) -> Iterator[tuple[Tensor, Tensor] | Tensor]:
         """Batches (N, C, H, W) of images with labels (N,), or of images alone."""
-        split, size = self.split.take(self.chosen), min(batch, self.count)
-        loader = Loader(split, self.data.prepare, size, shuffle=False, device=self.device)
+        loader = Loader(self.taken, self.data.prepare, min(batch, self.count), shuffle=False, device=self.device)
         for step in loader.epoch(0):
             if len(step.labels):
                 yield (step.images, step.labels) if self.labelled else step.images
 
-    def pixels(self, i: int) -> Any:
+    def pixels(self, i: int) -> Tensor:
         """The i-th example as bytes (C, H, W)."""
-        where = int(self.chosen[i])
-        if isinstance(self.split, Resident):
-            return self.split.pixels[where]
-        prepare = self.data.prepare
-        return prepare.image(open_image(self.split.items[where].read(), prepare.channels))
+        return pixels_of(self.taken, self.data.prepare, i)

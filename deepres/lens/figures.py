@@ -110,14 +110,18 @@ def layer_responses(looks: Sequence[LookResult]) -> go.Figure:
 
 
 def over_training(snapshots: Sequence[Snapshot]) -> go.Figure:
-    """Each site at each snapshot: the size of its branch, and its gradient norm."""
+    """Each site at each snapshot: the size of its branch, and its gradient norm.
+
+    A cell is empty where a snapshot has no site of that name, as after blocks were removed.
+    """
     names = [site.name for site in snapshots[0].sites]
     epochs = [snapshot.epoch for snapshot in snapshots]
+    columns = [{site.name: site for site in snapshot.sites} for snapshot in snapshots]
     grids = [
         charts.Grid(
             epochs,
             names,
-            [[getattr(snapshot.sites[i], key) for snapshot in snapshots] for i in range(len(names))],
+            [[getattr(column.get(name), key, None) for column in columns] for name in names],
             title,
             log=True,
         )

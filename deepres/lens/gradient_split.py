@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +52,19 @@ def gradients(model: nn.Module, sites: Sequence[Site], sample: Sample) -> list[G
             inputs = leaf_inputs(x)
             back_to_input(loss_of(logits_of(model, inputs), y) * len(x), inputs, model)
     return [Gradient(*(one.values / one.count).tolist()) if one.count else None for one in sums]
+
+
+@contextmanager
+def unfrozen(model: nn.Module) -> Iterator[None]:
+    """Let frozen weights require gradients inside, so that a gradient can be had of each, and of tokens by their embedding."""
+    frozen = [p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 def leaf_inputs(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepres.adapters import Observation, Site, logits_of, sites
+from deepres.adapters import Observation, Site, kept_modes, logits_of, sites, uncompiled, unwrapped
 from deepres.adapters.calls import with_signal
 from deepres.data import Vocabulary
 from deepres.errors import DeepresError
@@ -52,18 +52,16 @@ def logit_lens(model: nn.Module, tokens: Tensor, vocabulary: Vocabulary) -> Logi
 
     Raises ``DeepresError`` for a network without sites, and for more than one text.
     """
+    model = unwrapped(model)
     found = sites(model)
     if tokens.ndim != 2 or len(tokens) != 1:
         raise DeepresError(f"the logit lens reads one text of tokens (1, L), not {tuple(tokens.shape)}")
     if not found:
         raise DeepresError(f"{type(model).__name__}: has no residual sites between which a signal could be read")
-    was_training = model.training
-    model.eval()
-    try:
+    with kept_modes(model), uncompiled(model):
+        model.eval()
         signals = _signals(model, tokens, found)
         read = [_read(model, tokens, found[-1], signal) for signal in signals]
-    finally:
-        model.train(was_training)
     probabilities, best = torch.stack([logits[0].float().softmax(-1) for logits in read]).max(-1)  # (layers, L) each
     same = best == best[-1]
     stays = same.flip(0).int().cumprod(0).flip(0)  # 1 where this and all later layers answer as the last one does

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from deepres.deprecation import renamed
 from deepres.errors import DeepresError
 from deepres.evaluation import branch_times
 from deepres.lens.ablations import Ablation, Deletion, bypassed, deletions, pairs_to_try
-from deepres.lens.gradient_split import Gradient, gradients
+from deepres.lens.gradient_split import Gradient, gradients, unfrozen
 from deepres.lens.layers import Response, responses
 from deepres.lens.options import LookOptions
 from deepres.lens.paths import Paths, path_lengths
@@ -89,19 +88,6 @@ class LookResult:
         return plain
 
 
-@contextmanager
-def _at_rest(model: nn.Module) -> Any:
-    """Eval mode inside; afterwards modes and ``requires_grad`` are restored."""
-    wants = [(p, p.requires_grad) for p in model.parameters()]
-    with kept_modes(model):
-        model.eval()
-        try:
-            yield
-        finally:
-            for parameter, want in wants:
-                parameter.requires_grad_(want)
-
-
 @renamed(lesions="ablations", watch="progress")
 def look(
     model: nn.Module,
@@ -132,12 +118,15 @@ def look(
 
     Raises ``DeepresError`` without examples, for labels that do not fit, and for outputs that are not logits.
     """
+    if backward < 1:
+        raise DeepresError(f"backward is the number of examples for the gradients and at least 1, not {backward}")
     began = time.perf_counter()
     model = unwrapped(model)
     if device is not None:
         model = model.to(device)
     home = next(model.parameters()).device
-    with _at_rest(model), uncompiled(model):
+    with kept_modes(model), uncompiled(model), unfrozen(model):
+        model.eval()
         sample = Sample.take(model, _moved(batches, home))
         found = sites(model)
         few = sample.first(backward)
@@ -234,11 +223,11 @@ def _moved(batches: Iterable[Any], device: torch.device) -> Iterable[Any]:
 
 
 def _stages(found: list[Site]) -> list[int]:
-    """A stage begins where the signal is reshaped, or where the blocks' container changes."""
+    """A stage begins where a site reshapes the signal, and where the blocks' container changes."""
     stages, stage, container = [], 0, None
     for site in found:
         here = site.path.rpartition(".")[0]
-        if here != container:
+        if here != container or site.reshapes:
             stage, container = stage + 1, here
         stages.append(stage)
     return stages

@@ -63,17 +63,20 @@ class Snapshot:
 
 
 def read_snapshots(folder: str | Path) -> list[Snapshot]:
-    """The snapshots kept with a run, oldest first; an empty list where none were taken."""
-    found = []
+    """The snapshots kept with a run, oldest first; an empty list where none were taken.
+
+    A run that goes on from a checkpoint takes again the snapshots of the steps behind it; the last one of a step counts.
+    """
+    found: dict[int, Snapshot] = {}
     path = Path(folder) / SNAPSHOT_FILE
     if path.is_file():
         for line in path.read_text().splitlines():
             try:
                 raw = json.loads(line)
-                found.append(Snapshot(raw["step"], raw["epoch"], tuple(SiteSnapshot(**site) for site in raw["sites"])))
+                found[raw["step"]] = Snapshot(raw["step"], raw["epoch"], tuple(SiteSnapshot(**site) for site in raw["sites"]))
             except (ValueError, KeyError, TypeError):
                 continue  # a crash can leave a line unfinished
-    return found
+    return [found[step] for step in sorted(found)]
 
 
 def parse_every(text: str) -> tuple[float, str]:

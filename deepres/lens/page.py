@@ -35,13 +35,14 @@ def look_page(
     *,
     data: str,
     footer: str = "",
-    classes: Sequence[str] = (),
+    classes: Sequence[Sequence[str]] = (),
     pixels: Callable[[int], Any] | None = None,
     snapshots: Sequence[Snapshot] = (),
     logits: Sequence[LogitLens] = (),
 ) -> Page:
-    """Build the page. ``pixels``: the bytes of the sample's i-th image; ``snapshots``: from training the first network; ``logits``: of
-    language models, one a network."""
+    """Build the page. ``classes``: for each network the names of its labels, which networks may have in different orders;
+    ``pixels``: the bytes of the sample's i-th image; ``snapshots``: from training the first network; ``logits``: of language models, one
+    a network."""
     names = " and ".join(found.name for found in looks)
     built = Page(f"What the depth of {names} does", f"Measured on {data}.", footer)
     for found in looks:
@@ -65,7 +66,8 @@ def look_page(
         "The curve shows the standard deviation of each layer's output, behind its batch norm and before the activation "
         "(He et al. 2015, Fig. 7).",
     )
-    _depth(built, [(found, found.probes) for found in shown if found.probes is not None], classes, pixels)
+    named = zip(looks, classes or [()] * len(looks), strict=True)
+    _depth(built, [(found, found.probes, names) for found, names in named if found.probes is not None], pixels)
     if snapshots:
         built.heading("Sites during training")
         built.figure(
@@ -178,20 +180,19 @@ def _details(found: LookResult, site: SiteFinding) -> list[list[str]]:
     return rows
 
 
-def _depth(
-    built: Page, looks: Sequence[tuple[LookResult, Probes]], classes: Sequence[str], pixels: Callable[[int], Any] | None
-) -> None:
+def _depth(built: Page, looks: Sequence[tuple[LookResult, Probes, Sequence[str]]], pixels: Callable[[int], Any] | None) -> None:
     if not looks:
         return
     built.heading("Depth that examples need")
-    errors = {found.name: probes.error for found, probes in looks}
     built.figure(
         figures.by_site(
-            [found for found, _ in looks], "error of the probe, %", lambda found, site: errors[found.name][site.index - 1]
+            [found for found, _, _ in looks],
+            "error of the probe, %",
+            lambda found, site: found.probes.error[site.index - 1] if found.probes is not None else None,
         ),
         "The curve shows the error of a linear probe on the pooled output of each site (Alain and Bengio 2016).",
     )
-    for found, probes in looks:
+    for found, probes, classes in looks:
         whose = f" ({found.name})" if len(looks) > 1 else ""
         by_class = sorted(probes.by_class().items(), key=lambda pair: pair[1])
         if len(by_class) <= _CLASSES_SHOWN:

@@ -103,41 +103,36 @@ def probes(model: nn.Module, sites: Sequence[Site], sample: Sample, classes: int
         return None
     layout = spec_of(model).layout
     ready = [_Probe(classes, layout) for _ in sites]
-    now: list[Tensor] = []  # labels, or which examples count, of the pass under way
+    labels, first = sample.labels[0], 0  # of the batch under way, and its first example that the probes are fitted to, 0 or 1
     right: list[list[Tensor]] = [[] for _ in sites]
 
     def fit(i: int, seen: Observation) -> None:
-        ready[i].fit(seen.out[::2], now[0][::2])
+        ready[i].fit(seen.out[first::2], labels[first::2])
 
     def ask(i: int, seen: Observation) -> None:
-        right[i].append((ready[i].answer(seen.out[1::2]) == now[0][1::2]).cpu())
+        right[i].append((ready[i].answer(seen.out[1 - first :: 2]) == labels[1 - first :: 2]).cpu())
 
     for see in (fit, ask):
         with ExitStack() as stack:
             for i, site in enumerate(sites):
                 stack.enter_context(site.observe(lambda seen, i=i, see=see: see(i, seen)))  # type: ignore[misc]
+            first = 0
             for x, y in sample.pairs():
-                now[:] = [y]
+                labels = y
                 logits_of(model, x)
+                first = (first + len(x)) % 2
         if see is fit:
             for probe in ready:
                 probe.solve()
     table = torch.stack([torch.cat(rows) for rows in right])  # (sites, examples)
     wrong_after = (~table).flip(0).cumsum(0).flip(0)  # wrong answers from a site on
-    first = torch.where(table.any(0), table.int().argmax(0) + 1, 0)
+    earliest = torch.where(table.any(0), table.int().argmax(0) + 1, 0)
     final = torch.where(table[-1], (wrong_after == 0).int().argmax(0) + 1, 0)
-    labels: list[Tensor] = []
-    positions: list[int] = []
-    start = 0
-    for y in sample.labels:
-        labels.append(y[1::2].cpu())
-        positions += range(start + 1, start + len(y), 2)
-        start += len(y)
     return Probes(
         tuple((100 * (1 - table.float().mean(1))).tolist()),
-        tuple(first.tolist()),
+        tuple(earliest.tolist()),
         tuple(final.tolist()),
-        tuple(torch.cat(labels).tolist()),
-        tuple(positions),
-        fitted=len(sample) - len(positions),
+        tuple(torch.cat(sample.labels)[1::2].tolist()),
+        tuple(range(1, len(sample), 2)),
+        fitted=fitted,
     )

@@ -83,7 +83,8 @@ def _ablations(found: LookResult) -> list[str]:
         )
     opening = [site for site in found.sites if site.reshapes]
     if opening:
-        lines.append(f"{_ranges(opening).capitalize()} change the signal's shape and cannot be left out.")
+        verb = "changes" if len(opening) == 1 else "change"
+        lines.append(f"{_ranges(opening).capitalize()} {verb} the signal's shape and cannot be left out.")
     return lines
 
 
@@ -123,9 +124,9 @@ def _dead(found: LookResult) -> list[str]:
     dead = [site for site in found.sites if site.signal.dead]
     if not dead:
         return []
-    worst = max(dead, key=lambda site: site.signal.dead or 0)
+    worst, verb = max(dead, key=lambda site: site.signal.dead or 0), "has" if len(dead) == 1 else "have"
     return [
-        f"{_ranges(dead).capitalize()} have channels that are zero for every example of the sample, at most "
+        f"{_ranges(dead).capitalize()} {verb} channels that are zero for every example of the sample, at most "
         f"{100 * (worst.signal.dead or 0):.0f} % of them (site {worst.index})."
     ]
 

@@ -205,6 +205,18 @@ def test_probes_are_ridge_regressions_on_kept_features(trained: tuple[nn.Module,
     assert all(f <= s for f, s in zip(found.first, found.final, strict=True) if s)
 
 
+def test_probes_do_not_depend_on_the_batches(trained: tuple[nn.Module, Sample]) -> None:
+    """Also of one example each, of which every second one is left to be asked about."""
+    model, sample = trained
+    x, y = torch.cat(sample.inputs), torch.cat(sample.labels)
+    expected = probes(model, deepres.sites(model), sample, 10)
+    assert expected is not None
+    for size in (1, 7):
+        found = probes(model, deepres.sites(model), Sample(x.split(size), y.split(size), "labels"), 10)
+        assert found is not None and (found.labels, found.examples, found.fitted) == (expected.labels, expected.examples, 48)
+        assert found.error == pytest.approx(expected.error, abs=2.2)
+
+
 def test_responses_are_behind_the_norm() -> None:
     model = deepres.create("plain20-cifar").eval()
     x = torch.randn(8, 3, 16, 16)

@@ -59,6 +59,14 @@ def test_it_reads_networks_of_other_libraries_too() -> None:
         logit_lens(theirs, tokens.expand(2, -1), LETTERS)
 
 
+def test_a_compiled_model_is_read_as_the_model_itself() -> None:
+    model = deepres.create("gpt-tiny", depth=2, width=32, vocabulary=28, context=16).train()
+    model.blocks[0].eval()
+    tokens = torch.randint(28, (1, 12))
+    plain, compiled = (logit_lens(net, tokens, LETTERS) for net in (model, torch.compile(model, backend="eager")))
+    assert compiled == plain and model.training and not model.blocks[0].training
+
+
 def test_the_page_of_a_language_model(tmp_path: Path, browse: Callable[..., Any]) -> None:
     (tmp_path / "play.txt").write_text("to be or not to be that is the question\n" * 60)
     run = deepres.Run("gpt-tiny", str(tmp_path / "play.txt"), "language", size=16, epochs=2, out=str(tmp_path / "run"),

@@ -1,6 +1,7 @@
 """Looks as users take them: the command, its sentences and its page."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import deepres
 from deepres import DeepresError, lens
 from deepres.cli.main import main
 from deepres.data import open_data
+from deepres.lens.examples import Examples
 from deepres.lens.page import look_page
 from deepres.lens.sample import Sample
 
@@ -28,6 +30,8 @@ def test_a_look_at_what_is_no_residual_network() -> None:
         lens.look(plain, [])
     with pytest.raises(DeepresError, match="a label is 12, and the network has 10 classes"):
         lens.look(plain, [(torch.randn(2, 3, 16, 16), torch.tensor([1, 12]))])
+    with pytest.raises(DeepresError, match="backward is the number of examples for the gradients and at least 1, not 0"):
+        lens.look(plain, [torch.randn(4, 3, 16, 16)], backward=0)
     with pytest.raises(DeepresError, match="not logits"):
         lens.look(nn.Conv2d(3, 3, 1), [torch.randn(2, 3, 4, 4)])
 
@@ -45,6 +49,58 @@ def test_a_look_at_a_language_model() -> None:
             wrong = model(tokens[:, :-1]).logits.argmax(-1) != tokens[:, 1:]
         assert one.ablation is not None and one.ablation.error == pytest.approx(100 * float(wrong.float().mean()))
     assert found.paths is not None and found.paths.sites == 4
+
+
+@pytest.mark.parametrize("frozen", ["all", "the embeddings"])
+def test_frozen_weights_change_no_measurement(frozen: str) -> None:
+    """Tokens carry no gradient, so it is taken at the weights that embed them."""
+    model = deepres.create("gpt-tiny", depth=2, width=16, heads=2, vocabulary=40, context=12).eval()
+    tokens = torch.randint(0, 40, (4, 12))
+    before = lens.look(model, [(tokens[:, :-1], tokens[:, 1:])], pairs=0)
+    for parameter in model.parameters() if frozen == "all" else (model.embed.weight, model.positions):
+        parameter.requires_grad_(False)
+    state = [p.requires_grad for p in model.parameters()]
+    now = lens.look(model, [(tokens[:, :-1], tokens[:, 1:])], pairs=0)
+    assert now.paths == before.paths and [site.gradient for site in now.sites] == [site.gradient for site in before.sites]
+    assert [p.requires_grad for p in model.parameters()] == state and not all(state)
+
+
+def test_networks_are_told_apart_though_they_have_one_name(trained: tuple[nn.Module, Sample]) -> None:
+    """Each with its own errors of the probes and its own order of the classes."""
+    model, sample = trained
+    torch.manual_seed(1)
+    fresh = deepres.create("resnet14-cifar", in_channels=1, width=0.25)
+    looks = [lens.look(net, sample.pairs(), name="best.safetensors", ablations=False) for net in (model, fresh)]
+    names = [[f"{which} {label}" for label in range(10)] for which in ("one", "two")]
+    parts = look_page(looks, data="digits", classes=names).parts
+    tables = [part for part in parts if part["kind"] == "table"]
+    assert [{row[0][:3] for row in table["rows"]} for table in tables] == [{"one"}, {"two"}]
+    figures = [
+        json.loads(part["json"])["data"] for part in parts if part["kind"] == "figure" and "linear probe" in part["caption"]
+    ]
+    assert [trace["y"] for trace in figures[0]] == [list(found.probes.error) for found in looks if found.probes]
+
+
+def test_a_stage_begins_where_the_signal_is_reshaped() -> None:
+    """Also among blocks that all stand in one list."""
+    net = deepres.create("resnet14-cifar")
+    blocks = [block for stage in net.stages for block in stage.blocks]
+    flat = nn.Sequential(net.stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    for model in (net, flat):
+        found = lens.look(model, [torch.randn(2, 3, 16, 16)], ablations=False)
+        assert [site.stage for site in found.sites] == [1, 1, 2, 2, 3, 3]
+
+
+def test_an_image_that_cannot_be_read_is_shown_as_the_loader_replaces_it(large_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    shutil.copytree(large_folder, folder)
+    for path in sorted((folder / "val").rglob("*.png"))[::5]:
+        path.write_bytes(b"no image")
+    data = open_data(folder)
+    examples = Examples(data, data.test, 20, torch.device("cpu"))
+    images = torch.cat([images for images, _ in examples.batches(6)])
+    shown = torch.stack([examples.pixels(i) for i in range(len(images))])
+    torch.testing.assert_close(data.prepare.normalise(shown), images)
 
 
 def test_words_claim_no_more_than_was_measured(trained: tuple[nn.Module, Sample]) -> None:
@@ -71,6 +127,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     found = json.loads((out / "findings.json").read_text())
     assert [(one["examples"], len(one["pairs"])) for one in found] == [(40, 0), (40, 2)]  # three blocks are too few for pairs
     assert all(f"compared with the labels: error {one['error']:.2f} %" in said for one in found)
+    assert main(["look", str(run), "--out", str(out / "report.html" / "look")]) == 2
+    told = capsys.readouterr()
+    assert "cannot be written" in told.err and not told.out  # before anything is measured
 
 
 def test_the_page_answers_mouse_and_keyboard(
@@ -79,7 +138,7 @@ def test_the_page_answers_mouse_and_keyboard(
     model, sample = trained
     found = lens.look(model, sample.pairs(), name="</script><b>net</b>", pairs=4)
     data = open_data("digits")
-    built = look_page([found], data="digits", classes=data.classes, pixels=lambda i: data.val.pixels[i])
+    built = look_page([found], data="digits", classes=[data.classes], pixels=lambda i: data.val.pixels[i])
     path = built.write(tmp_path / "report.html")
     assert path.stat().st_size < 5 << 20
     tab = browse(path)

@@ -7,6 +7,8 @@ import torch
 
 import deepres
 from deepres import DeepresError, Run
+from deepres.adapters import delete_blocks
+from deepres.lens.figures import over_training
 from deepres.lens.monitor import Monitor, parse_every, read_snapshots, take_snapshot
 
 
@@ -49,3 +51,26 @@ def test_the_monitor_says_when_a_block_dies() -> None:
     for step in range(2):
         monitor.look(model, images, labels, torch.optim.SGD(model.parameters(), 0.1), step, 10)
     assert sum("stages.0.blocks.1: every" in line for line in said) == 1  # once is enough
+
+
+def test_a_step_that_is_taken_again_counts_once(tmp_path: Path) -> None:
+    """A run that crashed goes on from its last checkpoint, behind which it has taken snapshots already."""
+    model = deepres.create("resnet8-cifar").train()
+    images, labels = torch.randn(4, 3, 16, 16), torch.arange(4)
+    monitor = Monitor("1step", tmp_path, say=lambda _: None)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for step in (0, 1, 2, 1, 2, 3):
+        monitor.look(model, images, labels, optimizer, step, 10)
+        model.stages[0].blocks[0].branch.conv1.weight.data.mul_(1.1)
+    assert read_snapshots(tmp_path) == [monitor.snapshots[0], *monitor.snapshots[3:]]
+
+
+def test_sites_that_were_removed_leave_empty_cells() -> None:
+    model = deepres.create("resnet14-cifar").train()
+    images, labels = torch.randn(4, 3, 16, 16), torch.arange(4)
+    seen = [take_snapshot(model, images, labels, None, 0, 0.0)]
+    delete_blocks(model, ["stages.1.blocks.1"])
+    seen.append(take_snapshot(model, images, labels, None, 1, 1.0))
+    ratios = over_training([one for one in seen if one is not None]).data[0].z
+    assert [row[1] is None for row in ratios] == [False, False, False, True, False, False]
+    assert all(row[0] is not None for row in ratios)
