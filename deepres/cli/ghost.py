@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from deepres.cli.common import DataOption, default_out, keywords, say, shares, table
+from deepres.cli.common import DataOption, check_out, default_out, keywords, say, shares, table
 from deepres.cli.parsing import BuilderOption
 from deepres.errors import DeepresError
 from deepres.ghosting.options import GhostOptions
@@ -36,6 +36,7 @@ class Ghost(GhostOptions, DeviceOption, BuilderOption, OpenOptions, DataOption):
                 "give --budget, a share of the time such as 0.6, or --error, an allowed rise in points such as 0.3"
             )
         out = self.out or default_out("ghost")
+        check_out(out)
         began = time.perf_counter()
         with shares(self.model) as progress:
             made = ghost(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -174,25 +174,21 @@ class Verified:
         return self.ghost - self.whole
 
 
-def _traced(ghost: Ghost, given: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(right, ran, exited_at, recomputed) over all examples."""
-    parts = []
-    for x, y in given:
-        logits = logits_in(ghost(x, trace=True))
-        assert ghost.trace is not None
-        parts.append(((logits.argmax(1) == y).cpu(), ghost.trace.ran, ghost.trace.exited_at, ghost.trace.recomputed))
-    right, ran, exited_at, recomputed = (torch.cat(column) for column in zip(*parts, strict=True))
-    return right, ran, exited_at, recomputed
+def _compared(ghost: Ghost, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """(labels, whether the network is right, whether the ghost is, ran, exited_at, recomputed) of one batch."""
+    whole = logits_of(ghost.net, x).argmax(1) == y
+    right = logits_in(ghost(x, trace=True)).argmax(1) == y
+    assert ghost.trace is not None
+    return y.cpu(), whole.cpu(), right.cpu(), ghost.trace.ran, ghost.trace.exited_at, ghost.trace.recomputed
 
 
-def verify(ghost: Ghost, given: Sequence[tuple[Tensor, Tensor]], classes: Sequence[str]) -> Verified:
-    """Compare ``ghost`` with its network on the same examples.
+def verify(ghost: Ghost, given: Iterable[tuple[Tensor, Tensor]], classes: Sequence[str]) -> Verified:
+    """Compare ``ghost`` with its network on the same batches of examples, one batch after the other.
 
     ``bound`` assumes that inputs are drawn independently from the distribution of the test split.
     """
-    wholes = torch.cat([(logits_of(ghost.net, x).argmax(1) == y).cpu() for x, y in given])
-    right, ran, exited_at, recomputed = _traced(ghost, given)
-    labels = torch.cat([y.cpu() for _, y in given])
+    parts = zip(*(_compared(ghost, x, y) for x, y in given), strict=True)
+    labels, wholes, right, ran, exited_at, recomputed = (torch.cat(part) for part in parts)
     depth = ran.float().mean(1)
     lost, n = int((wholes & ~right).sum()), len(labels)
     return Verified(

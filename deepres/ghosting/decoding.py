@@ -58,8 +58,7 @@ def generate_faster(
         )
     else:
         assert decoding.depth is not None
-        step = max(2, network.config.depth // 4)
-        exits = range(step, network.config.depth, step)
+        exits = _exits(network)
         confidence = confidence_for(network, samples, exits, decoding.depth)
         by_depth = counts if isinstance(counts, DepthCounts) else None
         drawn = map(
@@ -88,6 +87,16 @@ def _check(model: Transformer, decoding: DecodingOptions) -> None:
         raise DeepresError(f"--ahead is the number of tokens drafted at a time and at least 1, not {decoding.ahead}")
     if decoding.depth is not None and not 0 < decoding.depth <= 1:
         raise DeepresError(f"--depth {decoding.depth:g}: give a share of the blocks, above 0 and at most 1")
+    if decoding.depth is not None and decoding.depth < 1 and not _exits(model):
+        raise DeepresError(
+            f"--depth {decoding.depth:g}: the network has {model.config.depth} blocks, too few for an early answer; leave it out"
+        )
+
+
+def _exits(model: Transformer) -> range:
+    """Numbers of blocks behind which a token may be answered, about a quarter of the depth apart; none in a network of one layer."""
+    step = max(2, model.config.depth // 4)
+    return range(step, model.config.depth, step)
 
 
 def _own_texts(model: Transformer, prompt: Tensor) -> Tensor:

@@ -100,7 +100,10 @@ def fit_ghost(
 
 @torch.no_grad()
 def _time_to_next(ghost: Ghost, inputs: Tensor, turns: int = 5) -> list[tuple[float, float]]:
-    """Seconds from the end of each segment to the end of the next, or of the network: (of a call, of each row), slowest of the turns."""
+    """Seconds from the end of each segment to the next answer: (of a call, of each row), slowest of the turns.
+
+    The next answer is that of the next segment's exit, or the network's, which has no exit behind its last segment.
+    """
     rows = (1, min(32, len(inputs)))
     ends: list[TimingPoint] = [(end, "after") for end in ghost.ends]
     slowest = []
@@ -112,6 +115,8 @@ def _time_to_next(ghost: Ghost, inputs: Tensor, turns: int = 5) -> list[tuple[fl
     for one, many in zip(*slowest, strict=True):
         each = max(0.0, (many - one) / max(1, rows[1] - rows[0]))
         found.append((max(0.0, one - each), each))
+    if len(found) > 1:
+        found[-2] = (found[-2][0] + found[-1][0], found[-2][1] + found[-1][1])
     return found
 
 

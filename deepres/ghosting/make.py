@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deepres.adapters import device_of
@@ -33,9 +31,10 @@ from deepres.ghosting.selection import fastest, keeps_deadline, time_against_who
 from deepres.ghosting.settings import Settings
 from deepres.models import load, notes, open_with_data, save
 from deepres.models.options import OpenOptions
-from deepres.models.store import GHOST_FILE
+from deepres.models.store import GHOST_FILE, write_tensors
 
 NET, HEADS, STATIC, FILE = "net.safetensors", GHOST_FILE, "static.safetensors", "ghost.json"
+_HEADER = "ghost"  # key of the settings in the metadata of HEADS
 BATCH_SIZE = 250  # examples of a pass that is not timed
 _KINDS: dict[str, Kinds] = {"both": ("fitted", "fixed"), "fitted": ("fitted",), "fixed": ("fixed",), "none": ()}
 
@@ -149,8 +148,8 @@ def ghost(
 
     ``progress`` receives (task, share done), ``log`` remarks of one sentence each.
 
-    Raises ``DeepresError`` for a network without blocks that can be skipped, for one that does not classify the data's classes, and
-    for a budget or a deadline that cannot be kept.
+    Raises ``DeepresError`` for a network without weights or without blocks that can be skipped, for one that does not classify the
+    data's classes, for data without training examples, and for a budget or a deadline that cannot be kept.
     """
     _check(budget, error, deadline, batch, gates, exits, examples, confirm, confidence)
     net, opened = _open(model, data, weights, size, log)
@@ -159,7 +158,10 @@ def ghost(
     made.net.to(place)
     fit_ghost(made, opened, gates=gates != "none", exits=exits, examples=examples, progress=progress)
     held = Passes(made, list(batches(opened, "val", examples, place, BATCH_SIZE)))
-    inputs = held.inputs[: max(batch, 256)]
+    inputs = held.inputs[: max(batch, 256)].clone()  # so that the others' memory is freed
+    if len(inputs) < batch:
+        log(f"of {len(inputs)} validation examples there is no batch of {batch}, so calls are timed at batch {len(inputs)}")
+        batch = len(inputs)
     measured = costs(made, inputs[:batch])
     points = frontier(held, measured, kinds=_KINDS[gates], progress=progress)
     whole, unconfirmed = points[0], None
@@ -174,8 +176,7 @@ def ghost(
         chosen = fastest(made, confirmed(kinds, held, fresh, error, measured, confidence, log), whole, inputs, batch, log)
         unconfirmed = None if len(fresh) else error
     made.settings = chosen.settings
-    test = list(batches(opened, "test", len(opened.test), place, BATCH_SIZE))
-    verified = verify(made, test, opened.classes)
+    verified = verify(made, batches(opened, "test", len(opened.test), place, BATCH_SIZE), opened.classes)
     times = {}
     for many in sorted({1, batch, 256} if len(inputs) >= 256 else {1, batch}):
         ratio, (low, high) = time_against_whole(made, inputs[: max(many, 64)], many)
@@ -209,18 +210,20 @@ def _check(
         )
     if budget is not None and not 0 < budget <= 1:
         raise DeepresError(f"budget is a share of the whole network's time, above 0 and at most 1, not {budget:g}")
-    if error is not None and error < 0:
+    if error is not None and not error >= 0:
         raise DeepresError(f"error is the allowed rise in points, 0 or more, not {error:g}")
-    if deadline is not None and deadline <= 0:
-        raise DeepresError(f"deadline is a time in seconds above 0, not {deadline:g}")
+    if deadline is not None and not deadline > 0:
+        raise DeepresError(f"deadline is a time above 0, not {1000 * deadline:g} ms")
+    if deadline is not None and not exits:
+        raise DeepresError("a deadline is kept by early exits, so it needs them; leave out --no-exits (in Python, exits=False)")
     if gates not in _KINDS:
         raise DeepresError(f"gates is one of {', '.join(_KINDS)}, not {gates}")
     if gates == "none" and not exits:
         raise DeepresError("without gates and without exits no time can be saved; allow one of them")
     if batch < 1:
         raise DeepresError(f"batch is at least 1, not {batch}")
-    if examples < 1 or confirm < 0:
-        raise DeepresError(f"examples is at least 1 and confirm at least 0, not {examples} and {confirm}")
+    if examples < 2 or confirm < 0:
+        raise DeepresError(f"examples is at least 2 and confirm at least 0, not {examples} and {confirm}")
     if not 0.5 <= confidence < 1:
         raise DeepresError(f"confidence is at least 0.5 and below 1, not {confidence:g}")
 
@@ -235,7 +238,9 @@ def _open(
     if not isinstance(model, nn.Module) and not (":" in str(model) or Path(model).exists()):
         raise DeepresError(f"{model}: no such run or file; give a trained network")
     paired = open_with_data(model, data, weights=weights, size=size)
+    paired.opened.need_weights()
     paired.need_fit()
+    paired.data.need_training()
     if paired.data.is_text:
         raise DeepresError(
             f"{paired.opened.name}: a ghost classifies whole inputs; a language model gives an answer for every token, so `deepres "
@@ -250,7 +255,7 @@ def save_ghost(made: GhostResult, out: str | Path, **noted: Any) -> Path:
     """Write the network, its gates and exits, and the measurements into the folder ``out``, which ``load_ghost`` reads.
 
     ``noted``: further JSON values to store with the network. Raises ``DeepresError`` for a network of a class that cannot be built
-    again from a file.
+    again from a file, and for a file that cannot be written.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -262,6 +267,8 @@ def save_ghost(made: GhostResult, out: str | Path, **noted: Any) -> Path:
     save(net, out / NET, **noted)
     if made.static:
         save(ghost.static(), out / STATIC, **noted)
+    else:
+        (out / STATIC).unlink(missing_ok=True)  # of an earlier ghost in this folder
     tensors = {f"gates.{k}": v.contiguous().cpu() for k, v in ghost.gates.state_dict().items()}
     tensors |= {f"exits.{k}": v.contiguous().cpu() for k, v in ghost.exits.state_dict().items()}
     header = {
@@ -271,10 +278,7 @@ def save_ghost(made: GhostResult, out: str | Path, **noted: Any) -> Path:
         "temperature": ghost.temperature,
         "deadline": ghost.deadline,
     }
-    part = out / f".{HEADS}.{os.getpid()}"
-    save_file(tensors or {"none": torch.zeros(1)}, part, metadata={"ghost": json.dumps(header)})
-    os.chmod(part, 0o644)
-    os.replace(part, out / HEADS)
+    write_tensors(out / HEADS, tensors or {"none": torch.zeros(1)}, json.dumps(header), key=_HEADER)
     (out / FILE).write_text(json.dumps(made.to_dict(), indent=1))
     return out
 
@@ -287,14 +291,14 @@ def load_ghost(folder: str | Path) -> tuple[Ghost, dict[str, Any]]:
     folder = Path(folder)
     try:
         with safe_open(folder / HEADS, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["ghost"])
+            header = json.loads((file.metadata() or {})[_HEADER])
             tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        settings, most, deadline = Settings.from_dict(header["settings"]), header["most"], header["deadline"]
+        times = [(float(base), float(each)) for base, each in header["ahead"]]
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DeepresError(f"{folder}: holds no readable ghost ({error}); make one with `deepres ghost`") from error
-    made = Ghost(load(folder / NET), Settings.from_dict(header["settings"]), most=header["most"])
-    made.time_to_next = [(float(base), float(each)) for base, each in header["ahead"]]
-    made.deadline = header["deadline"]
-    made.temperature = header.get("temperature", 1.0)
+    made = Ghost(load(folder / NET), settings, most=most)
+    made.time_to_next, made.deadline, made.temperature = times, deadline, header.get("temperature", 1.0)
     for kind, modules in (("gates", made.gates), ("exits", made.exits)):
         for c in range(len(made.segments)):
             mine = {k.removeprefix(f"{kind}.{c}."): v for k, v in tensors.items() if k.startswith(f"{kind}.{c}.")}

@@ -7,9 +7,10 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from deepres.data import Data, Resident, open_image
+from deepres.data import Data
 from deepres.ghosting.make import GhostResult
 from deepres.ghosting.points import Point, pareto_front
+from deepres.lens.examples import pixels_of
 from deepres.report import Page, Table, charts, data_uri, share, share_range
 
 _CLASSES_SHOWN = 60  # shown in a chart
@@ -120,16 +121,9 @@ def _examples(built: Page, made: GhostResult, data: Data, count: int = 10) -> No
     built.heading("Inputs with the fewest and the most blocks")
     for text, chosen in (("Fewest blocks:", order[:count]), ("Most blocks:", order[::-1][:count])):
         built.text(text)
-        built.gallery([(data_uri(_pixels(data, i)), _caption(made, data, i)) for i in chosen])
+        built.gallery([(data_uri(pixels_of(data.test, data.prepare, i)), _caption(made, data, i)) for i in chosen])
 
 
 def _caption(made: GhostResult, data: Data, i: int) -> str:
     seen = made.verified
     return f"{data.classes[seen.labels[i]]}: {100 * seen.depth[i]:.0f} % of the blocks, {'right' if seen.right[i] else 'wrong'}"
-
-
-def _pixels(data: Data, i: int):  # type: ignore[no-untyped-def]
-    """The i-th test image as bytes (C, H, W)."""
-    if isinstance(data.test, Resident):
-        return data.test.pixels[i]
-    return data.prepare.image(open_image(data.test.items[i].read(), data.prepare.channels))

@@ -43,7 +43,7 @@ class Router(nn.Module):
         self.exits = nn.ModuleList([nn.Identity() for _ in self.segments])
         self.settings = settings or Settings()
         self.deadline: float | None = None  # seconds for a call
-        # seconds from the end of each segment to the end of the next: (of a call, of each row)
+        # seconds from the end of each segment to the next answer: (of a call, of each row)
         self.time_to_next = [(0.0, 0.0)] * len(self.segments)
         self.temperature = 1.0  # of the final classifier, where its answer is part of an average
         self.trace: Trace | None = None  # of the last call with ``trace=True``

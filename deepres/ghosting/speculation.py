@@ -75,7 +75,7 @@ def verify_draft(drafted: Sequence[int], guesses: Tensor, truth: Tensor, generat
     kept: list[int] = []
     for i, token in enumerate(drafted):
         p, q = float(truth[i, token]), float(guesses[i, token])
-        if p < q and float(torch.rand((), generator=generator)) * q >= p:
+        if p < q and float(torch.rand((), generator=generator, device=truth.device)) * q >= p:
             rest = (truth[i] - guesses[i]).clamp(min=0)
             return [*kept, int(draw((rest / rest.sum())[None], generator))]
         kept.append(token)

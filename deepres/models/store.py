@@ -80,8 +80,8 @@ def description(model: nn.Module) -> dict[str, Any]:
     return {"origin": to_json(noted)} if noted is not None else {}
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], header: str) -> Path:
-    """Write ``tensors`` as a safetensors file with a JSON ``header`` under our key, whole or not at all.
+def write_tensors(path: Path, tensors: dict[str, Tensor], header: str, key: str = KEY) -> Path:
+    """Write ``tensors`` as a safetensors file with a JSON ``header`` under ``key``, whole or not at all.
 
     Raises ``DeepresError`` where it cannot be written.
     """
@@ -90,7 +90,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: str) -> Path:
         handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         mode = os.fstat(handle).st_mode & 0o777  # as the umask makes it; save_file has a mode of its own
         os.close(handle)
-        save_file(tensors, name, metadata={KEY: header, "format": "pt"})  # transformers asks for the format
+        save_file(tensors, name, metadata={key: header, "format": "pt"})  # transformers asks for the format
         os.chmod(name, mode)
         with open(name, "rb") as file:
             os.fsync(file.fileno())

@@ -1,18 +1,21 @@
 """Settings of a ghost are chosen by what they are foretold, and then measured, to save and to cost."""
 
 import dataclasses
+import weakref
+from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
+from torch import Tensor
 
 import deepres
 from deepres.adapters import find_blocks, segments
 from deepres.data import Data
 from deepres.ghosting import Ghost, Point, Settings
 from deepres.ghosting.candidates import frontier
-from deepres.ghosting.confirm import clopper_pearson, confirmed, last_confirmed, rise_bound, within_error
+from deepres.ghosting.confirm import clopper_pearson, confirmed, last_confirmed, rise_bound, verify, within_error
 from deepres.ghosting.fit import Costs, block_divergences, costs
 from deepres.ghosting.points import pareto_front
 from deepres.ghosting.recorded import Passes
@@ -139,3 +142,21 @@ def test_chunks_end_with_their_lists() -> None:
 @pytest.mark.parametrize(("count", "n", "bound"), [(0, 100, 0.02951), (5, 100, 0.10225), (100, 100, 1.0), (0, 1, 0.95)])
 def test_the_bound_is_clopper_and_pearsons(count: int, n: int, bound: float) -> None:
     assert clopper_pearson(count, n) == pytest.approx(bound, abs=2e-5)
+
+
+def test_the_test_split_is_not_held_in_memory(fitted: Ghost, data: Data) -> None:
+    """Of ten batches no more are alive than the one that is made, the one that is computed and the loader's."""
+    alive: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    def given() -> Iterator[tuple[Tensor, Tensor]]:
+        nonlocal most
+        for x, y in batches(data, "test", 200, CPU, 20):
+            alive.append(weakref.ref(x))
+            most = max(most, sum(one() is not None for one in alive))
+            yield x, y
+
+    fitted.settings = Settings()
+    seen = verify(fitted, given(), data.classes)
+    assert seen.n == 200 and seen.rise == 0 and most <= 3
+    assert seen == verify(fitted, list(batches(data, "test", 200, CPU, 20)), data.classes)

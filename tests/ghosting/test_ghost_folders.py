@@ -8,10 +8,12 @@ import pytest
 import torch
 from ghost_helpers import CLASSES, ghost, saved
 from PIL import Image
+from safetensors.torch import save_file
 
 import deepres
+from deepres import DeepresError
 from deepres.cli.main import main
-from deepres.ghosting import ghost_or_reference, open_ghost
+from deepres.ghosting import Settings, ghost_or_reference, load_ghost, open_ghost
 from deepres.models import open_with_data
 
 
@@ -46,7 +48,9 @@ def test_evaluate_and_predict_take_the_ghost(pictures: Path, tmp_path: Path, cap
     assert ghost_or_reference("resnet20-cifar") == "resnet20-cifar"
 
 
-def test_commands_that_take_the_whole_network_say_so(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_that_take_the_whole_network_say_so(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = saved(ghost(average=False), tmp_path / "ghost")
     said = f"{folder}: holds a ghost; its whole network is used, without gates and early exits"
     for command, *options in (
@@ -58,3 +62,23 @@ def test_commands_that_take_the_whole_network_say_so(pictures: Path, tmp_path: P
         assert capsys.readouterr().out.count(said) == 1
     assert main(["evaluate", str(folder), "--data", str(pictures)]) == 0
     assert "holds a ghost" not in "".join(capsys.readouterr())
+
+
+def test_a_folder_that_is_used_again_keeps_nothing_of_its_first_ghost(tmp_path: Path) -> None:
+    made = ghost(average=False, gates=True)
+    made.settings = Settings(skip_threshold=0.0, fixed=True)
+    assert (saved(made, tmp_path) / "static.safetensors").is_file()
+    made.settings = Settings(exit_threshold=0.5)
+    assert not (saved(made, tmp_path) / "static.safetensors").exists()
+
+
+def test_a_ghost_that_cannot_be_written_or_read_gets_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "ghost" / "ghost.safetensors" / "in the way").mkdir(parents=True)
+    with pytest.raises(DeepresError, match=r"ghost\.safetensors: could not be written"):
+        saved(ghost(average=False), tmp_path / "ghost")
+    assert not list((tmp_path / "ghost").glob(".*"))
+    folder = saved(ghost(average=False), tmp_path / "other")
+    for header in ("{}", '{"settings": {"later": 1}, "most": 2, "ahead": [], "deadline": null}', "[]"):
+        save_file({"none": torch.zeros(1)}, folder / "ghost.safetensors", metadata={"ghost": header})
+        with pytest.raises(DeepresError, match="holds no readable ghost"):
+            load_ghost(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -197,6 +198,22 @@ def test_the_command_speculates_with_the_same_text_and_takes_less_depth(
     assert len(set(said)) == 1
     assert main(["generate", reader, "--prompt", "abc", "--depth", "0.5", "--max-tokens", "40", "--seed", "3"]) == 0
     assert len(capsys.readouterr().out) == len("abc") + 40 + 1
+
+
+def test_a_network_of_one_layer_has_no_early_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = deepres.create("gpt-tiny", depth=1, width=16, heads=2, vocabulary=3, context=8)
+    tokens = {"size": 8, "channels": 0, "tokens": {"kind": "characters", "names": list("ab\n")}}
+    deepres.save(model, tmp_path / "net.safetensors", classes=list("ab\n"), prepare=tokens)
+    command = ["generate", str(tmp_path / "net.safetensors"), "--max-tokens", "4", "--depth"]
+    assert main([*command, "0.5"]) == 2
+    assert "--depth 0.5: the network has 2 blocks, too few for an early answer" in capsys.readouterr().err
+    assert main([*command, "1"]) == 0
+
+
+@pytest.mark.gpu
+def test_drafts_are_verified_on_the_model_s_device() -> None:
+    model, generator = small("gpt-tiny").cuda(), torch.Generator("cuda").manual_seed(0)
+    assert len(tokens_of(speculate(model, torch.randint(40, (1, 5)).cuda(), 12, [0, 1], ahead=3, generator=generator))) == 12
 
 
 def test_wrong_ways_to_generate_get_a_sentence(reader: str, capsys: pytest.CaptureFixture[str]) -> None:

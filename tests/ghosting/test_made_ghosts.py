@@ -94,6 +94,13 @@ def test_within_an_error_and_kept_on_disk(
         load_ghost(tmp_path)
 
 
+def test_calls_are_timed_at_the_batch_that_there_is(run: Path, data: Data) -> None:
+    few = dataclasses.replace(data, val=data.val.take(torch.arange(12)), test=data.test.take(torch.arange(20)))
+    said: list[str] = []
+    made = ghost(run, few, budget=1.0, batch=40, examples=20, gates="none", log=said.append)
+    assert set(made.times) == {1, 12} and any("there is no batch of 40" in line for line in said)
+
+
 def timm_net() -> nn.Module:
     import timm
 
@@ -183,6 +190,9 @@ def test_other_libraries_networks(build: Callable[[], nn.Module], channels: int,
         ({"budget": 0.5, "batch": 0}, "batch is at least 1"),
         ({"budget": 0.5, "deadline": 0.0}, "above 0"),
         ({"error": 0.5, "confidence": 0.4}, "at least 0.5 and below 1"),
+        ({"error": float("nan")}, "0 or more"),
+        ({"budget": 0.5, "deadline": 1.0, "exits": False}, "kept by early exits"),
+        ({"budget": 0.5, "examples": 1, "exits": False}, "at least 2"),
         ({"budget": 0.01, "examples": 100}, "cannot be kept"),
     ],
 )
@@ -196,6 +206,11 @@ def test_what_cannot_be_a_ghost_says_why(data: Data, tmp_path: Path) -> None:
         Ghost(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
     with pytest.raises(DeepresError, match="no such run or file"):
         ghost("nothing", "digits", budget=0.5)
+    with pytest.raises(DeepresError, match="would be freshly initialised"):
+        ghost("timm:resnet18", "digits", budget=0.5)
+    untrainable = dataclasses.replace(data, train=data.train.take(torch.arange(0)))
+    with pytest.raises(DeepresError, match="no training images"):
+        ghost(deepres.create("resnet8-cifar", in_channels=1), untrainable, budget=0.5)
     with pytest.raises(DeepresError, match="cannot be copied"):
         __import__("copy").deepcopy(Ghost(deepres.create("resnet8-cifar")))
 
@@ -209,6 +224,9 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert {"ghost.json", "ghost.safetensors", "net.safetensors", "report.html"} <= {p.name for p in out.iterdir()}
     page = (out / "report.html").read_text()
     assert "Blocks that run for each class" in page and "Clopper-Pearson" in page
+    assert main([*command, "--out", str(out / "ghost.json" / "again")]) == 2
+    told = capsys.readouterr()
+    assert "cannot be written" in told.err and not told.out  # before anything is fitted
     assert main(["ghost", str(run)]) == 2
     assert "give --budget" in capsys.readouterr().err
 
