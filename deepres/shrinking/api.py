@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepres.adapters import as_written, device_of, find_blocks, logits_of
+from deepres.adapters import as_written, device_of, find_blocks, kept_modes, logits_of
 from deepres.callback import Callback
 from deepres.data import Data
 from deepres.deprecation import renamed, renamed_fields
@@ -25,6 +26,7 @@ from deepres.evaluation.timing import from_first_process
 from deepres.models import open_with_data
 from deepres.models.options import OpenOptions
 from deepres.nn import config, parameters
+from deepres.shrinking.cost import staying_cost
 from deepres.shrinking.curriculum import InverseCurriculum
 from deepres.shrinking.mending import Mended
 from deepres.shrinking.options import Mend, Removal, Selection, ShrinkOptions
@@ -33,7 +35,7 @@ from deepres.shrinking.search import Attempt, fewest_blocks
 from deepres.shrinking.target import HELD, Target
 from deepres.training import Recipe, Run, train
 from deepres.training import recipe as recipe_named
-from deepres.training.distribute import is_first_process
+from deepres.training.distribute import is_first_process, pick_device
 from deepres.training.loop import Result
 from deepres.training.run import RUN_FILE, RunOptions
 
@@ -207,7 +209,8 @@ def shrink(
     settings = Run(name, opened.name, chosen, str(out) if out else None, seed, epochs, **vars(computed), **run)
     search = trained and goal.quantity in HELD and removal == "at-once"
     schedule = ShrinkSchedule.from_options(Target("blocks", 0.5) if search else goal, trained, **options)
-    before = measure(whole, opened.val, opened.prepare, opened.classes) if trained else None
+    place = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    before = measure(whole.to(place), opened.val, opened.prepare, opened.classes, device=place) if trained else None
 
     def once(goal: Target, settings: Run) -> ShrinkResult:
         curriculum = InverseCurriculum(dataclasses.replace(schedule, target=goal), exact=settings.speed == "exact", log=log)
@@ -238,7 +241,7 @@ def _searched(
     Raises ``DeepresError`` where none is.
     """
     blocks = find_blocks(whole)
-    removable = sum(block.removable for block in blocks)
+    going = sum(block.removable for block in blocks) - round(staying_cost(whole, blocks, [1.0] * len(blocks)))
 
     def quantity(found: Evaluation) -> float:
         return found.loss if goal.quantity == "loss" else found.top1
@@ -251,7 +254,7 @@ def _searched(
         log(f"with {remaining} of {len(blocks)} blocks the validation {goal.quantity} changes by {rise:+.3g} {goal.unit}")
         return made, rise
 
-    best, attempts = fewest_blocks(max(1, len(blocks) - removable), len(blocks) - 1, make, goal.value)
+    best, attempts = fewest_blocks(max(1, len(blocks) - going), len(blocks) - 1, make, goal.value)
     if best is None:
         closest = min(attempts, key=lambda one: one.rise)
         raise DeepresError(
@@ -324,10 +327,7 @@ def time_ratio(whole: nn.Module, small: nn.Module, inputs: Tensor, *, turns: int
 
     Returns the median of the ratios of alternating turns, and their quartiles.
     """
-    was = [model.training for model in (whole, small)]
-    found = time_against(
-        partial(logits_of, whole.eval()), partial(logits_of, small.eval()), inputs, max(1, len(inputs)), turns=turns
-    )
-    for model, training in zip((whole, small), was, strict=True):
-        model.train(training)
-    return found
+    with kept_modes(whole), kept_modes(small):
+        return time_against(
+            partial(logits_of, whole.eval()), partial(logits_of, small.eval()), inputs, max(1, len(inputs)), turns=turns
+        )

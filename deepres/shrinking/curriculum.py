@@ -32,7 +32,7 @@ from deepres.data import Batch
 from deepres.deprecation import renamed_fields
 from deepres.errors import DeepresError
 from deepres.shrinking.constraint import ResidualConstraint
-from deepres.shrinking.cost import measured_blocks
+from deepres.shrinking.cost import measured_blocks, staying_cost
 from deepres.shrinking.features import FeatureDistillation
 from deepres.shrinking.importance import GREEDY_EXAMPLES, IMPORTANCE_EXAMPLES, block_importance, residual_ratios
 from deepres.shrinking.mending import Mended, find_gaps, mend
@@ -121,16 +121,16 @@ class InverseCurriculum(Callback):
         self._end_features()
 
     def _set_costs(self) -> None:
-        target = self.schedule.target
+        target, model = self.schedule.target, self.trainer.model
         counted = Target("macs", 0.5) if self.exact and target.quantity in ("time", *HELD) else target
         self.costs = counted.costs(self.blocks)
         # all blocks count the same for a target of blocks; of equally important ones, the slower are removed
         timed = counted.quantity == "blocks" and not self.exact
         self.ranking_costs = Target("time", 0.5).costs(self.blocks) if timed else self.costs
-        self.to_remove = target.to_remove(self.blocks)
+        self.to_remove = target.to_remove(self.blocks, staying_cost(model, self.blocks, target.costs(self.blocks)))
         if counted is not target:
             removable = sum(cost for block, cost in zip(self.blocks, self.costs, strict=True) if block.removable)
-            self.to_remove = min(self.to_remove, removable)
+            self.to_remove = min(self.to_remove, removable - staying_cost(model, self.blocks, self.costs))
 
     def loss(self, trainer: Trainer, loss: Tensor, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         self._task_loss = float(loss.detach())
@@ -158,6 +158,9 @@ class InverseCurriculum(Callback):
         self.loss_mean = running_mean(self.loss_mean, trainer.context.mean(self._task_loss))
         self.loss_least = min(self.loss_least, self.loss_mean)
         if done >= last:
+            if self.rounds < SELECTIONS:  # a run of a few steps has none inside the phase
+                self.rounds = SELECTIONS
+                self._select(self.to_remove, last=True)
             self._delete_identities()
             return
         left = last - done

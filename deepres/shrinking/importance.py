@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepres.adapters import find_blocks, logits_of
+from deepres.adapters import find_blocks, kept_modes, logits_of
 from deepres.shrinking.constraint import ResidualConstraint
 from deepres.training import Trainer
 from deepres.training.norms import frozen_norm_statistics
@@ -25,27 +25,26 @@ def block_importance(
 
     Both are means over a few training batches in training mode, the same in all processes. The network is left unchanged.
     """
-    model = trainer.model
-    before, was = constraint.measured, model.training
+    model, before = trainer.model, constraint.measured
     batches = list(trainer.loader.some(examples, trainer.progress.epoch))
     found = torch.zeros(2, len(candidates), dtype=torch.float64)  # rises and ratios
-    model.train()
-    try:
-        for batch in batches:
-            images = trainer.to_layout(batch.images)
-            with frozen_norm_statistics(model), torch.random.fork_rng(), trainer.speed.autocast(images.device):
-                constraint.measured = set(candidates)
-                whole = _loss(model, images, batch.labels)
-                found[1] += torch.tensor([float(constraint.ratio(i) or 0) for i in candidates])
-                constraint.clear()
-                constraint.measured = set()
-                for place, i in enumerate(candidates):
-                    with constraint.bypassed(i):
-                        found[0, place] += _loss(model, images, batch.labels) - whole
-    finally:
-        model.train(was)
-        constraint.measured = before
-        constraint.clear()
+    with kept_modes(model):
+        model.train()
+        try:
+            for batch in batches:
+                images = trainer.to_layout(batch.images)
+                with frozen_norm_statistics(model), torch.random.fork_rng(), trainer.speed.autocast(images.device):
+                    constraint.measured = set(candidates)
+                    whole = _loss(model, images, batch.labels)
+                    found[1] += torch.tensor([float(constraint.ratio(i) or 0) for i in candidates])
+                    constraint.clear()
+                    constraint.measured = set()
+                    for place, i in enumerate(candidates):
+                        with constraint.bypassed(i):
+                            found[0, place] += _loss(model, images, batch.labels) - whole
+        finally:
+            constraint.measured = before
+            constraint.clear()
     context = trainer.context
     rises, ratios = (context.sum(found.to(context.device)) / (context.world * len(batches))).tolist()
     return dict(zip(candidates, rises, strict=True)), dict(zip(candidates, ratios, strict=True))
@@ -61,11 +60,11 @@ def residual_ratios(model: nn.Module, inputs: Tensor, constraint: ResidualConstr
     """Residual ratio of each block of ``model`` in eval mode. ``constraint``: the one that is attached to it, if any."""
     own = ResidualConstraint(find_blocks(model)) if constraint is None else constraint
     detach = own.attach() if constraint is None else None
-    was, before = model.training, own.measured
+    before = own.measured
     own.measured = set(range(len(own.blocks)))
-    model.eval()
-    logits_of(model, inputs)
-    model.train(was)
+    with kept_modes(model):
+        model.eval()
+        logits_of(model, inputs)
     ratios = [float(ratio) if (ratio := own.ratio(i)) is not None else 0.0 for i in range(len(own.blocks))]
     own.measured = before
     own.clear()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from deepres.adapters import delete_blocks, logits_of
+from deepres.adapters import delete_blocks, kept_modes, logits_of
 
 
 @torch.no_grad()
@@ -16,11 +16,10 @@ def delete_identities(model: nn.Module, paths: Sequence[str], inputs: Tensor, de
 
     Returns the largest difference of the logits for ``inputs`` before and after, in eval mode, relative to the largest logit.
     """
-    was = model.training
-    model.eval()
-    before = logits_of(model, inputs)
-    detach()
-    delete_blocks(model, paths)
-    after = logits_of(model, inputs)
-    model.train(was)
+    with kept_modes(model):
+        model.eval()
+        before = logits_of(model, inputs)
+        detach()
+        delete_blocks(model, paths)
+        after = logits_of(model, inputs)
     return float((after - before).abs().max() / before.abs().max().clamp(min=1e-12))

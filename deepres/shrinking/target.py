@@ -34,7 +34,7 @@ class Target:
     @classmethod
     def parse(cls, text: str) -> Target:
         """Read ``QUANTITY=VALUE``. Raises ``DeepresError`` for an unknown quantity or a value out of range."""
-        match = re.fullmatch(r"(time|blocks|macs|params|error|loss)=\+?(\d+(?:\.\d+)?|\.\d+)", text.strip())
+        match = re.fullmatch(r"(time|blocks|macs|params|error|loss)=\+?((?:\d+(?:\.\d+)?|\.\d+)(?:e[-+]?\d+)?)", text.strip())
         if match is None:
             raise DeepresError(
                 f"--target {text!r} is not a target: give what remains, such as time=0.6, blocks=14, macs=0.5 or params=0.5, or the "
@@ -64,13 +64,14 @@ class Target:
             return [getattr(block, self.quantity) / max(total, 1) for block in blocks]
         return [block.time for block in blocks]
 
-    def to_remove(self, blocks: Sequence[Block]) -> float:
-        """Total cost to remove, in the unit of ``costs``; for ``error`` and ``loss``, the cost of all removable blocks.
+    def to_remove(self, blocks: Sequence[Block], staying: float = 0.0) -> float:
+        """Total cost to remove, in the unit of ``costs``; for ``error`` and ``loss``, the cost of all blocks that can go together.
 
-        Raises ``DeepresError`` if the removable blocks cost less than that, or if the target removes nothing.
+        ``staying``: cost of removable blocks that cannot go with all the others (see ``staying_cost``). Raises ``DeepresError`` if the
+        blocks that can go cost less than the target demands, or if it removes nothing.
         """
         costs = self.costs(blocks)
-        most = sum(cost for block, cost in zip(blocks, costs, strict=True) if block.removable)
+        most = sum(cost for block, cost in zip(blocks, costs, strict=True) if block.removable) - staying
         if self.quantity in HELD:
             return most
         if self.quantity == "blocks":
@@ -83,6 +84,6 @@ class Target:
             raise DeepresError(
                 f"--target {self}: {100 * share:.0f} % of the {'blocks' if self.quantity == 'blocks' else self.quantity} would have "
                 f"to be removed, and the {sum(block.removable for block in blocks)} removable blocks of {len(blocks)} hold only "
-                f"{100 * most:.0f} %; give a larger value"
+                f"{100 * most:.0f} %{' without those that a stage has to keep' if staying else ''}; give a larger value"
             )
         return share

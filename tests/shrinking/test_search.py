@@ -69,6 +69,12 @@ def test_the_result_is_the_smallest_of_the_runs_within_the_target(trained: nn.Mo
     assert weights == {path: path.stat().st_mtime_ns for path in tmp_path.glob("blocks-*/checkpoints/*")} != {}
 
 
+def test_the_search_asks_for_sizes_that_there_are(trained: nn.Module) -> None:
+    """The first stage of three keeps one of its removable blocks, so three remain at least."""
+    small = deepres.shrink(trained, "digits", "error=+100", **EXACT)
+    assert small.blocks == (9, 3) and min(one.blocks for one in small.attempts) == 3
+
+
 def test_a_target_that_no_size_meets_is_an_error_with_the_closest(trained: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(
         DeepresError,

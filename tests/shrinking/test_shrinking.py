@@ -211,6 +211,7 @@ def test_what_cannot_be_met_is_said_with_figures() -> None:
     assert Target.parse("blocks=5").to_remove(units) == pytest.approx(4 / 9)
     assert Target.parse("params=0.8").to_remove(units) == pytest.approx(0.2)
     assert str(Target.parse("error=+0.3")) == "error=+0.3"
+    assert Target.parse(str(Target.parse("loss=+0.00001"))) == Target("loss", 1e-5) and Target.parse("time=6e-1").value == 0.6
     with pytest.raises(DeepresError, match="no residual block that could be the identity"):
         deepres.shrink("plain20-cifar", "digits", "blocks=0.5", epochs=1, **FAST)
     with pytest.raises(DeepresError, match="0 <= learn < constrain < 1"):
