@@ -21,7 +21,8 @@ from deepres.deprecation import renamed
 from deepres.errors import DeepresError
 from deepres.lens import LayerGradient, gradient_norms
 from deepres.nn import config
-from deepres.paper.experiment import MARGIN, VANISHED
+from deepres.paper.experiment import MARGIN, VANISHED, evenness
+from deepres.paper.lab import trained_on
 from deepres.paper.options import DegradeOptions
 from deepres.training import RECIPES, Record, Run, Trainer, read_log, train
 
@@ -51,9 +52,8 @@ class Curve:
 
     @property
     def weakest(self) -> float:
-        """Smallest gradient norm of a convolution relative to the largest, after the last epoch."""
-        norms = [layer.norm for layer in self.gradients[-1][1][:-1]]
-        return min(norms) / max(norms)
+        """Smallest gradient norm of a convolution relative to the largest, after the last epoch; 0 if all are zero."""
+        return evenness([layer.norm for layer in self.gradients[-1][1][:-1]])
 
 
 @dataclass(frozen=True)
@@ -191,8 +191,8 @@ def _curve(run: Run, data: Data, folder: Path | None, progress: EpochProgress | 
     net = config(run.net)
     if folder is not None and (folder / "result.json").exists():
         history = [Record(**line) for line in read_log(folder)]
-        if run.recipe != Run.read(folder).recipe:
-            raise DeepresError(f"{folder}: trained with other settings; choose another --out")
+        if run.recipe != Run.read(folder).recipe or not trained_on(data, folder):
+            raise DeepresError(f"{folder}: trained with other settings or on other data; choose another --out")
         for record in history if progress is not None else ():
             progress(run.net, run.seed, record)  # type: ignore[misc]
     else:

@@ -11,11 +11,9 @@ from deepres.lens import gradient_norms
 from deepres.lens.layers import responses
 from deepres.lens.sample import Sample
 from deepres.nn import deepen
-from deepres.paper.experiment import MARGIN, VANISHED, Experiment, claim, curve, train_all, train_row
+from deepres.paper.experiment import MARGIN, VANISHED, ZERO, Experiment, claim, curve, evenness, train_all, train_row
 from deepres.paper.lab import Curves, Lab, Outcome, Row, over
 from deepres.training import NonFinite
-
-ZERO = 1e-20  # a signal or gradient below this counts as zero
 
 
 @claim("degradation", "Deeper plain networks train worse", "He et al. 2015, Fig. 1, 4 and 6", 2.6, "cifar")
@@ -80,8 +78,8 @@ def vanishing_claim(lab: Lab, me: Experiment) -> Outcome:
                     else responses(_with_batch_statistics(model, images), Sample((images,), (labels,), "labels"))[:-1]
                 )
                 spread = [layer.deviation for layer in layers]
-                signal.append(_evenness(spread))
-                back.append(_evenness(grads))
+                signal.append(evenness(spread))
+                back.append(evenness(grads))
                 if seed == 0 and model is not None:
                     place = tuple(float(i + 1) for i in range(len(grads)))
                     forward.append((name, place, tuple(max(v, ZERO) for v in spread)))
@@ -115,11 +113,6 @@ def _after_an_epoch(lab: Lab, net: str, seed: int, *, norm: bool, init: str) -> 
         return lab.train(net, seed, label=label, changes={"epochs": 1.0, "lr": 0.01}, norm=norm, init=init).model
     except NonFinite:
         return None
-
-
-def _evenness(sizes: list[float]) -> float:
-    """Smallest of ``sizes`` relative to the largest; 0 if the largest is 0."""
-    return min(sizes) / max(sizes) if sizes and max(sizes) > ZERO else 0.0
 
 
 def _with_batch_statistics(model: nn.Module, images: torch.Tensor) -> nn.Module:

@@ -10,6 +10,7 @@ from deepres.errors import DeepresError, nearest
 from deepres.paper.lab import Curves, ExperimentScale, Lab, NetworkFamily, Outcome, Row, Trained
 
 MARGIN = 1.0  # points of error within which two networks count as equal
+ZERO = 1e-20  # a signal or gradient below this counts as zero
 VANISHED = 1e-3  # a layer's gradient or signal has vanished below this share of the largest one
 
 
@@ -101,6 +102,11 @@ def clearly_less(one: Sequence[float], other: Sequence[float]) -> bool:
     gap = statistics.fmean(other) - statistics.fmean(one)
     noise = max(statistics.stdev(one), statistics.stdev(other)) if len(one) > 1 else 0.02 * abs(statistics.fmean(other))
     return gap > noise
+
+
+def evenness(sizes: Sequence[float]) -> float:
+    """Smallest of ``sizes`` relative to the largest; 0 if the largest is below ``ZERO`` or there are none."""
+    return min(sizes) / max(sizes) if sizes and max(sizes) > ZERO else 0.0
 
 
 def curve(name: str, runs: list[Trained], what: str) -> tuple[str, tuple[float, ...], tuple[float, ...]]:

@@ -24,11 +24,12 @@ from deepres.deprecation import renamed_fields
 from deepres.errors import DeepresError, nearest
 from deepres.evaluation import evaluate, measure
 from deepres.evaluation.options import SHORT_SIDES, Protocol
-from deepres.models import load
+from deepres.models import load, notes
 from deepres.nn import ResNet, config
 from deepres.paper.options import ScaleOptions
 from deepres.training import Interrupted, Recipe, Record, Run, Trainer, read_log, recipe, train
 from deepres.training.distribute import pick_device
+from deepres.training.trainer import LAST
 
 NetworkFamily = Literal["cifar", "imagenet"]
 
@@ -287,7 +288,7 @@ class Lab:
         instead of a new one. ``changes``: fields of the recipe to replace. ``options``: fields of the network's configuration.
 
         Raises ``Interrupted`` after Ctrl-C, and behind ``ends``; the run is kept, and the next call continues it. Raises
-        ``DeepresError`` if ``out`` holds a run of this name with other settings.
+        ``DeepresError`` if ``out`` holds a run of this name with other settings or data.
         """
         width = self.scale.width if width is None else width
         name = f"{net}{f'-{label}' if label else ''}"
@@ -296,8 +297,9 @@ class Lab:
                   speed=self.speed, options=options, keep=1)  # fmt: skip
         if (folder / "result.json").exists():
             saved = Run.read(folder)
-            if (saved.recipe, saved.options, saved.width) != (run.recipe, run.options, run.width):
-                raise DeepresError(f"{folder}: trained with other settings; choose another --out")
+            same = (saved.recipe, saved.options, saved.width) == (run.recipe, run.options, run.width)
+            if not (same and trained_on(self.data, folder)):
+                raise DeepresError(f"{folder}: trained with other settings or on other data; choose another --out")
         else:
             if time.perf_counter() > self.ends:
                 raise Interrupted(f"the time that was given is over before {name}, seed {seed}, is trained")
@@ -305,7 +307,7 @@ class Lab:
             train(run, resume=True, show=False, data=self.data, model=start, callbacks=callbacks)
         history = tuple(Record(**line) for line in read_log(folder))
         test = json.loads((folder / "result.json").read_text())["test"]["top1"]
-        model = load(folder / "last.safetensors").to(self.device)
+        model = load(folder / LAST).to(self.device)
         return Trained(net, seed, history, model, test, folder)
 
     def tested(self, runs: Sequence[Trained], protocol: Protocol) -> dict[str, Any]:
@@ -339,6 +341,16 @@ class Lab:
     def error(self, model: nn.Module, split: str = "train") -> float:
         """Error over a whole split in eval mode, %."""
         return measure(model, getattr(self.data, split), self.data.prepare, self.data.classes, device=self.device).top1
+
+
+def trained_on(data: Data, folder: Path) -> bool:
+    """Return whether the finished run in ``folder`` was trained on ``data``, as far as its name, classes and size of images tell."""
+    noted = notes(folder / LAST)
+    return (Run.read(folder).data, noted["classes"], noted["prepare"]["size"]) == (
+        data.name,
+        [*data.classes],
+        data.prepare.size,
+    )
 
 
 def timed(run: Callable[[Lab], Outcome], lab: Lab) -> Outcome:

@@ -122,7 +122,7 @@ class Page:
         part = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(html, encoding="utf-8")
+            part.write_text(html, encoding="utf-8", errors="replace")  # names of files need not be text
             os.replace(part, path)
         except OSError as error:
             part.unlink(missing_ok=True)

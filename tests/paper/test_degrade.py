@@ -44,6 +44,7 @@ def test_the_words_follow_the_figures() -> None:
     assert "residual-56 trains as well as residual-20" in seen.summary()[1]
     assert "plain-56 have not vanished" in seen.summary()[2] and "is 0.1 of the largest" in seen.summary()[2]
     assert "have vanished" in told(1, 60, 0, 0, gradients=(1e-6, 1.0, 1.0, 1.0)).summary()[2]
+    assert "have vanished" in told(1, 60, 0, 0, gradients=(0.0, 0.0, 0.0, 1.0)).summary()[2]  # a network that is dead
     for unseen in (told(1, 1.5, 0, 0), told(1, 60, 0, 30), told(60, 1, 0, 0)):
         assert not unseen.degraded and "did not show at this scale" in unseen.summary()[3]
     assert "residual-56 trains worse" in told(1, 60, 0, 30).summary()[1]
@@ -79,6 +80,10 @@ def test_what_is_finished_is_not_trained_again(findings: tuple[Findings, Path], 
     assert kept == [(c.net, c.history) for c in found.curves if c.net != "plain14-cifar"]
     with pytest.raises(DeepresError, match="other settings"):
         degrade("digits", depths=(8, 14), epochs=3, out=again)
+    digits = open_data("digits")
+    for other in (open_data("digits", size=12), dataclasses.replace(digits, name="letters")):
+        with pytest.raises(DeepresError, match="plain8-cifar-seed0: trained with other settings or on other data"):
+            degrade(other, depths=(8, 14), epochs=2, out=again)
 
 
 def test_bad_options_get_a_sentence() -> None:
@@ -103,6 +108,17 @@ def test_gradient_norms_are_autograds_and_leave_no_trace() -> None:
     torch.nn.functional.cross_entropy(model.train()(images), labels).backward()
     for layer in found:
         assert layer.norm == pytest.approx(float(model.get_submodule(layer.name).weight.grad.norm()), rel=1e-4)
+
+
+def test_frozen_layers_and_modes_stay_as_they_are() -> None:
+    model = deepres.create("resnet8-cifar").train()
+    images, labels = torch.randn(8, 3, 16, 16), torch.arange(8)
+    expected = gradient_norms(model, images, labels)
+    model.stem.requires_grad_(False)
+    model.stages[0].eval()
+    assert gradient_norms(model, images, labels) == expected
+    assert not any(p.requires_grad for p in model.stem.parameters()) and all(p.requires_grad for p in model.head.parameters())
+    assert model.training and not model.stages[0].training and not model.stages[0].blocks[0].training
 
 
 def test_the_page_works_in_a_browser_without_a_network(

@@ -55,8 +55,10 @@ def test_networks_are_trained_once(lab: Lab) -> None:
     again = Lab(lab.scale, lab.out, progress=lambda name, record: seen.append(name)).train("resnet8-cifar", 0)
     assert not seen and again.test_error == first.test_error and again.history == first.history
     other = Lab(lab.scale.changed(epochs=2), lab.out)
-    with pytest.raises(DeepresError, match="trained with other settings; choose another --out"):
+    with pytest.raises(DeepresError, match="trained with other settings or on other data; choose another --out"):
         other.train("resnet8-cifar", 0)
+    with pytest.raises(DeepresError, match="trained with other settings or on other data; choose another --out"):
+        Lab(lab.scale, lab.out, _data=dataclasses.replace(lab.data, name="letters")).train("resnet8-cifar", 0)
 
 
 @pytest.mark.parametrize(
