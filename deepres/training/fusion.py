@@ -152,9 +152,13 @@ def _fuse_block(block: nn.Module) -> None:
 def _fuse_pairs(model: nn.Module, blocks: set[nn.Module]) -> None:
     """Fuse each norm and the ReLU module that always follows it, outside of fused blocks."""
     pairs: list[tuple[nn.Module, nn.Module]] = []
+    places = Counter(part for module in model.modules() for part in module._modules.values())
     for module in model.modules():
         if type(module).forward is nn.Sequential.forward or isinstance(module, Branch):
-            pairs += pairwise(module.children())
+            layers = [
+                layer for layer in module._modules.values() if layer is not None
+            ]  # ``children()`` leaves out repeated ones
+            pairs += pairwise(layers)
     graph = _trace(model, blocks)
     if graph is not None:
         parts = dict(model.named_modules(remove_duplicate=False))
@@ -166,7 +170,8 @@ def _fuse_pairs(model: nn.Module, blocks: set[nn.Module]) -> None:
                 pair = parts[norm.target], parts[node.target]
                 pairs += [pair] if times[pair[0]] == times[pair[1]] == 1 else []
     for first, second in pairs:
-        if type(second) is nn.ReLU and _fuse_norm(first):
+        alone = places[first] == places[second] == 1  # a layer that stands in two places may be called without the other
+        if alone and type(second) is nn.ReLU and _fuse_norm(first):
             second.__class__, first.relu = FusedReLU, True  # type: ignore[assignment]
 
 

@@ -153,6 +153,35 @@ def test_a_block_that_cannot_be_traced_stays_as_it_is(batch: tuple[Tensor, Tenso
 
 def test_a_step_in_bf16_is_as_close_as_pytorchs(batch: tuple[Tensor, Tensor]) -> None:
     ordinary, fused = (model.float() for model in pair("basic"))
+def _repeated(shared: str) -> nn.Module:
+    """A network in which one module stands in two places: a ReLU in two sequences or twice in one, or a convolution or norm likewise."""
+    torch.manual_seed(0)
+    convs, norms, relus = ([kind() for _ in range(2)] for kind in (lambda: nn.Conv2d(3, 3, 1), lambda: nn.BatchNorm2d(3), nn.ReLU))
+    if shared == "convolution":  # its second call is between the norm and the ReLU
+        return nn.Sequential(convs[0], norms[0], convs[0], relus[0], nn.Flatten(), nn.LazyLinear(7))
+    if shared == "norm":
+        norms[1] = norms[0]
+    else:
+        relus[1] = relus[0]
+    layers = [nn.Sequential(*three) for three in zip(convs, norms, relus, strict=True)]
+    body = [layer for three in layers for layer in three] if shared == "ReLU in one sequence" else layers
+    return nn.Sequential(*body, nn.Conv2d(3, 3, 1), relus[1], nn.Flatten(), nn.LazyLinear(7))
+
+
+@pytest.mark.parametrize("shared", ["ReLU", "ReLU in one sequence", "norm", "convolution", "ReLU of stem and blocks"])
+def test_a_layer_in_several_places_is_called_in_each(shared: str, batch: tuple[Tensor, Tensor]) -> None:
+    model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=7) if shared.endswith("blocks") else _repeated(shared)
+    if isinstance(model, ResNet):
+        for block in (module for module in model.modules() if isinstance(module, BasicBlock)):
+            block.relu = model.relu
+    model(batch[0].float())
+    ordinary = model.double().to(memory_format=torch.channels_last)
+    fused = accelerate(copy.deepcopy(ordinary))
+    torch.testing.assert_close(step(fused, *batch), step(ordinary, *batch), rtol=1e-7, atol=1e-9)
+    fused.eval(), ordinary.eval()
+    assert torch.equal(fused(batch[0]), ordinary(batch[0]))
+
+
     images, labels = batch[0].float(), batch[1]
     exact = step(copy.deepcopy(ordinary), images, labels)[0]
     with torch.autocast("cpu", torch.bfloat16):
