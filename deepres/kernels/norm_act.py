@@ -66,7 +66,7 @@ def _forward(
     exact = torch.promote_types(x.dtype, torch.float32)
     compiled = _suits(x, shortcut)
     if compiled:
-        mean, variance = torch.empty(x.shape[1]), torch.empty(x.shape[1])
+        mean, variance = (x.new_empty(x.shape[1], dtype=torch.float32) for _ in range(2))  # whatever PyTorch's default type is
         _run("statistics", x, mean, variance)
     else:
         variance, mean = torch.var_mean(x.to(exact), _DIMENSIONS, correction=0)

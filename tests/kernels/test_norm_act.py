@@ -47,6 +47,19 @@ def leaves(tensors: list[Tensor]) -> list[Tensor]:
     return [t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in tensors]
 
 
+@pytest.mark.parametrize("usual", [torch.float64, torch.bfloat16])
+def test_pytorchs_default_type_changes_nothing(usual: torch.dtype) -> None:
+    x, weight, bias, shortcut, _ = inputs((2, 64, 8, 8), torch.float32)
+    expected = norm_act(x, weight, bias, shortcut)
+    torch.set_default_dtype(usual)
+    try:
+        found = norm_act(x, weight, bias, shortcut)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype and torch.equal(one, other)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize(("relu", "add"), [(True, True), (True, False), (False, False)])
