@@ -122,8 +122,8 @@ class Trainer:
         # branch that a step leaves out has a gradient of zero, not none
         self.keeps_gradients = drops or bool(self.plan.length)
         if self.keeps_gradients:
-            for parameter in self.model.parameters():
-                parameter.grad = torch.zeros_like(parameter)
+            for parameter in self.model.parameters():  # of a frozen one a gradient of zero would still let its weights decay
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         self.averaged: AveragedModel | None = None
         if self.recipe.ema:
             self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.ema), use_buffers=True)

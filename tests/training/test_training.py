@@ -17,7 +17,7 @@ import deepres
 from deepres import Callback, DeepresError, Run, models
 from deepres.data import Batch, open_data
 from deepres.models import read_checkpoint
-from deepres.training import Interrupted, NonFinite, Recipe, Trainer, checkpoint, read_log, recipe
+from deepres.training import Interrupted, NonFinite, Recipe, Trainer, checkpoint, memory, read_log, recipe
 from deepres.training.distribute import DistributedContext, pick_device
 from deepres.training.optimizer import last_step, optimizer_for, set_rate
 from deepres.training.speed import SPEEDS, Speed
@@ -292,6 +292,30 @@ def test_averaged_weights_mixing_and_growing_images(large_folder: Path, tmp_path
             return loss
 
         def after_step(self, trainer: Trainer, batch: object) -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon-sgd"])
+@pytest.mark.parametrize("how", ["ordinary", "stochastic depth", "recomputed"])
+def test_frozen_parameters_stay_as_they_are(optimizer: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where gradients are kept from step to step, and after training that left gradients behind."""
+    model = deepres.create("resnet8-cifar", in_channels=1, survival=0.5 if how == "stochastic depth" else 1.0)
+    frozen = [*model.stem.parameters(), *model.stages[0].parameters()]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+        parameter.grad = torch.ones_like(parameter)
+    if how == "recomputed":
+        monkeypatch.setattr(memory, "available_bytes", lambda _: 60_000_000)
+    before = [parameter.clone() for parameter in frozen]
+    recipe = dataclasses.replace(TINY, epochs=0.1, weight_decay=0.1, optimizer=optimizer)
+    plans = []
+
+    class See(Callback):
+        def run_begins(self, trainer: Trainer) -> None:
+            plans.append(trainer.plan.length > 0)
+
+    deepres.train(Run("resnet8-cifar", "digits", recipe, speed="exact"), show=False, model=model, callbacks=[See()])
+    assert plans == [how == "recomputed"]
+    assert all(torch.equal(a, b) for a, b in zip(frozen, before, strict=True))
+
+
             for name, p in trainer.model.named_parameters():
                 average[name] = average[name].lerp(p.detach(), 0.5) if name in average else p.detach().clone()
 
