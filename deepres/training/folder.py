@@ -18,12 +18,12 @@ class Noted(Protocol):
 
 
 def claim_folder(out: Path, run: Noted, resume: bool) -> list[Path]:
-    """Make the run's folder ``out`` and write ``run`` into it. Returns the folders above it that were made, innermost first.
+    """Make the run's folder ``out`` and write ``run`` into it. Returns the file and the folders that were made, innermost first.
 
     Raises ``DeepresError`` for a folder that holds a run, unless it is resumed, and for one that cannot be written.
     """
-    made = [folder for folder in out.parents if not folder.exists()]
     try:
+        made = [path for path in (out / RUN_FILE, out, *out.parents) if not path.exists()]
         out.mkdir(parents=True, exist_ok=True)
         if not resume and (out / RUN_FILE).exists():
             raise DeepresError(f"{out}: holds a run already; resume it with --resume, or choose another --out")
@@ -35,9 +35,12 @@ def claim_folder(out: Path, run: Noted, resume: bool) -> list[Path]:
 
 
 def leave_folder(out: Path, made: list[Path]) -> None:
-    """Leave nothing of a run that could not begin, so that the same command with its mistake mended can."""
-    if [path.name for path in out.iterdir()] == [RUN_FILE]:
+    """Leave nothing of a run that could not begin, so that the same command with its mistake mended can.
+
+    ``made``: what ``claim_folder`` returned; the settings of a run that is resumed are not among it, and stay.
+    """
+    if out / RUN_FILE in made and [path.name for path in out.iterdir()] == [RUN_FILE]:
         (out / RUN_FILE).unlink()
         with contextlib.suppress(OSError):
-            for folder in (out, *made):
+            for folder in made[1:]:
                 folder.rmdir()

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,25 +103,33 @@ def train(
         context.barrier()
         with exactness(SPEEDS.get(run.speed, SPEEDS["float32"])):
             try:
-                return _train(run, opened, context, resume, callbacks)
+                with _errors_in_words(run, context.device):
+                    return _train(run, opened, context, resume, callbacks)
             except DeepresError:
                 if out is not None and context.is_main:
                     leave_folder(out, made)
                 raise
-            except ValueError as error:
-                if not str(error).startswith(ONE_VALUE):
-                    raise
-                raise DeepresError(
-                    f"{run.net}: batch norm cannot normalise one value per channel ({str(error).split(', ')[-1]}); raise --batch "
-                    "or --size, or take a network without batch norm"
-                ) from error
-            except RuntimeError as error:
-                if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-                    raise
-                raise DeepresError(
-                    f"out of memory on {context.device} ({str(error).splitlines()[0]}); lower --batch, --size or --width, "
-                    "or set --memory to what may be used"
-                ) from error
+
+
+@contextlib.contextmanager
+def _errors_in_words(run: Run, device: torch.device) -> Iterator[None]:
+    """Raise ``DeepresError`` in place of PyTorch's errors on a batch that is too small for batch norm, or too large for the memory."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith(ONE_VALUE):
+            raise
+        raise DeepresError(
+            f"{run.net}: batch norm cannot normalise one value per channel ({str(error).split(', ')[-1]}); raise --batch "
+            "or --size, or take a network without batch norm"
+        ) from error
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise DeepresError(
+            f"out of memory on {device} ({str(error).splitlines()[0]}); lower --batch, --size or --width, "
+            "or set --memory to what may be used"
+        ) from error
 
 
 def _callbacks_of(recipe: Recipe, given: Sequence[Callback]) -> list[Callback]:

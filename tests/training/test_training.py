@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -126,6 +127,53 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: 
 
 
 def test_a_folder_is_never_trained_over(finished: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_outlives_damaged_ones_of_later_steps(tmp_path: Path) -> None:
+    """A run that resumed before a damaged checkpoint keeps its own new ones, and does not return to the other's steps."""
+    state = {"model": {}, "optimizer": {}, "progress": {}}
+    (tmp_path / "000000009.pt").write_bytes(b"cut")
+    for step in (4, 5):
+        assert checkpoint.write(tmp_path, step, state, keep=1).exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["000000005.pt"]
+
+
+def _out_of_memory(*_: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def _one_value(*_: object) -> None:
+    nn.BatchNorm1d(3)(torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [(None, "a training step needs"), (_one_value, "one value per channel"), (_out_of_memory, "out of memory on cpu")],
+)
+def test_a_run_that_could_not_begin_leaves_its_folder(
+    step: Callable[..., None] | None, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the same command begins once its mistake is mended. The settings of a run that is resumed stay."""
+    run = Run(**NET, out=str(tmp_path / "runs" / "x"), memory="1MiB" if step is None else "all")
+    if step is not None:
+        monkeypatch.setattr(Trainer, "step", step)
+    with pytest.raises(DeepresError, match=says):
+        deepres.train(run, show=False)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "runs" / "x").mkdir(parents=True)
+    with pytest.raises(DeepresError, match=says):
+        deepres.train(run, show=False)
+    assert not list((tmp_path / "runs" / "x").iterdir())  # a folder that was there before stays
+    (tmp_path / "runs" / "x" / "run.json").write_text(run.to_json())
+    with pytest.raises(DeepresError, match=says):
+        deepres.train(run, show=False, resume=True)
+    assert Run.read(tmp_path / "runs" / "x") == run
+
+
+def test_settings_of_a_later_version_are_refused_with_a_sentence(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps(json.loads((finished / "run.json").read_text()) | {"warp": 9}))
+    with pytest.raises(DeepresError, match="not a run that deepres saved .*'warp'"):
+        Run.read(tmp_path)
+
+
     with pytest.raises(DeepresError, match="holds a run already"):
         deepres.train(Run(**NET, out=str(finished)), show=False)
     with pytest.raises(DeepresError, match="no run to read here"):
