@@ -160,12 +160,16 @@ def _train(
     data = opened.data
     if resume and out is not None:
         data = prepared_as_before(data, out / BEST)
-    trainer = Trainer(run, data, context, opened.model, callbacks)
+    try:
+        trainer = Trainer(run, data, context, opened.model, callbacks)
+    except BaseException:
+        _make_ordinary(opened.model)
+        raise
     if state is not None:
         trainer.progress = Progress(**state["progress"])  # where callbacks begin
     results: list[Result] = []
     with trainer.heap(), stoppable() as stop, contextlib.ExitStack() as ends:
-        ends.callback(lambda: undo_acceleration(trainer.model))
+        ends.callback(lambda: _make_ordinary(opened.model, trainer.model))  # two, where a callback replaced the first
         for callback in trainer.callbacks:
             callback.run_begins(trainer)
             ends.callback(lambda one: one.run_ends(trainer, results[0] if results else None), callback)
@@ -179,6 +183,13 @@ def _train(
             history.append(finish_epoch(trainer))
         results.append(_conclude(trainer, history, out))
     return results[0]
+def _make_ordinary(*models: nn.Module) -> None:
+    """Undo what a run does to the classes of networks' modules, whose owner gets the networks back."""
+    for model in models:
+        memory.recompute(model, memory.RecomputePlan())
+        undo_acceleration(model)
+
+
 
 
 def _conclude(trainer: Trainer, history: list[Record], out: Path | None) -> Result:
@@ -216,8 +227,7 @@ def _conclude(trainer: Trainer, history: list[Record], out: Path | None) -> Resu
         (out / "result.json").write_text(json.dumps(summary, indent=1))
     annotate(final, classes=list(data.classes), prepare=data.prepare.to_notes(), data=run.data)
     trainer.context.barrier()  # what the first process wrote is there for all, when they return
-    memory.recompute(final, memory.RecomputePlan())
-    undo_acceleration(final)
+    _make_ordinary(final)
     return Result(run, final.eval(), history, progress.best_epoch, val_error, test, progress.seconds, trainer.speed.name, out)
 
 

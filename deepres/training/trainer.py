@@ -24,7 +24,7 @@ from deepres.models import read_checkpoint, save
 from deepres.nn import ResNet
 from deepres.training import checkpoint, memory
 from deepres.training.distribute import DistributedContext, synchronise_norms
-from deepres.training.fusion import accelerate, undo_acceleration
+from deepres.training.fusion import accelerate
 from deepres.training.heap import heap_kept
 from deepres.training.network import open_run
 from deepres.training.optimizer import KEPT, SideOptimizer, optimizer_for
@@ -87,11 +87,7 @@ class Trainer:
             rows = -(-self.loader.batch // context.world)
             bf16 = run.speed not in ("exact", "auto") and SPEEDS[run.speed].bf16
             kept = KEPT[self.recipe.optimizer]
-            try:
-                self.plan = memory.fit_memory(self.model, data.shape, rows, context.device, limit=limit, bf16=bf16, kept=kept)
-            except DeepresError:
-                undo_acceleration(self.model)
-                raise
+            self.plan = memory.fit_memory(self.model, data.shape, rows, context.device, limit=limit, bf16=bf16, kept=kept)
         self.speed = self._speed()
         self.model.to(memory_format=self.speed.layout)
         if run.sync_norm and context.world > 1:
