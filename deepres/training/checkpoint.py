@@ -87,15 +87,15 @@ def _data(trainer: Trainer) -> dict[str, Any]:
 
 
 def write(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write ``state`` as the checkpoint of ``step``, then drop all but the last ``keep``.
+    """Write ``state`` as the checkpoint of ``step``, then drop all but the last ``keep``, and those of later steps.
 
-    The file gets its name only once all of it is on the disk. If the disk is full, ``DeepresError`` is raised and the
-    previous checkpoint is still there.
+    Later ones are damaged: the run passed over them when it resumed. The file gets its name only once all of it is on the disk. If the
+    disk is full, ``DeepresError`` is raised and the previous checkpoint is still there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{step:09d}.pt"
     part = path.with_suffix(".part")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:
             torch.save(state, file)
             file.flush()
@@ -108,7 +108,9 @@ def write(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
         raise DeepresError(
             f"{path}: the checkpoint could not be written ({error}); {kept}; free some disk and resume"
         ) from error
-    for old in sorted(folder.glob("*.pt"))[:-keep]:
+    found = sorted(folder.glob("*.pt"))
+    end = found.index(path) + 1
+    for old in (*found[: max(end - keep, 0)], *found[end:]):
         old.unlink()
     return path
 
@@ -118,10 +120,15 @@ def newest(folder: Path) -> Path | None:
 
 
 def read_newest(folder: Path, device: torch.device) -> dict[str, Any] | None:
-    """The newest checkpoint that is whole; None where there is none. What cannot be read is passed over."""
+    """The newest checkpoint that is whole; None where there is none. Damaged ones are passed over.
+
+    Raises ``PermissionError`` and ``torch.OutOfMemoryError``, which say nothing of the file.
+    """
     for path in sorted(folder.glob("*.pt"), reverse=True):
         try:
             state = torch.load(path, map_location=device, weights_only=True)
+        except (PermissionError, torch.OutOfMemoryError):
+            raise
         except Exception:
             continue
         if isinstance(state, dict) and {"model", "optimizer", "progress"} <= state.keys():
