@@ -11,7 +11,7 @@ from typing import Any, Literal
 from deepres.detection.recipe import DetectRecipe, detect_recipe
 from deepres.errors import DeepresError
 from deepres.training.options import CheckpointOptions, StepOptions
-from deepres.training.run import saved_fields
+from deepres.training.run import read_saved
 from deepres.training.speed import check_speed
 
 
@@ -85,4 +85,4 @@ class DetectRun(StepOptions, CheckpointOptions):
     @classmethod
     def read(cls, path: str | Path) -> DetectRun:
         """From a run's folder or its ``run.json``. Raises ``DeepresError`` where there is none."""
-        return cls(**saved_fields(path, DetectRecipe, "the run of a detector"))
+        return read_saved(cls, path, DetectRecipe, "the run of a detector")

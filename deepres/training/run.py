@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from deepres.data.options import parse_bytes
 from deepres.errors import DeepresError
@@ -16,6 +16,7 @@ from deepres.training.recipes import Recipe, recipe
 from deepres.training.speed import check_speed
 
 RUN_FILE = "run.json"
+_Kind = TypeVar("_Kind")
 
 
 @dataclass(frozen=True)
@@ -76,19 +77,19 @@ class Run(CheckpointOptions, RunOptions, _Subject):
     @classmethod
     def read(cls, path: str | Path) -> Run:
         """From a run's folder or its ``run.json``. Raises ``DeepresError`` where there is none."""
-        return cls(**saved_fields(path, Recipe, "a run"))
+        return read_saved(cls, path, Recipe, "a run")
 
 
-def saved_fields(path: str | Path, recipe_kind: type[Any], what: str) -> dict[str, Any]:
-    """Fields of a run, read from its folder or its ``run.json``; its recipe is made a ``recipe_kind`` again.
+def read_saved(kind: type[_Kind], path: str | Path, recipe_kind: type[Any], what: str) -> _Kind:
+    """A run of this ``kind``, read from its folder or its ``run.json``; its recipe is made a ``recipe_kind`` again.
 
-    Raises ``DeepresError`` where there is no file, and for one that is not ``what``, such as ``"a run"``.
+    Raises ``DeepresError`` where there is no file, and for one that is not ``what``, such as ``"a run"``, or is of a later version.
     """
     path = Path(path)
     file = path / RUN_FILE if path.is_dir() else path
     try:
         values = {key: tuples_in(value) for key, value in json.loads(file.read_text()).items()}
-        return {**values, "recipe": recipe_kind(**values["recipe"])}
+        return kind(**{**values, "recipe": recipe_kind(**values["recipe"])})
     except FileNotFoundError as error:
         raise DeepresError(f"{file}: no such file, so there is no run to read here") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -174,6 +174,7 @@ def test_settings_of_a_later_version_are_refused_with_a_sentence(finished: Path,
         Run.read(tmp_path)
 
 
+def test_a_folder_is_never_trained_over(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(DeepresError, match="holds a run already"):
         deepres.train(Run(**NET, out=str(finished)), show=False)
     with pytest.raises(DeepresError, match="no run to read here"):
