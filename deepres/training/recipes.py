@@ -54,8 +54,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for what, value in (("epochs", self.epochs), ("iterations", self.iterations), ("batch", self.batch), ("lr", self.lr)):
-            if value is not None and value <= 0:
-                raise DeepresError(f"recipe {self.name!r}: {what} must be above 0, not {value}")
+            if value is not None and not 0 < value < math.inf:
+                raise DeepresError(f"recipe {self.name!r}: {what} must be above 0 and finite, not {value}")
         if self.optimizer not in get_args(Optimizer):
             raise DeepresError(f"recipe {self.name!r}: optimizer is {' or '.join(get_args(Optimizer))}, not {self.optimizer!r}")
         if self.clip < 0:

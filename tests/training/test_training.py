@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -235,8 +236,9 @@ def test_recipes_follow_the_papers() -> None:
     assert [modern.side(done, 224) for done in (0, 0.5, 0.9)] == [128, 160, 192]
     with pytest.raises(DeepresError, match="did you mean 'fast-cifar'"):
         recipe("fast-cifer")
-    with pytest.raises(DeepresError, match="epochs must be above 0"):
-        recipe("digits", epochs=-1)
+    for epochs in (-1, math.nan, math.inf):
+        with pytest.raises(DeepresError, match="epochs must be above 0"):
+            recipe("digits", epochs=epochs)
     with pytest.raises(DeepresError, match="optimizer is sgd or adamw or muon or muon-sgd, not 'adam'"):
         recipe("digits", optimizer="adam")
     with pytest.raises(DeepresError, match="clip is a norm"):
