@@ -34,6 +34,7 @@ def exactness(speed: Speed) -> Iterator[None]:
     """While open: only deterministic algorithms, if ``speed`` asks for them; without denormals, which CPUs crawl over."""
     before = (
         torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.backends.cudnn.benchmark,
         torch.backends.cudnn.deterministic,
         torch.backends.cuda.matmul.allow_tf32,
@@ -50,9 +51,9 @@ def exactness(speed: Speed) -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(False)
-        torch.use_deterministic_algorithms(before[0])
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before[1], before[2]
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[3], before[4]
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before[2], before[3]
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[4], before[5]
 
 
 def _stepper(model: nn.Module, images: Tensor, labels: Tensor, speed: Speed) -> Callable[[], None]:

@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,11 +19,11 @@ import deepres
 from deepres import Callback, DeepresError, Run, models
 from deepres.data import Batch, open_data
 from deepres.models import read_checkpoint
-from deepres.training import Interrupted, NonFinite, Recipe, Trainer, checkpoint, memory, read_log, recipe
+from deepres.training import Interrupted, NonFinite, Recipe, Trainer, checkpoint, read_log, recipe
 from deepres.training.distribute import DistributedContext, pick_device
 from deepres.training.optimizer import last_step, optimizer_for, set_rate
 from deepres.training.speed import SPEEDS, Speed
-from deepres.training.speed_trial import choose, trial
+from deepres.training.speed_trial import choose, exactness, trial
 
 TINY = Recipe("tiny", epochs=2, batch=64, lr=0.05, schedule="one-cycle", warmup=0.3, augment="pad-crop")
 NET = {"net": "resnet8-cifar", "data": "digits", "recipe": TINY, "speed": "exact", "width": 0.5}
@@ -127,7 +127,6 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: 
     assert [path.name for path in tmp_path.iterdir()] == ["000000001.pt"]
 
 
-def test_a_folder_is_never_trained_over(finished: Path, tmp_path: Path) -> None:
 def test_a_checkpoint_outlives_damaged_ones_of_later_steps(tmp_path: Path) -> None:
     """A run that resumed before a damaged checkpoint keeps its own new ones, and does not return to the other's steps."""
     state = {"model": {}, "optimizer": {}, "progress": {}}
@@ -171,7 +170,7 @@ def test_a_run_that_could_not_begin_leaves_its_folder(
 
 def test_settings_of_a_later_version_are_refused_with_a_sentence(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps(json.loads((finished / "run.json").read_text()) | {"warp": 9}))
-    with pytest.raises(DeepresError, match="not a run that deepres saved .*'warp'"):
+    with pytest.raises(DeepresError, match=r"not a run that deepres saved .*'warp'"):
         Run.read(tmp_path)
 
 
@@ -293,6 +292,21 @@ def test_gradients_are_clipped_to_the_norm_and_no_further() -> None:
         assert norm > 0.01
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon-sgd"])
+@pytest.mark.parametrize("survival", [1.0, 0.5])
+def test_frozen_parameters_stay_as_they_are(optimizer: str, survival: float) -> None:
+    """Also where gradients are kept from step to step, and after training that left gradients behind."""
+    model = deepres.create("resnet8-cifar", in_channels=1, survival=survival)
+    frozen = [*model.stem.parameters(), *model.stages[0].parameters()]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+        parameter.grad = torch.ones_like(parameter)
+    before = [parameter.clone() for parameter in frozen]
+    recipe = dataclasses.replace(TINY, epochs=0.1, weight_decay=0.1, optimizer=optimizer)
+    deepres.train(Run("resnet8-cifar", "digits", recipe, speed="exact"), show=False, model=model)
+    assert all(torch.equal(a, b) for a, b in zip(frozen, before, strict=True))
+
+
 def test_weight_decay_spares_norms_only_when_told() -> None:
     model = deepres.create("resnet8-cifar")
     assert len(optimizer_for(model, recipe("paper-cifar")).param_groups) == 1
@@ -343,30 +357,6 @@ def test_averaged_weights_mixing_and_growing_images(large_folder: Path, tmp_path
             return loss
 
         def after_step(self, trainer: Trainer, batch: object) -> None:
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon-sgd"])
-@pytest.mark.parametrize("how", ["ordinary", "stochastic depth", "recomputed"])
-def test_frozen_parameters_stay_as_they_are(optimizer: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where gradients are kept from step to step, and after training that left gradients behind."""
-    model = deepres.create("resnet8-cifar", in_channels=1, survival=0.5 if how == "stochastic depth" else 1.0)
-    frozen = [*model.stem.parameters(), *model.stages[0].parameters()]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-        parameter.grad = torch.ones_like(parameter)
-    if how == "recomputed":
-        monkeypatch.setattr(memory, "available_bytes", lambda _: 60_000_000)
-    before = [parameter.clone() for parameter in frozen]
-    recipe = dataclasses.replace(TINY, epochs=0.1, weight_decay=0.1, optimizer=optimizer)
-    plans = []
-
-    class See(Callback):
-        def run_begins(self, trainer: Trainer) -> None:
-            plans.append(trainer.plan.length > 0)
-
-    deepres.train(Run("resnet8-cifar", "digits", recipe, speed="exact"), show=False, model=model, callbacks=[See()])
-    assert plans == [how == "recomputed"]
-    assert all(torch.equal(a, b) for a, b in zip(frozen, before, strict=True))
-
-
             for name, p in trainer.model.named_parameters():
                 average[name] = average[name].lerp(p.detach(), 0.5) if name in average else p.detach().clone()
 
@@ -387,6 +377,16 @@ def test_finetuning_keeps_the_body_and_renews_the_head(finished: Path, small_fol
         Trainer(
             dataclasses.replace(run, net="resnet14-cifar"), open_data(small_folder), DistributedContext(torch.device("cpu"))
         )
+
+
+def test_the_callers_own_choice_of_algorithms_comes_back() -> None:
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with exactness(SPEEDS["exact"]):
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_speed_is_measured_once_and_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
