@@ -62,8 +62,6 @@ def train_detector(
     ``Interrupted`` after Ctrl-C or SIGTERM, once the run is saved.
     """
     with join_processes(run.device) as context:
-        if context.world > 1 and context.device.type == "cpu":
-            torch.set_num_threads(max(1, torch.get_num_threads() // context.world))
         run = dataclasses.replace(run, out=context.broadcast(run.out)).resolved()
         if data is None:
             data = open_boxes(run.data, classes=run.classes or None, strict=run.strict)

@@ -95,7 +95,10 @@ def is_first_process() -> bool:
 
 @contextlib.contextmanager
 def join_processes(device: str = "auto") -> Iterator[DistributedContext]:
-    """Join the processes that ``torchrun`` started (gloo on CPUs, nccl on GPUs); alone without it."""
+    """Join the processes that ``torchrun`` started (gloo on CPUs, nccl on GPUs); alone without it.
+
+    Processes that compute on the CPU of one machine share its cores: each takes its part of PyTorch's threads when it joins.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield DistributedContext(pick_device(device))
@@ -114,6 +117,9 @@ def join_processes(device: str = "auto") -> Iterator[DistributedContext]:
             ) from error
         # once for all runs of a process: a second meeting would find the addresses of the first in torchrun's store
         atexit.register(_part)
+        if mine.type == "cpu":  # the processes of one machine share its cores
+            here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+            torch.set_num_threads(max(1, torch.get_num_threads() // here))
     yield DistributedContext(mine, rank, world)
 
 

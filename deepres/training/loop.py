@@ -79,8 +79,6 @@ def train(
     """
     callbacks = [*callbacks, *callbacks_from(old)]
     with join_processes(run.device) as context:
-        if context.world > 1 and context.device.type == "cpu":
-            torch.set_num_threads(max(1, torch.get_num_threads() // context.world))
         run = dataclasses.replace(run, out=context.broadcast(run.out))  # a default name may hold a time of day
         if model is None:
             run = dataclasses.replace(run, init=starting_weights(run))
@@ -183,13 +181,13 @@ def _train(
             history.append(finish_epoch(trainer))
         results.append(_conclude(trainer, history, out))
     return results[0]
+
+
 def _make_ordinary(*models: nn.Module) -> None:
     """Undo what a run does to the classes of networks' modules, whose owner gets the networks back."""
     for model in models:
         memory.recompute(model, memory.RecomputePlan())
         undo_acceleration(model)
-
-
 
 
 def _conclude(trainer: Trainer, history: list[Record], out: Path | None) -> Result:

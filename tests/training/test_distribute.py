@@ -65,6 +65,22 @@ def test_a_run_resumes_on_another_number_of_processes(two: Path, tmp_path: Path)
     assert len(read_checkpoint(out / "last.safetensors")[0]) == len(read_checkpoint(two / "last.safetensors")[0])
 
 
+THREADS = """
+import torch
+from deepres.training.distribute import join_processes
+torch.set_num_threads(8)
+for run in range(2):
+    with join_processes("cpu"):
+        print(torch.get_num_threads(), flush=True)
+"""
+
+
+def test_processes_share_the_threads_of_their_machine_once(tmp_path: Path) -> None:
+    """A second run in the same processes does not halve them again."""
+    (tmp_path / "script.py").write_text(THREADS)
+    assert torchrun(str(tmp_path / "script.py")).stdout.split() == ["4"] * 4
+
+
 def test_bad_input_under_torchrun_ends_with_a_sentence() -> None:
     done = torchrun(*DEEPRES, "train", "--net", "resnet9-cifar", check=False)
     assert done.returncode != 0 and "6n+2" in done.stderr
