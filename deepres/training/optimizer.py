@@ -61,10 +61,11 @@ def _groups_by_depth(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     path = spec_of(model).classifier
     own = {id(p) for p in model.get_submodule(path).parameters()} if path is not None else set()
     body = [p for p in model.parameters() if id(p) not in own]
+    known = bool(own)  # of a network whose last layer is not known, all layers learn from the first step on
     parts = [([p for p in model.parameters() if id(p) in own], 1.0, True)]
     for part in reversed(range(DEPTH_PARTS)):
         mine = [p for i, p in enumerate(body) if i * DEPTH_PARTS // len(body) == part]
-        parts.append((mine, recipe.depth_rate ** (1 - part / (DEPTH_PARTS - 1)), False))
+        parts.append((mine, recipe.depth_rate ** (1 - part / (DEPTH_PARTS - 1)), not known))
     groups = []
     for parameters, scale, head in parts:
         norms = [p for p in parameters if p.ndim < 2 and not recipe.decay_norms]
@@ -132,19 +133,22 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float, momentum: float, *, he
 class SideOptimizer:
     """Trains a module beside a run's network, such as exit heads: made by ``Trainer.optimizer_for``.
 
-    Its kind, weight decay and clipping are the recipe's, its learning rate and momentum those of the network's last step. The
-    module's own gradients are clipped, so that it does not change the network's steps.
+    Its kind, weight decay and clipping are the recipe's, its learning rate and momentum those of the network's last layer in the last
+    step. The module's own gradients are clipped, so that it does not change the network's steps.
     """
 
     def __init__(self, trainer: Trainer, module: nn.Module) -> None:
         self._trainer, self._module = trainer, module
         recipe = trainer.recipe
         others: dict[str, Optimizer] = {"muon": "adamw", "muon-sgd": "sgd"}  # a head has no residual branches for Muon
-        self._optimizer = optimizer_for(module, replace(recipe, optimizer=others.get(recipe.optimizer, recipe.optimizer)))
+        kind = others.get(recipe.optimizer, recipe.optimizer)
+        self._optimizer = optimizer_for(module, replace(recipe, optimizer=kind, head_first=0.0, depth_rate=1.0))
 
     def step(self) -> None:
         """Update by the gradients that the run's backward pass left, averaged over the processes; then drop them."""
-        trainer, group = self._trainer, self._trainer.optimizer.param_groups[-1]  # in front of AdamW's may stand Muon's
+        trainer = self._trainer
+        # Muon's group has no momentum to take; where rates depend on the depth, the last layer has the highest
+        group = max((one for one in trainer.optimizer.param_groups if "ns_steps" not in one), key=lambda one: one["lr"])
         if trainer.context.world > 1:  # a process without an example has no gradients, and takes part in the sums
             for parameter in self._module.parameters():
                 if parameter.grad is None and parameter.requires_grad:

@@ -15,6 +15,9 @@ from torch import nn
 import deepres
 from deepres import DeepresError, Run
 from deepres.cli.main import main
+from deepres.data import open_data
+from deepres.training import Trainer
+from deepres.training.distribute import DistributedContext
 from deepres.training.network import open_run, starting_weights
 from deepres.training.norms import train_mode
 from deepres.training.optimizer import optimizer_for, set_rate
@@ -63,6 +66,29 @@ def test_the_last_layer_learns_first_and_rates_fall_towards_the_first_layers() -
     assert found == sorted(found) and found[0] == pytest.approx(0.1) and found[-1] == 1.0
     set_rate(optimizer, 1.0, 0.9, head_only=True)
     assert {name for name, p in model.named_parameters() if rates[id(p)]["lr"]} == {"head.fc.weight", "head.fc.bias"}
+
+
+def test_all_layers_learn_from_the_first_step_on_where_the_last_is_not_known() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    optimizer = optimizer_for(model, recipe("finetune"))
+    set_rate(optimizer, 1.0, 0.9, head_only=True)
+    assert all(group["lr"] for group in optimizer.param_groups)
+
+
+def test_exit_heads_learn_at_the_rate_of_the_last_layer() -> None:
+    """Against a step of SGD: neither the first layers' lower rate nor the frozen beginning is theirs."""
+    heads = nn.ModuleList([nn.Linear(2, 2, bias=False) for _ in range(3)])
+    run = Run("resnet8-cifar", "digits", recipe("finetune", lr=0.5), speed="exact", memory="all")
+    trainer = Trainer(run, open_data("digits"), DistributedContext(torch.device("cpu")))
+    side = trainer.optimizer_for(heads)
+    for head_only in (True, False):
+        set_rate(trainer.optimizer, 0.5, 0.0, head_only=head_only)
+        before = [p.detach().clone() for p in heads.parameters()]
+        for p in heads.parameters():
+            p.grad = torch.ones_like(p)
+        side.step()
+        for p, was in zip(heads.parameters(), before, strict=True):
+            torch.testing.assert_close(p.detach(), was - 0.5 * (1 + run.recipe.weight_decay * was))
 
 
 def test_few_images_get_more_epochs() -> None:
