@@ -80,6 +80,11 @@ class Trainer:
         )
         self.total = self.recipe.steps(self.loader.steps)
         limit = None if run.memory in ("auto", "all") else parse_bytes(run.memory)
+        if limit is not None and data.is_text:
+            raise DeepresError(
+                f"--memory {run.memory}: no blocks of a language model are recomputed, so its memory cannot be limited; leave the option "
+                "out, or lower --batch or --size"
+            )
         self.plan = memory.RecomputePlan()
         if context.device.type == "cpu" and run.speed in SPEEDS and SPEEDS[run.speed].fused:
             accelerate(self.model)  # so that its memory is measured

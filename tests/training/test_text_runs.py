@@ -35,6 +35,11 @@ def trained(play: Path) -> Path:
     return out
 
 
+def test_a_limit_of_memory_is_refused_and_not_ignored(play: Path) -> None:
+    with pytest.raises(DeepresError, match="--memory 3GiB: no blocks of a language model are recomputed"):
+        deepres.train(Run("gpt-tiny", str(play), memory="3GiB", **SMALL), show=False)
+
+
 def test_a_run_keeps_its_tokens_and_tells_bits_per_byte(trained: Path, play: Path) -> None:
     opened = open_model(trained)
     tokens = opened.prepare.vocabulary
