@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from deepres.errors import DeepresError
 
 # Formats that Pillow only recognises, or hands to another program (PostScript to Ghostscript): never decoded.
 _NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+_ORIENTATION = 274  # tag of EXIF, and what undoes each of its values
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SWAPPED = (5, 6, 7, 8)  # orientations in which width and height change places
+_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # a filter of warnings, as the module `warnings` keeps it
 _TIFF = (b"II*\0", b"MM\0*")  # how such a file begins
 
 
@@ -62,8 +75,8 @@ def suffix_of(data: bytes) -> str:
 
 def grey_bytes(values: np.ndarray, full: float) -> np.ndarray:
     """Scale values of [0, ``full``] to bytes; what lies outside is clipped, and not-a-number is black."""
-    scaled = np.nan_to_num(values.astype(np.float64), nan=0.0) * (255.0 / full)
-    return np.clip(scaled, 0, 255).round().astype(np.uint8)
+    bounded = np.clip(np.nan_to_num(values.astype(np.float64), nan=0.0), 0, full)
+    return (bounded * (255.0 / full)).round().astype(np.uint8)
 
 
 def _full_scale(image: Image.Image) -> float:
@@ -97,7 +110,8 @@ def _grey(image: Image.Image, full: float, tags: Mapping[int, object]) -> Image.
 def _plain(image: Image.Image, channels: int) -> Image.Image:
     """Upright, opaque, 8 bits, in mode RGB or L."""
     full, tags = _full_scale(image), dict(getattr(image, "tag_v2", {}))
-    image = ImageOps.exif_transpose(image)
+    image.load()  # before its orientation is asked for, so that what is raised by the pixels is not taken for damaged EXIF data
+    image = image.transpose(_TURNS[turn]) if (turn := orientation_of(image)) in _TURNS else image
     if image.mode.startswith(("I", "F")):
         image = _grey(image, full, tags)
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
@@ -106,6 +120,29 @@ def _plain(image: Image.Image, channels: int) -> Image.Image:
     if image.mode in ("LAB", "HSV"):
         image = image.convert("RGB")  # Pillow has no way from these to grey
     return image.convert("L" if channels == 1 else "RGB")
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The orientation, 1 to 8, in an image's EXIF data; 1, which is upright, where there is none or the data are damaged.
+
+    Raises ``OSError`` for an image that is cut off.
+    """
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except OSError:
+        raise
+    except Exception:  # of damaged data getexif raises SyntaxError, struct.error, ...
+        return 1
+
+
+def ignore_pillows_warnings() -> None:
+    """Ignore what Pillow warns of, from now on. What cannot be decoded is an error here, and the rest is nothing to act on.
+
+    ``warnings.catch_warnings`` would change the filters of all threads for a while, and of two threads that overlap the second would
+    put back the first one's, for good.
+    """
+    if _PILLOW not in warnings.filters:
+        warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _starts(source: bytes | str | Path) -> bytes:
@@ -138,20 +175,19 @@ def open_image(
     """
     name = "image" if isinstance(source, bytes) else str(source)
     known = tuple(formats or image_formats())
+    ignore_pillows_warnings()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            file = io.BytesIO(source) if isinstance(source, bytes) else source
-            with Image.open(file, formats=known) as image:
-                if image.width * image.height > (
-                    Image.MAX_IMAGE_PIXELS or math.inf
-                ):  # Pillow itself only warns up to twice as many
-                    raise Image.DecompressionBombError(f"{image.width:,} x {image.height:,} pixels")
-                if check is not None:
-                    check(image)
-                if draft is not None:
-                    image.draft(None, (draft, draft))
-                return _plain(image, channels)
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        with Image.open(file, formats=known) as image:
+            if image.width * image.height > (
+                Image.MAX_IMAGE_PIXELS or math.inf
+            ):  # Pillow itself only warns up to twice as many
+                raise Image.DecompressionBombError(f"{image.width:,} x {image.height:,} pixels")
+            if check is not None:
+                check(image)
+            if draft is not None:
+                image.draft(None, (draft, draft))
+            return _plain(image, channels)
     except DeepresError:
         raise
     except Image.DecompressionBombError as error:

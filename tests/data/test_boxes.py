@@ -186,6 +186,29 @@ def test_a_missing_image_is_named_and_left_out(layout: str, tmp_path: Path) -> N
     assert [one.path.stem for one in data.train] == ["a"]
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_images_of_any_damage_are_named_and_left_out(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image too large to be decoded is left out. One of which the EXIF data alone are damaged is used."""
+    folder = LAYOUTS[layout](tmp_path)
+    path = next(folder.rglob("b.[jp][pn]g"))
+    Image.new("RGB", (WIDTH, HEIGHT)).save(path, exif=b"Exif\0\0garbage")
+    assert open_boxes(folder).problems == ()
+    Image.new("RGB", (400, 400)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", WIDTH * HEIGHT)
+    data = open_boxes(folder)
+    assert [problem.kind for problem in data.problems] == ["missing image"] and "cannot be read" in data.problems[0].text
+
+
+def test_names_too_long_for_a_file_and_text_that_is_no_utf8_get_a_sentence(tmp_path: Path) -> None:
+    folder = coco(tmp_path)
+    path = folder / "annotations/instances_train2017.json"
+    path.write_text(path.read_text().replace("b.png", "b" * 300))
+    assert [problem.kind for problem in open_boxes(folder).problems] == ["missing image"]
+    path.write_bytes(path.read_bytes().replace(b'"cat"', b'"c\xe4t"'))
+    with pytest.raises(DeepresError, match=r"train2017\.json: not a COCO annotation that can be read"):
+        open_boxes(folder)
+
+
 def test_damaged_annotations_are_named_and_left_out(tmp_path: Path) -> None:
     folder = voc(tmp_path)
     (folder / "Annotations/b.xml").write_text("<annotation>\n<object>\n")

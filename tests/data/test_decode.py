@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from deepres.data import Prepare, UnreadableImage, fit, image_suffixes, is_image_name, open_data, open_image, pixels
 
@@ -59,8 +61,8 @@ def test_deep_images_are_scaled_by_type(kind: str) -> None:
 
 
 def test_floats_are_of_zero_to_one() -> None:
-    values = np.array([[0.0, 0.5, 1.0, 7.0, -1.0, np.nan]], dtype=np.float32)
-    assert np.asarray(open_image(tiff(values), 1))[0].tolist() == [0, 128, 255, 255, 0, 0]
+    values = np.array([[0.0, 0.5, 1.0, 7.0, -1.0, np.nan, np.inf]], dtype=np.float32)
+    assert np.asarray(open_image(tiff(values), 1))[0].tolist() == [0, 128, 255, 255, 0, 0, 255]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "JPEG2000", "BMP"])
@@ -74,6 +76,43 @@ def test_damage_of_any_kind_is_the_images_own_fault(kind: str) -> None:
         with contextlib.suppress(UnreadableImage):  # any other exception fails
             read = open_image(bytes(bad))
             assert pixels(read).shape == (3, read.height, read.width)
+
+
+def test_filters_of_warnings_are_the_same_after_decoding_in_threads() -> None:
+    """Pillow's own warnings are ignored in every thread, and nobody else's."""
+    odd = io.BytesIO()
+    Image.new("P", (4, 4)).save(odd, "PNG", transparency=b"\x00\x80")  # of which Pillow warns
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        before = list(warnings.filters)
+        with ThreadPoolExecutor(8) as threads:
+            assert len(list(threads.map(open_image, [odd.getvalue()] * 2000))) == 2000
+        added = [one for one in warnings.filters if one not in before]
+        assert [one for one in warnings.filters if one in before] == before
+        assert all(one[3] is not None and not one[3].match("deepres.data") for one in added)
+        with pytest.warns(UserWarning, match="mine"):
+            warnings.warn("mine", stacklevel=1)
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0garbage", b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\0\1\x01\x12", b"MM\0*\xff\xff\xff\xff"]
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_damaged_exif_data_do_not_lose_the_image(exif: bytes, kind: str) -> None:
+    image = open_image(encoded(Image.new("RGB", (6, 4), (9, 9, 9)), kind, exif=exif))
+    assert image.size == (6, 4) and abs(np.asarray(image).astype(int) - 9).max() <= 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
+def test_images_are_turned_as_pillow_turns_them(orientation: int, kind: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    data = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (5, 7, 3), dtype=np.uint8)), kind, exif=exif)
+    (tmp_path / "image").write_bytes(data)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    for source in (data, tmp_path / "image"):
+        assert np.array_equal(np.asarray(open_image(source)), expected)
 
 
 @pytest.mark.parametrize("fault", [RuntimeError, struct.error, MemoryError, IndexError, KeyError])

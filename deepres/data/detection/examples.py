@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from deepres.data.decode import image_formats
+from deepres.data.decode import SWAPPED, ignore_pillows_warnings, image_formats, orientation_of
 
 PIXEL_SLACK = 1.5  # pixels: readers and drawing tools count pixels from 0 or from 1, so this far outside is no mistake
-SWAPPED = (5, 6, 7, 8)  # values of EXIF's orientation by which width and height change places
-_ORIENTATION = 274  # EXIF's tag
 
 
 @dataclass(frozen=True)
@@ -86,10 +85,16 @@ class BoxData:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) of an image as it is shown, read from its header. Raises ``OSError`` where there is none."""
-    with Image.open(path, formats=image_formats()) as image:
-        turned = image.getexif().get(_ORIENTATION) in SWAPPED
-        return (image.height, image.width) if turned else (image.width, image.height)
+    """(width, height) of an image as it is shown, read from its header. Raises ``OSError`` where there is none that can be read."""
+    ignore_pillows_warnings()
+    try:
+        with Image.open(path, formats=image_formats()) as image:
+            turned = orientation_of(image) in SWAPPED
+            return (image.height, image.width) if turned else (image.width, image.height)
+    except OSError:
+        raise
+    except Exception as error:  # DecompressionBombError among them
+        raise OSError(str(error) or type(error).__name__) from error
 
 
 def checked(found: Sequence[Annotated], classes: Sequence[str], problems: list[Problem]) -> tuple[BoxExample, ...]:
@@ -107,7 +112,7 @@ def checked(found: Sequence[Annotated], classes: Sequence[str], problems: list[P
         try:
             size = image_size(one.image)
         except OSError as error:
-            what = "does not exist" if not one.image.exists() else f"cannot be read ({error})"
+            what = "does not exist" if not os.path.exists(one.image) else f"cannot be read ({error})"
             text = f"the image {one.image} {what}; it is left out"
             problems.append(Problem(str(one.file), one.line, "missing image", text))
             continue
