@@ -20,6 +20,7 @@ from deepres.data.options import Augment
 # AlexNet's colour augmentation (Krizhevsky et al. 2012, section 4.1): principal components of ImageNet's RGB values.
 _EIGENVALUES = torch.tensor([0.2175, 0.0188, 0.0045])
 _EIGENVECTORS = torch.tensor([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+_STRENGTH = 0.1  # standard deviation of their multiples
 
 
 def draws(count: int, index: Tensor, *key: int) -> Tensor:
@@ -57,13 +58,13 @@ def pad_crop_flip(images: Tensor, random: Tensor, *, pad: int, flip: bool = True
     return torch.where(mirror[:, None, None, None], crops.flip(3), crops)
 
 
-def lighting(images: Tensor, random: Tensor, *, strength: float = 0.1) -> Tensor:
+def lighting(images: Tensor, random: Tensor) -> Tensor:
     """Add a random multiple of the principal colour components to float RGB images in [0, 1] (N, 3, H, W).
 
     ``random``: (N, 6) uniform in [0, 1); two of them make a normal number (Box and Muller).
     """
     radius = (-2 * torch.log1p(-random[:, :3])).sqrt()
-    alpha = (radius * torch.cos(2 * torch.pi * random[:, 3:]) * strength).float()
+    alpha = (radius * torch.cos(2 * torch.pi * random[:, 3:]) * _STRENGTH).float()
     shift = (alpha * _EIGENVALUES) @ _EIGENVECTORS.T
     return images + shift.to(images)[:, :, None, None]
 

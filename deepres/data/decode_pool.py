@@ -8,6 +8,7 @@ ended.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import subprocess
@@ -18,7 +19,10 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from deepres.errors import DeepresError
+
 THREADS = 8  # up to so many workers are threads
+AHEAD = 4  # groups
 
 Key = TypeVar("Key")
 _Value = TypeVar("_Value")
@@ -36,12 +40,13 @@ def in_groups(
     workers: int,
     *,
     processes: bool | None = None,
-    ahead: int = 4,
 ) -> Generator[list[_Value], None, None]:
-    """``[work(key) for key in group]`` for each group, in order, computed by ``workers`` up to ``ahead`` groups in advance.
+    """``[work(key) for key in group]`` for each group, in order, computed by ``workers`` up to ``AHEAD`` groups in advance.
 
     ``workers`` 0 computes in the caller's thread. ``processes``: whether each worker is a process [above 8 workers]; ``work`` and its
     values are then pickled.
+
+    Raises what ``work`` raises, and ``DeepresError`` for a process that was killed.
     """
     if workers == 0:
         for group in groups:
@@ -53,7 +58,7 @@ def in_groups(
     try:
         for group in groups:
             waiting.append([executor.submit(remote or work, key) for key in group])
-            if len(waiting) > ahead:
+            if len(waiting) > AHEAD:
                 yield [future.result() for future in waiting.popleft()]
         while waiting:
             yield [future.result() for future in waiting.popleft()]
@@ -82,18 +87,21 @@ class _Remote:
                 self.processes.append(process)
             self.local.process = process
             assert process.stdin is not None
-            process.stdin.write(self.work)
+            with contextlib.suppress(BrokenPipeError):  # whoever sends a key notices it too
+                process.stdin.write(self.work)
         return process
 
     def __call__(self, key: Any) -> Any:
         process = self._process()
         assert process.stdin is not None and process.stdout is not None
-        pickle.dump(key, process.stdin)
-        process.stdin.flush()
         try:
+            pickle.dump(key, process.stdin)
+            process.stdin.flush()
             value = pickle.load(process.stdout)
-        except EOFError as error:
-            raise RuntimeError(f"a decode process ended unexpectedly (exit code {process.wait()})") from error
+        except (BrokenPipeError, EOFError, pickle.UnpicklingError) as error:
+            raise DeepresError(
+                f"a decode process ended unexpectedly (exit code {process.wait()}); if memory ran out, give fewer --workers"
+            ) from error
         if isinstance(value, BaseException):
             raise value
         return value
@@ -101,7 +109,8 @@ class _Remote:
     def close(self) -> None:
         for process in self.processes:
             assert process.stdin is not None and process.stdout is not None
-            process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # of a process that ended, with a key unsent
+                process.stdin.close()
             process.stdout.close()
             process.wait()
 

@@ -98,7 +98,7 @@ class Loader:
     When shuffled, a tail of fewer than two examples per process (of which batch norm may not have a spread) borrows from the batch
     before it, where that is large enough.
 
-    Raises ``DeepresError`` for a split without examples.
+    Raises ``DeepresError`` for a split without examples, a batch of less than one, and a negative number of workers.
     """
 
     split: Split
@@ -118,6 +118,10 @@ class Loader:
     def __post_init__(self) -> None:
         if not len(self.split):
             raise DeepresError("this split of the data has no examples")
+        if self.batch < 1:
+            raise DeepresError(f"--batch is the number of examples of a step and at least 1, not {self.batch}")
+        if self.workers is not None and self.workers < 0:
+            raise DeepresError(f"--workers is a number of threads or processes, or 0 for none, not {self.workers}")
         if isinstance(self.split, Resident):
             self.split = self.split.to(self.device)
         self.batch = min(self.batch, len(self.split))

@@ -82,6 +82,24 @@ def test_groups_come_in_order_and_errors_reach_the_caller(workers: int, processe
         list(in_groups(abs, [[1], ["x"]], workers, processes=processes))  # type: ignore[list-item]
 
 
+@pytest.mark.parametrize("dies", ["at once", "at work"])
+def test_a_decode_process_that_is_killed_is_named_and_the_others_end(dies: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if dies == "at once":
+        monkeypatch.setattr(sys, "executable", "/bin/false")
+    before = set(psutil.Process().children())
+    keys = [[1] * 4, [9] * 4, [1] * 4]
+    with pytest.raises(DeepresError, match=r"a decode process ended unexpectedly \(exit code (9|1)\).*--workers"):
+        list(in_groups(os._exit if dies == "at work" else abs, keys, 2, processes=True))
+    assert not set(psutil.Process().children()) - before
+
+
+def test_numbers_that_make_no_sense_get_a_sentence(large_folder: Path) -> None:
+    data = open_data(large_folder)
+    for wrong, says in (({"batch": 0}, "--batch is"), ({"batch": 4, "workers": -1}, "--workers is")):
+        with pytest.raises(DeepresError, match=says):
+            Loader(data.train, data.prepare, **wrong)
+
+
 def test_threads_and_processes_decode_the_same(large_folder: Path) -> None:
     data = open_data(large_folder)
     runs = [
