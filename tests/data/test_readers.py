@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import pickle
 import struct
@@ -78,14 +79,27 @@ def test_a_table(head: bool, mark: str, tmp_path: Path) -> None:
         ("9.png,x", ":4: there is no image"),
         ("1.png", ":4: has 1 cells"),
         ("1.png,", ":4: the label"),
+        (",x", ":4: there is no image ''"),
+        ("A" * 300 + ",x", ":4: there is no image 'AAA"),
         ("0.png,y", "in line 2"),
     ],
 )
-def test_a_bad_row_is_named(row: str, says: str, tmp_path: Path) -> None:
+def test_a_bad_row_is_named(row: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, [f"{i}.png" for i in range(3)])
     (tmp_path / "list.csv").write_text(f"path,label\n0.png,x\n2.png,y\n{row}\n")
-    with pytest.raises(DeepresError, match=says):
-        open_data(tmp_path / "list.csv")
+    monkeypatch.chdir(tmp_path)
+    for table in (tmp_path / "list.csv", Path("list.csv")):
+        with pytest.raises(DeepresError, match=says):
+            open_data(table)
+
+
+@pytest.mark.parametrize("name", ["list.jsonl", "LIST.JSONL"])
+def test_json_lines_may_hold_what_ends_lines_elsewhere(name: str, tmp_path: Path) -> None:
+    write(tmp_path, [f"{i}.png" for i in range(12)])
+    rows = [{"Caption": "one\u2028two\x85", "File_Name": f"{i}.png", "Label": "ab"[i % 2]} for i in range(12)]
+    (tmp_path / name).write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8", newline="")
+    data = open_data(tmp_path / name)
+    assert data.classes == ("a", "b") and len(data.train) + len(data.val) + len(data.test) == 12
 
 
 @pytest.mark.parametrize(
@@ -155,6 +169,17 @@ def test_numpy_archives(names: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "set.npz", images=values.astype(np.float32), labels=labels)
     with pytest.raises(DeepresError, match=r"lie in \[0, 1\]"):
         open_data(tmp_path / "set.npz")
+    np.savez_compressed(
+        tmp_path / "set.npz", images=np.random.default_rng(0).integers(0, 255, (20, 9, 9), np.uint8), labels=labels
+    )
+    damaged = bytearray((tmp_path / "set.npz").read_bytes())
+    damaged[200:240] = bytes(40)
+    (tmp_path / "set.npz").write_bytes(damaged)
+    np.save(tmp_path / "one.npy", values)
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    for name in ("set.npz", "one.npz"):
+        with pytest.raises(DeepresError, match=rf"{name}: not a NumPy archive"):
+            open_data(tmp_path / name)
 
 
 def test_cifars_pickles_and_a_hostile_one(tmp_path: Path) -> None:
@@ -195,10 +220,13 @@ def test_tables_of_pixels(tmp_path: Path) -> None:
     data = open_data(tmp_path / "fer2013.csv")
     assert (len(data.train), len(data.val), len(data.test)) == (12, 4, 4) and data.shape == (1, 4, 4)
     assert isinstance(data.test, Resident) and data.test.pixels[:, 0, 0, 0].tolist() == [16, 17, 18, 19]
-    for bad in ("256 " + "1 " * 15, "x " * 16):
+    for bad in ("256 " + "1 " * 15, "x " * 16, "0.5 " * 16, "256.0 " * 16, "-1.0 " * 16, "0.0 " + "nan " * 15):
         (tmp_path / "bad.csv").write_text(f"emotion,pixels,Usage\n0,{'1 ' * 16},Training\n1,{bad},Training\n")
-        with pytest.raises(DeepresError, match=r"bad\.csv:3: pixels are numbers"):
+        with pytest.raises(DeepresError, match=r"bad\.csv:3: pixels are whole numbers"):
             open_data(tmp_path / "bad.csv")
+    (tmp_path / "floats.csv").write_text("emotion,pixels\n" + "".join(f"{i % 2},{f'{i}.0 ' * 16}\n" for i in range(20)))
+    data = open_data(tmp_path / "floats.csv")
+    assert isinstance(data.train, Resident) and 19 in torch.cat([data.train.pixels, data.val.pixels, data.test.pixels])
     (tmp_path / "bad.csv").write_text(f"emotion,pixels\n0,{'1 ' * 5}\n1,{'1 ' * 5}\n")
     with pytest.raises(DeepresError, match="5 pixels, which is no square"):
         open_data(tmp_path / "bad.csv")

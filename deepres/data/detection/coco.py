@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,8 +45,8 @@ def read_coco(files: dict[str, Path], problems: list[Problem]) -> tuple[dict[str
     splits: dict[str, list[Annotated]] = {}
     classes: tuple[str, ...] = ()
     for split in sorted(files, key=("train", "val", "test", "").index):
-        text = files[split].read_text(encoding="utf-8")
         try:
+            text = files[split].read_text(encoding="utf-8")
             content = json.loads(text)
             names = {one["id"]: str(one["name"]) for one in sorted(content["categories"], key=lambda one: one["id"])}
             splits[split] = _annotated(files[split], text, content, names, problems)
@@ -86,7 +87,7 @@ def _annotated(
     places = list(_image_folders(path))
     for index, one in enumerate(content["images"]):
         name = str(one["file_name"])
-        image_path = next((place / name for place in places if (place / name).is_file()), places[0] / name)
+        image_path = next((place / name for place in places if os.path.isfile(place / name)), places[0] / name)
         size = (int(one["width"]), int(one["height"])) if one.get("width") and one.get("height") else None
         found.append(Annotated(image_path, path, tuple(boxes[one["id"]]), lines.of("images", index), size))
     return found

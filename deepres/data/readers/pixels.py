@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,12 @@ def is_pixels(path: Path) -> bool:
 
 def is_pixels_folder(folder: Path) -> bool:
     """Return whether a folder holds tables of pixels and no images."""
-    files = _below(folder)
-    return any(map(is_pixels, files)) and not any(is_image_name(path.name) for path in files)
+    found = False
+    for path in _below(folder):
+        if is_image_name(path.name):
+            return False  # at the first one: a set of class folders may hold a million
+        found = found or is_pixels(path)
+    return found
 
 
 def read(path: Path) -> Arrays:
@@ -44,12 +49,14 @@ def read(path: Path) -> Arrays:
 
 def read_folder(folder: Path) -> Arrays:
     """The images of all tables of a folder; the split is a word of a file's name."""
-    return _read(str(folder), [path for path in _below(folder) if is_pixels(path)])
+    return _read(str(folder), sorted(path for path in _below(folder) if is_pixels(path)))
 
 
-def _below(folder: Path) -> list[Path]:
-    found = sorted([*folder.glob("*"), *folder.glob("*/*")])
-    return [path for path in found if path.is_file() and not any(map(is_system, path.relative_to(folder).parts))]
+def _below(folder: Path) -> Iterator[Path]:
+    """The files of a folder and of the folders in it, in no order."""
+    for path in chain(folder.glob("*"), folder.glob("*/*")):
+        if path.is_file() and not any(map(is_system, path.relative_to(folder).parts)):
+            yield path
 
 
 def _head(path: Path) -> list[str]:
@@ -120,13 +127,15 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 def _pixels(path: Path, line: int, cells: list[str], columns: list[int]) -> np.ndarray:
     given = cells[columns[0]].split() if len(columns) == 1 else [cells[i] for i in columns]
     try:
-        return (
-            np.array(given, dtype=np.float32).astype(np.uint8, casting="unsafe")
-            if "." in given[0]
-            else np.array(given, dtype=np.uint8)
-        )
+        if "." not in given[0]:
+            return np.array(given, dtype=np.uint8)
+        values = np.array(given, dtype=np.float64)
+        whole = (values >= 0) & (values <= 255) & (values == values.round())
+        if not whole.all():
+            raise ValueError(f"{given[int(whole.argmin())]} is none; write 255 times a value of 0 to 1")
+        return values.astype(np.uint8)
     except (ValueError, OverflowError, IndexError) as error:
-        raise DeepresError(f"{path}:{line}: pixels are numbers from 0 to 255 ({error})") from error
+        raise DeepresError(f"{path}:{line}: pixels are whole numbers from 0 to 255 ({error})") from error
 
 
 def _shape(name: str, counts: set[int]) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -74,8 +75,8 @@ def read(path: Path) -> Listing:
 
     def at(place: Path, cell: str) -> Item | None:
         base = place / user_path(cell)
-        for one in (base, place / cell.replace("\\", "/"), *(base.with_name(base.name + s) for s in sorted(image_suffixes()))):
-            if is_image_name(one.name) and one.is_file():
+        for one in (base, place / cell.replace("\\", "/"), *(Path(f"{base}{suffix}") for suffix in sorted(image_suffixes()))):
+            if is_image_name(one.name) and os.path.isfile(one):  # which says no to a text that is too long for a path
                 return Item(str(one), -1)
         return None
 
@@ -157,18 +158,19 @@ def head_of(name: str, content: bytes, find: Callable[[str], Item | None]) -> bo
 
 def _cells(name: str, content: bytes) -> tuple[list[str] | None, Rows]:
     """(header or None, rows with their line numbers; of a Parquet file, with their numbers from 0)."""
-    if name.endswith(".parquet"):
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix == ".parquet":
         return _parquet(name, content)
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):  # "Unicode text" of Excel
         text = content.decode("utf-16", errors="replace")
     else:
         text = content.decode("utf-8-sig", errors="surrogateescape")
-    if name.endswith(".json"):
+    if suffix == ".json":
         return _json(name, text)
-    if name.endswith(".jsonl"):
+    if suffix == ".jsonl":
         rows: Rows = []
         head: list[str] = []
-        for line, one in enumerate(text.splitlines(), 1):
+        for line, one in enumerate(text.split("\n"), 1):  # within a text, JSON allows the other characters that end lines
             try:
                 record = json.loads(one) if one.strip() else None
                 if record is not None and not isinstance(record, dict):
@@ -178,7 +180,7 @@ def _cells(name: str, content: bytes) -> tuple[list[str] | None, Rows]:
                     rows.append((line, [str(record[key]) for key in head]))
             except (ValueError, KeyError, TypeError) as error:
                 raise DeepresError(f"{name}:{line}: not a record with the columns of the first ({error})") from error
-        return head, rows
+        return [key.lower() for key in head], rows
     first = text.partition("\n")[0]
     mark = max("\t;,", key=first.count) if any(c in first for c in "\t;,") else " "
     if mark == " " and not _is_head(first.split()):

@@ -175,6 +175,6 @@ def _item(path: Path, row: int, where: Column) -> Item:
     if not own:
         raise DeepresError(f"{path}: row {row}: the image is missing")
     for base in (path.parent, path.parent.parent, Path()):
-        if (base / own).is_file():
+        if os.path.isfile(base / own):
             return Item(str(base / own), -1)
     raise DeepresError(f"{path}: row {row}: holds no bytes, and there is no file {own!r}")
