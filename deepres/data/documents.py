@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deepres.errors import DeepresError
+from deepres.paths import user_path
 
 TEXT_SUFFIXES = (".txt", ".jsonl")
 FIELD = "text"
@@ -26,9 +27,9 @@ def is_text(name: object) -> bool:
     """Return whether ``name`` is a text, JSON lines of texts, or a folder that holds nothing else."""
     if not isinstance(name, (str, Path)):
         return False
-    path = Path(name)
+    path = user_path(name)
     if path.is_dir():
-        return any(_texts(path)) and not any(_others(path))
+        return not any(_others(path)) and any(_texts(path))  # in this order the first image answers for a folder of a million
     return path.is_file() and (path.suffix == ".txt" or (path.suffix == ".jsonl" and _holds_texts(path)))
 
 

@@ -66,8 +66,8 @@ def folder_tree(root: Path) -> Tree:
             return
         for entry in found:
             name = prefix + entry.name
-            real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(os.path.realpath(path), entry.name)
             if entry.is_dir():
+                real = os.path.realpath(entry.path)
                 if is_system(entry.name):
                     hidden.append(name)
                 elif real in above:

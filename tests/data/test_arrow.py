@@ -192,6 +192,8 @@ def test_a_copy_is_made_once_and_again_where_it_was_lost(tmp_path: Path) -> None
     assert blob.parent == copies and find(path) == first and blob.stat().st_mtime_ns == stamp
     blob.write_bytes(b"short")
     assert find(path) == first and [item.read() for item in first.splits[""]] == [picture(i) for i in range(16)]
+    blob.with_suffix(".npy").write_bytes(b"")  # as after a loss of power
+    assert find(path) == first
     save(path, rows(range(1, 17), LABELS))
     assert find(path).splits[""][0].read() == picture(1)
 

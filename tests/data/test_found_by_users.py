@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import tarfile
@@ -172,6 +173,18 @@ def test_bad_archives_get_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "set.tar.gz").write_bytes(b"\x1f\x8bnothing")
     with pytest.raises(DeepresError, match=r"set\.tar\.gz: cannot be unpacked"):
         open_data(tmp_path / "set.tar.gz")
+    noise = np.random.default_rng(0).integers(0, 255, 200_000, np.uint8).tobytes()
+    for kind in ("bz2", "xz"):  # damaged in the middle
+        with tarfile.open(tmp_path / f"bad.tar.{kind}", f"w:{kind}") as archive:
+            for i in range(4):
+                info = tarfile.TarInfo(f"a/{i}.png")
+                info.size = len(noise)
+                archive.addfile(info, io.BytesIO(noise))
+        damaged = bytearray((tmp_path / f"bad.tar.{kind}").read_bytes())
+        damaged[len(damaged) // 2 : len(damaged) // 2 + 4000] = bytes(4000)
+        (tmp_path / f"bad.tar.{kind}").write_bytes(damaged)
+        with pytest.raises(DeepresError, match=rf"bad\.tar\.{kind}: cannot be unpacked"):
+            open_data(tmp_path / f"bad.tar.{kind}")
     with tarfile.open(tmp_path / "out.tgz", "w:gz") as archive:
         (tmp_path / "x.png").write_bytes(picture(1))
         archive.add(tmp_path / "x.png", "../../evil.png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import shutil
 import tarfile
@@ -56,7 +57,7 @@ def unpacked(path: Path) -> Path:
     try:
         (_unpack_zip if path.suffix.lower() == ".zip" else _unpack_tar)(path, partial)
         partial.rename(target)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, OSError) as error:
         if target.is_dir():  # another process was faster
             return target
         raise DeepresError(f"{path}: cannot be unpacked ({error})") from error
@@ -125,6 +126,9 @@ def _as_file(item: Item, name: str) -> Path:
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f"{target.name}.{os.getpid()}.part")
-        partial.write_bytes(item.read())
-        os.replace(partial, target)
+        try:
+            partial.write_bytes(item.read())
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
     return target

@@ -6,8 +6,10 @@ import gzip
 import pickle
 import re
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ def npz(path: Path) -> Arrays:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key.lower(): file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DeepresError(f"{path}: not a NumPy archive of plain arrays ({error})") from error
     pairs = {
         split: pair
@@ -55,9 +57,13 @@ def npz(path: Path) -> Arrays:
 
 def only_npz(folder: Path) -> Path | None:
     """The NumPy archive of a folder that holds one, and no images."""
-    files = [path for path in (*folder.glob("*"), *folder.glob("*/*")) if path.is_file()]
-    found = [path for path in files if path.suffix.lower() == ".npz"]
-    return found[0] if len(found) == 1 and not any(is_image_name(path.name) for path in files) else None
+    found = []
+    for path in chain(folder.glob("*"), folder.glob("*/*")):
+        if is_image_name(path.name) and path.is_file():
+            return None  # at the first image: a set of class folders may hold a million
+        if path.suffix.lower() == ".npz" and path.is_file():
+            found.append(path)
+    return found[0] if len(found) == 1 else None
 
 
 def npz_of(folder: Path) -> Arrays:

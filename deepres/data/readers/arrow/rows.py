@@ -137,7 +137,7 @@ def _copied(path: Path, source: Any, column: str) -> Column:
         paths = (
             [text for piece in record_batches(path, source, column) for text in _parts(piece)[1]] if (lengths < 0).any() else []
         )
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         _need_room(path, source, column, target.parent)
         partial = target.with_suffix(f".{os.getpid()}.part")
         try:
