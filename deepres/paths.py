@@ -21,6 +21,11 @@ def user_path(name: str | Path) -> Path:
         raise DeepresError(f"{name}: the home folder is not known; give the path without ~") from error
 
 
+def name_of(path: Path) -> str:
+    """The last part of a path's name, also of ``.`` and ``..``, which have none of their own."""
+    return os.path.basename(os.path.abspath(path))
+
+
 def os_reason(error: OSError) -> str:
     """Say why a file or folder cannot be written. The system says only "File exists" of a link to what does not exist."""
     path = Path(error.filename) if isinstance(error.filename, str | os.PathLike) else None

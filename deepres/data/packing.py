@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import tarfile
@@ -17,6 +18,7 @@ from deepres.data.loader import seeded
 from deepres.data.options import PackOptions
 from deepres.data.readers import find
 from deepres.errors import DeepresError
+from deepres.paths import user_path
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,13 @@ def pack(
 
     Raises ``DeepresError`` for a folder without images, and where ``out`` holds shards already.
     """
-    root, out = Path(root), Path(out)
+    root, out = user_path(root), user_path(out)
     found = find(root)
     if not isinstance(found, Listing):
         raise DeepresError(f"{root}: holds decoded arrays, not image files to pack")
+    unfit = next((label for label in found.classes if "/" in label or label in (".", "..")), None)
+    if unfit is not None:
+        raise DeepresError(f"{root}: the class {unfit!r} cannot be the name of a folder in a shard; call it otherwise")
     if shard_bytes < 1:
         raise DeepresError(f"a shard's size is in bytes and above 0, not {shard_bytes}")
     if any(out.glob("*.tar")):
@@ -117,5 +122,6 @@ class _Writer:
 
     def abandon(self) -> None:
         if self.tar is not None:
-            self.tar.close()
+            with contextlib.suppress(OSError):  # a full disk has no room for the end of the file either
+                self.tar.close()
             self.part.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ from deepres.data.splits import SPLIT_SEED, complete
 from deepres.data.text import is_text, read_text
 from deepres.data.vocabulary import Vocabulary
 from deepres.errors import DeepresError, nearest
-from deepres.paths import cache_folder, user_path
+from deepres.paths import cache_folder, name_of, user_path
 
 SMALL = 96  # images up to this side are kept decoded in memory, larger ones are streamed
 RESIDENT_BYTES = 4 << 30
@@ -57,6 +57,8 @@ def open_data(
         raise DeepresError(f"val_share is the share of training images kept for validation, between 0 and 1, not {val_share}")
     if size is not None and size < 1:
         raise DeepresError(f"size is the side of the input in pixels, or tokens of a text, and at least 1, not {size}")
+    if channels not in (None, 1, 3):
+        raise DeepresError(f"{name}: images are read with 1 or 3 channels, not {channels}")
     path = user_path(name)
     if is_text(path):
         return read_text(path, size, val_share, tokens)
@@ -170,7 +172,7 @@ def _found(path: Path, size: int | None, channels: int | None, val_share: float)
     if isinstance(found, Arrays):
         arrays, notes = complete(str(path), found.classes, found.splits, val_share)
         kept = [_channels(_resized(part, size), channels) for part in (arrays["train"], arrays["val"], arrays["test"])]
-        return _resident(path.name, found.classes, kept[0], kept[1], kept[2], notes=(*found.notes, *notes))
+        return _resident(name_of(path), found.classes, kept[0], kept[1], kept[2], notes=(*found.notes, *notes))
     streams = {split: Streamed(items) for split, items in found.splits.items()}
     splits, notes = complete(str(path), found.classes, streams, val_share)
     notes = (*found.notes, *notes)
@@ -181,7 +183,7 @@ def _found(path: Path, size: int | None, channels: int | None, val_share: float)
     if size > SMALL or total * channels * size * size > RESIDENT_BYTES:
         train, val, test = (replace(splits[part], channels=channels) for part in ("train", "val", "test"))
         notes = (*notes, *_leaks(train, test))
-        return Data(path.name, found.classes, train, val, test, prepare, notes=notes)
+        return Data(name_of(path), found.classes, train, val, test, prepare, notes=notes)
     decoded = [_decoded(splits[part].items, prepare) for part in ("train", "val", "test")]
     bad = tuple(dict.fromkeys(name for _, names in decoded for name in names))
     ready = [split for split, _ in decoded]
@@ -189,7 +191,7 @@ def _found(path: Path, size: int | None, channels: int | None, val_share: float)
         if len(splits[part]) and not len(split):
             raise DeepresError(f"{path}: no {part} image can be read, the first that failed: {bad[0]}")
     notes = (*notes, *(_leaks(ready[0], ready[2]) if splits["train"] is not splits["test"] else ()))
-    return _resident(path.name, found.classes, ready[0], ready[1], ready[2], bad, notes)
+    return _resident(name_of(path), found.classes, ready[0], ready[1], ready[2], bad, notes)
 
 
 def _leaks(train: Split, test: Split) -> tuple[str, ...]:

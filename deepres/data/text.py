@@ -16,6 +16,7 @@ from deepres.data.splits import SPLIT_SEED
 from deepres.data.text_cache import Encoded, keep_tokens, read_tokens, text_key
 from deepres.data.vocabulary import END, BytePairs, Characters, Vocabulary, train_byte_pairs
 from deepres.errors import DeepresError
+from deepres.paths import name_of, user_path
 
 __all__ = ["CONTEXT", "is_text", "read_text"]
 CONTEXT = 128  # tokens of an example, where nothing is asked
@@ -53,7 +54,7 @@ def read_text(
             "or a smaller size"
         )
     train, val, test = (_pieces(encoded[name], context, len(vocabulary)) for name in ("train", "val", "test"))
-    return Data(path.name, vocabulary.names, train, val, test, Tokens(context, vocabulary=vocabulary))
+    return Data(name_of(path), vocabulary.names, train, val, test, Tokens(context, vocabulary=vocabulary))
 
 
 def _tokenised(path: Path, val_share: float, tokens: str | Path | Vocabulary | None) -> tuple[Vocabulary, Encoded]:
@@ -73,7 +74,7 @@ def _named(tokens: str | Path | Vocabulary | None) -> str:
     """What the tokens depend on, beside the text."""
     if isinstance(tokens, Vocabulary):
         return json.dumps(tokens.to_notes())
-    path = Path(str(tokens or "characters"))
+    path = user_path(str(tokens or "characters"))
     return path.read_bytes().hex() if path.is_file() else str(path)
 
 
@@ -91,9 +92,10 @@ def _vocabulary(path: Path, splits: Splits, several: bool, tokens: str | Path | 
         if not size.isdecimal():
             raise DeepresError(f"--tokens {asked}: give the number of tokens, such as bpe:4096")
         return train_byte_pairs(splits["train"], int(size))
-    if not Path(asked).is_file():
+    definition = user_path(asked)
+    if not definition.is_file():
         raise DeepresError(f"--tokens {asked}: neither 'characters', 'bpe:4096' nor a tokenizer.json that exists")
-    return BytePairs.read(Path(asked))
+    return BytePairs.read(definition)
 
 
 def _split(documents: Splits, val_share: float) -> Splits:

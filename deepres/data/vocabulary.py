@@ -93,7 +93,7 @@ class Characters(Vocabulary):
         self._codes, self._numbers = (np.array(column, np.uint32) for column in zip(*sorted(letters), strict=True))
 
     def encode(self, text: str) -> np.ndarray:
-        codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)  # half a character is an unknown one
         where = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
         unknown = self._codes[where] != codes
         if unknown.any():
@@ -153,6 +153,12 @@ class BytePairs(Vocabulary):
             raise DeepresError(f"{path}: not a tokenizer.json that can be read ({error})") from error
 
     def encode(self, text: str) -> np.ndarray:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DeepresError(
+                f"{text[error.start]!r} at position {error.start:,} is half a character, which no text holds"
+            ) from error
         parts = [one.ids for one in self._tokenizer.encode_batch_fast(_pieces(text), add_special_tokens=False)]
         return np.concatenate([np.array(ids, np.int32) for ids in parts]) if parts else np.empty(0, np.int32)
 
@@ -203,12 +209,12 @@ def vocabulary_from_notes(notes: dict[str, Any] | None) -> Vocabulary | None:
 
 def _pieces(text: str) -> list[str]:
     """``text`` in parts of about ``PIECE`` characters, cut behind a line's end where there is one."""
-    found = []
-    while len(text) > PIECE:
-        cut = 1 + text.rfind("\n", PIECE // 2, PIECE)
-        found.append(text[: cut or PIECE])
-        text = text[cut or PIECE :]
-    return [*found, text] if text else found
+    found, start = [], 0
+    while len(text) - start > PIECE:
+        cut = 1 + text.rfind("\n", start + PIECE // 2, start + PIECE) or start + PIECE
+        found.append(text[start:cut])
+        start = cut
+    return [*found, text[start:]] if start < len(text) else found
 
 
 def _tokenizers() -> Any:

@@ -10,7 +10,20 @@ import torch
 from PIL import Image
 
 from deepres import DeepresError
-from deepres.data import Loader, Prepare, Resident, Shard, Streamed, draws, mix, open_data, open_image, pad_crop_flip, seeded
+from deepres.data import (
+    Loader,
+    Prepare,
+    Resident,
+    Shard,
+    Streamed,
+    draws,
+    mix,
+    open_data,
+    open_image,
+    pack,
+    pad_crop_flip,
+    seeded,
+)
 from deepres.data.augment import random_view
 from deepres.data.crop import fit, pixels
 
@@ -32,6 +45,42 @@ def test_a_folder_without_splits(small_folder: Path) -> None:
     assert data.test.labels.bincount().tolist() == [4, 4, 4]
     again = open_data(small_folder)  # from the cache
     assert torch.equal(again.train.pixels, data.train.pixels)
+
+
+def test_a_set_in_the_present_folder_has_its_name(small_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(small_folder)
+    assert open_data(".").name == small_folder.name
+    monkeypatch.chdir(small_folder / "digit-0")
+    assert open_data("..").name == small_folder.name
+
+
+def test_packing_on_a_full_disk_leaves_no_part(large_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the images nor the end of the tar file have room."""
+
+    def full(tar: tarfile.TarFile, *_: object) -> None:
+        tar.fileobj.close()  # type: ignore[union-attr]
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tarfile.TarFile, "addfile", full)
+    monkeypatch.setattr(tarfile.TarFile, "close", full)
+    with pytest.raises(OSError, match="No space left"):
+        pack(large_folder, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_class_that_no_folder_can_be_called_by_is_not_packed(tmp_path: Path) -> None:
+    """Two classes cat/old and dog/old would be one class, old, in the shards."""
+    for i in range(12):
+        Image.new("L", (8, 8), i).save(tmp_path / f"{i}.png")
+    (tmp_path / "list.csv").write_text("path,label\n" + "".join(f"{i}.png,{('cat', 'dog')[i % 2]}/old\n" for i in range(12)))
+    with pytest.raises(DeepresError, match="the class 'cat/old' cannot be the name of a folder"):
+        pack(tmp_path / "list.csv", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_have_one_channel_or_three(small_folder: Path) -> None:
+    with pytest.raises(DeepresError, match="with 1 or 3 channels, not 4"):
+        open_data(small_folder, channels=4)
 
 
 def test_shards_hold_what_the_folder_holds(large_folder: Path, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from torch import nn
 
 from deepres import DeepresError
 from deepres.data import BytePairs, Characters, Data, Loader, Prepare, Tokens, open_data, train_byte_pairs
-from deepres.data.vocabulary import END
+from deepres.data.text import is_text
+from deepres.data.vocabulary import END, PIECE, _pieces
 from deepres.evaluation import measure
 
 PLAY = "to be, or not to be: that is the question.\n" * 40
@@ -180,6 +181,30 @@ def test_bad_texts_get_a_sentence(tmp_path: Path) -> None:
         Characters("abc").encode("abc" * 11 + "aq")
     with pytest.raises(DeepresError, match=r"play.txt: the character 't' at position 0"):
         open_data(tmp_path / "play.txt", tokens=Characters("abc"))
+
+
+def test_half_a_character_is_refused_with_a_sentence() -> None:
+    """A prompt on the command line that is no UTF-8 becomes such a text, and JSON may hold one."""
+    for tokens in (Characters("abc"), train_byte_pairs(["abc"], 257)):
+        with pytest.raises(DeepresError, match=r"'\\ud800' at position 2"):
+            tokens.encode("ab\ud800")
+
+
+def test_a_long_text_is_cut_behind_lines() -> None:
+    """Into parts that are encoded on their own, each in time that grows with the part and not with the text."""
+    for text in ("", "a\n", "a" * 3 * PIECE, ("b" * 99 + "\n") * (PIECE // 40), "c" * PIECE + "\n" + "d" * 9):
+        parts = _pieces(text)
+        assert "".join(parts) == text and all(0 < len(part) <= PIECE for part in parts)
+        assert len(parts) <= 1 + 2 * len(text) // PIECE
+        assert "\n" not in text[PIECE // 2 : PIECE] or all(part.endswith("\n") for part in parts)
+
+
+def test_a_definition_of_tokens_is_found_below_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "play.txt").write_text(PLAY)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tokens = train_byte_pairs([PLAY], 270)
+    (tmp_path / "tokens.json").write_text(tokens.to_notes()["tokenizer"])
+    assert is_text("~/play.txt") and open_data("~/play.txt", size=8, tokens="~/tokens.json").prepare.vocabulary == tokens
 
 
 def test_byte_pairs_are_found_once_for_the_same_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

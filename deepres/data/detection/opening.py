@@ -14,7 +14,7 @@ from deepres.data.detection.yolo import read_yolo, yolo_file
 from deepres.data.loader import seeded
 from deepres.data.splits import SPLIT_SEED, TEST_SHARE
 from deepres.errors import DeepresError
-from deepres.paths import user_path
+from deepres.paths import name_of, user_path
 
 VAL_SHARE = 0.15
 QUOTED_PROBLEMS = 5  # problems that an error quotes
@@ -48,7 +48,7 @@ def open_boxes(folder: str | Path, *, classes: Sequence[str] | None = None, stri
         raise DeepresError(f"{folder}: no annotation has a box, so there are no classes to detect")
     splits, notes = _complete(found)
     train, val, test = (checked(splits[name], names, problems) for name in ("train", "val", "test"))
-    data = BoxData(path.name, layout, names, train, val, test, tuple(problems), notes)
+    data = BoxData(name_of(path), layout, names, train, val, test, tuple(problems), notes)
     if strict and problems:
         raise DeepresError(f"{folder}: {problem_report(data, QUOTED_PROBLEMS)}\n(--strict stops at problems in annotations)")
     if not any(len(one.boxes) for split in (train, val, test) for one in split):
