@@ -100,7 +100,8 @@ def _of_pair(word: str, before: dict[str, Any], now: dict[str, Any], split: Spli
         first = places[0]
         called = items[first].name if items else f"number {first}"
         count = "1 example is" if len(places) == 1 else f"{len(places):,} examples are"
-        return f"{word}: {count} {what}, the first {called!r} of class {data.classes[int(now['labels'][first])]!r}"
+        label = "" if data.is_text else f" of class {data.classes[int(now['labels'][first])]!r}"
+        return f"{word}: {count} {what}, the first {called!r}{label}"
 
     if len(before["names"]) == len(now["names"]) == len(items) > 0:
         old = {name: i for i, name in enumerate(before["names"].tolist())}

@@ -171,8 +171,13 @@ def test_labels_of_a_table_and_contents_of_arrays_are_compared_as_well(tmp_path:
     pixels[5] += 1
     other = dataclasses.replace(digits, train=dataclasses.replace(digits.train, pixels=pixels))
     assert difference(digest(digits), digest(other), other).startswith(
-        "training: 1 example is of other content, the first 'number 5'"
+        "training: 1 example is of other content, the first 'number 5' of class "
     )
+    texts = []
+    for name in ("x", "y"):
+        (tmp_path / "text.txt").write_text(f"abc{name} xy" * 500)
+        texts.append(open_data(tmp_path / "text.txt"))
+    assert "the first 'number 0';" in difference(digest(texts[0]), digest(texts[1]), texts[1])  # which has no class
 
 
 def test_a_checkpoint_without_digests_still_resumes(small_folder: Path, tmp_path: Path) -> None:
