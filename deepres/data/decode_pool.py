@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from deepres.errors import DeepresError
 
 THREADS = 8  # up to so many workers are threads
-AHEAD = 4  # groups
+_AHEAD = 4  # groups
 
 Key = TypeVar("Key")
 _Value = TypeVar("_Value")
@@ -41,7 +41,7 @@ def in_groups(
     *,
     processes: bool | None = None,
 ) -> Generator[list[_Value], None, None]:
-    """``[work(key) for key in group]`` for each group, in order, computed by ``workers`` up to ``AHEAD`` groups in advance.
+    """``[work(key) for key in group]`` for each group, in order, computed by ``workers`` up to four groups in advance.
 
     ``workers`` 0 computes in the caller's thread. ``processes``: whether each worker is a process [above 8 workers]; ``work`` and its
     values are then pickled.
@@ -58,7 +58,7 @@ def in_groups(
     try:
         for group in groups:
             waiting.append([executor.submit(remote or work, key) for key in group])
-            if len(waiting) > AHEAD:
+            if len(waiting) > _AHEAD:
                 yield [future.result() for future in waiting.popleft()]
         while waiting:
             yield [future.result() for future in waiting.popleft()]
