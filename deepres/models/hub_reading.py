@@ -92,7 +92,7 @@ def open_hub_folder(folder: str | Path) -> tuple[nn.Module, dict[str, Any], Matc
         ValueError,
         AttributeError,
         RuntimeError,
-        OverflowError,
+        ArithmeticError,
     ) as error:  # of a library's constructor
         said = next(iter(str(error).splitlines()), type(error).__name__)
         raise DeepresError(f"{config}: describes no network that can be built ({said})") from error

@@ -44,13 +44,15 @@ class ResNetConfig:
         for what, values in (("blocks", self.blocks), ("widths", self.widths)):
             if min(values) < 1:
                 raise DeepresError(f"{what} {values}: every stage needs at least 1")
-        for what, number in (("in_channels", self.in_channels), ("num_classes", self.num_classes)):
-            if number < 1:
-                raise DeepresError(f"{what} must be at least 1, not {number}")
+        for what in ("in_channels", "num_classes", "expansion"):
+            if getattr(self, what) < 1:
+                raise DeepresError(f"{what} must be at least 1, not {getattr(self, what)}")
         if self.branch not in ("basic", "bottleneck"):
             raise DeepresError(f"unknown branch {self.branch!r}; there are 'basic' and 'bottleneck'")
         if self.shortcut not in ("A", "B", "C", "none"):
             raise DeepresError(f"unknown shortcut {self.shortcut!r}; there are 'A', 'B', 'C' and 'none' (a plain net)")
+        if self.stem not in ("imagenet", "cifar"):
+            raise DeepresError(f"unknown stem {self.stem!r}; there are 'imagenet' and 'cifar'")
         if self.stride_in not in ("1x1", "3x3") or self.padding not in ("both", "end"):
             raise DeepresError("stride_in is '1x1' or '3x3', and padding is 'both' or 'end'")
         if not 0 <= self.dropout < 1:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from deepres.nn.attention import MLP, Attention, KeyValues, LayerCaches, MLPKind
 from deepres.nn.residual import Residual
 
 Part = Literal["attention", "mlp"]
+Norm = Literal["layer", "rms"]
+Order = Literal["pre", "post", "deepnorm"]
+Positions = Literal["learned", "rotary"]
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,10 @@ class TransformerConfig:
     hidden: int | None = None  # channels inside an MLP; None: 4 times the width
     head_width: int | None = None  # channels of a head; None: the width divided by the heads
     mlp: MLPKind = "gelu"
-    norm: Literal["layer", "rms"] = "layer"
+    norm: Norm = "layer"
     norm_eps: float = 1e-5
-    order: Literal["pre", "post", "deepnorm"] = "pre"  # where the norm stands: in the branch, behind the sum, or DeepNorm's
-    positions: Literal["learned", "rotary"] = "learned"
+    order: Order = "pre"  # where the norm stands: in the branch, behind the sum, or DeepNorm's
+    positions: Positions = "learned"
     rotary_base: float = 10_000.0
     rotary_scaling: tuple[
         float, ...
@@ -53,6 +56,13 @@ class TransformerConfig:
     num_classes: int = 1000
 
     def __post_init__(self) -> None:
+        for what, kinds in (("mlp", MLPKind), ("norm", Norm), ("order", Order), ("positions", Positions)):
+            if getattr(self, what) not in get_args(kinds):
+                raise DeepresError(f"{what} is one of {', '.join(map(repr, get_args(kinds)))}, not {getattr(self, what)!r}")
+        sizes = ("width", "heads", "kv_heads", "hidden", "head_width", "context", "image", "patch", "in_channels", "num_classes")
+        for what in sizes:
+            if getattr(self, what) is not None and getattr(self, what) < 1:
+                raise DeepresError(f"{what} must be at least 1, not {getattr(self, what)}")
         if (self.head_width is None and self.width % self.heads) or self.heads % (self.kv_heads or self.heads):
             raise DeepresError(
                 f"width {self.width}, heads {self.heads} and kv_heads {self.kv_heads}: each must be a multiple of the next"

@@ -113,6 +113,8 @@ def create(name: str, *, width: float = 1.0, **options: Any) -> Any:
     """
     if name in TRANSFORMERS:
         if width != 1:
+            if not float(width).is_integer():
+                raise DeepresError(f"{name!r}: the width of a Transformer is its number of channels, not {width:g}")
             options["width"] = int(width)
         return transformer(name, **options)
     return ResNet(config(name, width=width, **options))

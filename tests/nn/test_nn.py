@@ -106,6 +106,23 @@ def test_wrong_options_say_what_is_near() -> None:
         deepres.create("resnet18", num_classes=0)
     with pytest.raises(DeepresError, match="above 0"):
         deepres.create("resnet18", width=0)
+    with pytest.raises(DeepresError, match="unknown stem 'cifr'"):
+        deepres.create("resnet18", stem="cifr")
+    with pytest.raises(DeepresError, match="expansion must be at least 1"):
+        deepres.create("resnet50", expansion=0)
+    with pytest.raises(DeepresError, match="the width of a Transformer is its number of channels, not 0.5"):
+        deepres.create("gpt-tiny", width=0.5)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("resnet8-cifar", (3, 8, 8)), ("gpt-tiny", (6,)), ("vit-tiny-cifar", (3, 32, 32))])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_counting_leaves_every_module_in_its_mode(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    model = deepres.create(name).to(dtype)
+    frozen = next(module for module in model.modules() if isinstance(module, (torch.nn.BatchNorm2d, torch.nn.LayerNorm))).eval()
+    modes = [module.training for module in model.modules()]
+    cost = nn.cost(model, shape)
+    assert [module.training for module in model.modules()] == modes and not frozen.training and model.training
+    assert cost.macs > 0 and cost.param_bytes == cost.params * dtype.itemsize
 
 
 def test_option_a_pads_where_it_says() -> None:

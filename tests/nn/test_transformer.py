@@ -222,6 +222,12 @@ def test_the_same_seed_gives_the_same_text() -> None:
         ({"positions": "rotary", "head_width": 7}, "a head has 7"),
         ({"positions": "rotary", "rotary_scaling": (8.0, 1.0)}, "rotary_scaling"),
         ({"depth": 0}, "at least 1"),
+        ({"heads": 0}, "heads must be at least 1, not 0"),
+        ({"context": 0}, "context must be at least 1, not 0"),
+        ({"mlp": "swish"}, "mlp is one of 'gelu', 'gelu-tanh', 'swiglu', not 'swish'"),
+        ({"norm": "rmsnorm"}, "norm is one of 'layer', 'rms'"),
+        ({"order": "Post"}, "order is one of 'pre', 'post', 'deepnorm'"),
+        ({"positions": "rope"}, "positions is one of 'learned', 'rotary'"),
         ({"wdith": 3}, "did you mean 'width'"),
     ],
 )
