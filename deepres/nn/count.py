@@ -56,20 +56,21 @@ class saved_bytes:
         self._kept.clear()
 
 
-def cost(model: nn.Module, shape: tuple[int, int, int]) -> Cost:
-    """Count what ``model`` does with images of ``shape`` = (C, H, W). The model is left as it was."""
+def cost(model: nn.Module, shape: tuple[int, ...]) -> Cost:
+    """Count what ``model`` does with an image of ``shape`` (C, H, W), or with a text of (L,) tokens. The model is left as it was."""
     from torch.utils.flop_counter import FlopCounterMode  # which imports Triton, 70 MB of memory that training does not need
 
-    was_training = model.training
-    device = next(model.parameters()).device
+    modes = [(module, module.training) for module in model.modules()]
+    weight = next(model.parameters())
     model.eval()  # a batch of one cannot be normalised over itself, and running statistics must not move
     try:
-        x = torch.zeros(1, *shape, device=device)
+        x = torch.zeros(1, *shape, device=weight.device, dtype=torch.int64 if len(shape) == 1 else weight.dtype)
         with torch.no_grad(), FlopCounterMode(display=False) as flops:
             model(x)
         with torch.enable_grad(), saved_bytes(model) as saved:
             model(x)
     finally:
-        model.train(was_training)
+        for module, training in modes:
+            module.training = training
     params = parameters(model)
     return Cost(params, flops.get_total_flops() // 2, saved.total, sum(p.nbytes for p in model.parameters()))
