@@ -36,7 +36,8 @@ def deepen(model: ResNet, blocks: Sequence[int], images: Tensor | None = None) -
         raise DeepresError(f"deepen only adds blocks: this network has {config.blocks}, which cannot become {blocks}")
     if config.is_plain and (config.branch != "basic" or config.preact):
         raise DeepresError("a plain network computes the identity only with basic blocks that end in their activation")
-    deeper = ResNet(dataclasses.replace(config, blocks=blocks)).to(next(model.parameters()).device)
+    like = next(model.parameters())
+    deeper = ResNet(dataclasses.replace(config, blocks=blocks)).to(like.device, like.dtype)
     deeper.stem, deeper.head = copy.deepcopy(model.stem), copy.deepcopy(model.head)
     for old, new in zip(model.stages, deeper.stages, strict=True):
         assert isinstance(old, Stage) and isinstance(new, Stage)

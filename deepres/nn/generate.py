@@ -65,9 +65,19 @@ def generate_tokens(
 
 
 def draw(probabilities: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """One token (N, 1) from each row of ``probabilities`` (N, K); a row with all of it in one place needs no random number."""
+    """One token (N, 1) from each row of ``probabilities`` (N, K); a row with all of it in one place needs no random number.
+
+    Raises ``DeepresError`` for probabilities that are not finite.
+    """
     best, token = probabilities.max(-1, keepdim=True)
-    return token if bool((best == 1).all()) else torch.multinomial(probabilities, 1, generator=generator)
+    if bool((best == 1).all()):
+        return token
+    try:
+        return torch.multinomial(probabilities, 1, generator=generator)
+    except RuntimeError as error:
+        if bool(probabilities.isfinite().all()):
+            raise
+        raise DeepresError("the network's answers are not finite (NaN), so its weights are damaged; use another checkpoint") from error
 
 
 def check_prompt(model: Transformer, prompt: Tensor) -> None:

@@ -71,7 +71,11 @@ class SlotCache:
         assert self.running < self.slots
         self.lengths.append(0)
         self._choose(self.running - 1, 1)
-        logits: Tensor = self.model(prompt, self.layers)[:, -1]
+        try:
+            logits: Tensor = self.model(prompt, self.layers)[:, -1]
+        except BaseException:  # such as a prompt that is too long: the row stays free
+            self.lengths.pop()
+            raise
         self.lengths[-1] = prompt.shape[1]
         return logits
 

@@ -322,3 +322,11 @@ def test_a_preactivation_block_without_norm_leaves_its_input_alone(name: str) ->
     out = block(x)
     assert torch.equal(x, before)
     torch.testing.assert_close(out, before + block.branch(before.clone()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["resnet8-cifar", "plain8-cifar"])
+def test_a_deeper_copy_is_of_the_networks_precision(name: str) -> None:
+    model = deepres.create(name).double().eval()
+    x = torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    torch.testing.assert_close(deepres.deepen(model, (2, 1, 2))(x), model(x))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from deepres import DeepresError
 from deepres.nn.slots import SlotCache
 from deepres.nn.transformer import Transformer
 from deepres.nn.transformer_zoo import transformer
@@ -56,3 +57,15 @@ def test_sequences_that_join_and_leave_get_the_logits_of_their_own_pass(name: st
     leave("b")
     step()
     assert rows == ["c"] and cache.running == 1
+
+
+@torch.no_grad()
+def test_a_sequence_that_cannot_join_leaves_no_row() -> None:
+    model = small("gpt-tiny")
+    cache, text = SlotCache(model, 2), torch.randint(40, (20,))
+    cache.join(text[None, :3])
+    with pytest.raises(DeepresError, match="longer than the context"):
+        cache.join(torch.zeros(1, 25, dtype=torch.int64))
+    assert cache.running == 1
+    logits = cache.step(text[None, 3:4])
+    torch.testing.assert_close(logits[0], model(text[None, :4])[0, -1], rtol=1e-4, atol=1e-5)

@@ -247,6 +247,10 @@ def test_wrong_calls_get_a_sentence() -> None:
             next(generate_tokens(model, prompt.long(), 1))
     with pytest.raises(DeepresError, match="vocabulary of 40"):
         next(generate_tokens(model, torch.tensor([[40]]), 1))
+    with torch.no_grad():
+        model.positions.fill_(torch.nan)
+    with pytest.raises(DeepresError, match="not finite"):
+        next(generate_tokens(model, torch.tensor([[1]]), 1))
     with pytest.raises(DeepresError, match="decoder"):
         next(generate_tokens(transformer("vit-tiny-cifar", depth=1), torch.zeros(1, 1).long(), 1))
     with pytest.raises(DeepresError, match="patches"):
