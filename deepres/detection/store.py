@@ -39,7 +39,6 @@ def save_detector(model: Detector, path: str | Path, **notes: Any) -> Path:
         header["origin"] = to_json(noted)
     else:
         raise DeepresError(f"{path}: not written: how its {type(net).__name__} is built is not known; build it by open_model")
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     return write_tensors(path, tensors, json.dumps(header))
 
@@ -61,7 +60,7 @@ def load_detector(path: str | Path) -> Detector:
             net = Origin.from_header(header["origin"]).build()
         model = assemble(net, config)
         model.load_state_dict(state)
-    except (DeepresError, RuntimeError, KeyError, TypeError) as error:
+    except (DeepresError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise DeepresError(f"{path}: not a detector that can be built again ({str(error).splitlines()[0]})") from error
     return model.eval()
 

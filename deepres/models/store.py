@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,8 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from deepres.errors import DeepresError
-from deepres.models.builders import Origin, allow_builder, build, origin, to_json
+from deepres.adapters import unwrapped
+from deepres.errors import DeepresError, nearest
+from deepres.models.builders import Origin, allow_builder, origin, to_json
 from deepres.models.checkpoint import KEY, read_checkpoint, tensors_digest
 from deepres.models.formats import describe_folder
 from deepres.models.names import infer_config
@@ -24,6 +26,7 @@ from deepres.models.weights import Matched, load_weights
 from deepres.nn import zoo
 from deepres.nn.resnet import ResNet, ResNetConfig
 from deepres.nn.transformer import Transformer, TransformerConfig
+from deepres.paths import user_path
 
 _FILES = (
     *("best.safetensors", "last.safetensors", "net.safetensors", "model.safetensors", "model.safetensors.index.json"),
@@ -41,7 +44,7 @@ def save(model: nn.Module, path: str | Path, **notes: Any) -> Path:
 
     Raises ``DeepresError`` where the file cannot be written, and where the network cannot be built again from it.
     """
-    return write_network(Path(path), model, notes)
+    return write_network(user_path(path), unwrapped(model), notes)
 
 
 def write_network(
@@ -51,7 +54,6 @@ def write_network(
 
     ``zeros``: tensors that ``model`` does not have and another library needs; reading leaves them out.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     noted = None if isinstance(model, ResNet | Transformer) else origin(model)
     header: dict[str, Any] = {**description(model), "notes": notes}
     tensors, seen = {}, set()
@@ -87,6 +89,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: str, key: str 
     """
     name = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         mode = os.fstat(handle).st_mode & 0o777  # as the umask makes it; save_file has a mode of its own
         os.close(handle)
@@ -98,7 +101,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: str, key: str 
     except (OSError, SafetensorError) as error:
         raise DeepresError(f"{path}: could not be written ({error}); what stood there before is untouched") from error
     finally:
-        name.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            name.unlink(missing_ok=True)
     return path
 
 
@@ -119,7 +123,7 @@ def _check_rebuilt(header: dict[str, Any], model: nn.Module, path: Path) -> None
 
 def locate(path: str | Path) -> Path:
     """The weights file that ``path`` names: itself, or the best (else the last) of a run's folder, or that of a folder for the Hub."""
-    path = Path(path)
+    path = user_path(path)
     if path.is_dir():
         for name in _FILES:
             if (path / name).is_file():
@@ -134,26 +138,26 @@ def notes(path: str | Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def from_file(path: Path, reference: str | None = None, **options: Any) -> tuple[nn.Module, dict[str, Any], Matched]:
+def from_file(path: Path, net: str | None = None, **options: Any) -> tuple[nn.Module, dict[str, Any], Matched]:
     """(network, notes, report) of a file of ours, or of another's checkpoint of a network that deepres has too.
 
-    ``reference`` and ``options`` say which network where the file does not.
+    ``net``, the name of a network of ours, and ``options`` say which network where the file does not.
 
     Raises ``DeepresError`` for a file that is missing, truncated, unsafe or of another network.
     """
     state, header = read_checkpoint(path)
-    return from_state(state, header, path, reference, **options)
+    return from_state(state, header, path, net, **options)
 
 
 def from_state(
-    state: dict[str, Tensor], header: dict[str, Any], path: Path, reference: str | None = None, **options: Any
+    state: dict[str, Tensor], header: dict[str, Any], path: Path, net: str | None = None, **options: Any
 ) -> tuple[nn.Module, dict[str, Any], Matched]:
     """``from_file``, of what ``read_checkpoint`` gives; ``path`` is named in errors."""
     try:
-        model = network_from(state, header, reference, options)
+        model = network_from(state, header, net, options)
         state = {name: tensor for name, tensor in state.items() if name not in header.get("zeros", ())}
         report = load_weights(model, state)
-    except (DeepresError, KeyError, TypeError) as error:
+    except (DeepresError, KeyError, TypeError, AttributeError) as error:
         reason = error if isinstance(error, DeepresError) else f"its header is not one that deepres wrote ({error})"
         raise DeepresError(f"{path}: {reason}") from error
     noted = header.get("notes", {})
@@ -163,10 +167,13 @@ def from_state(
 def network_from(
     state: Mapping[str, Tensor],
     header: Mapping[str, Any],
-    reference: str | None = None,
+    net: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """The network, freshly initialised, that a header describes, or else a reference, or else the tensors of a ``state``."""
+    """The network, freshly initialised, that a header describes, or else the name ``net``, or else the tensors of a ``state``.
+
+    Raises ``DeepresError`` for ``options`` that the network does not have.
+    """
     options = options or {}
     if "detector" in header:
         raise DeepresError(
@@ -175,15 +182,20 @@ def network_from(
         )
     if "origin" in header:
         found = Origin.from_header(header["origin"])
-        if reference is not None and ":" in reference:
-            build(reference, found.classes, found.channels)  # the caller names the builder, so it may be called
+        if idle := sorted(options.keys() - {"num_classes", "in_channels"}):  # of these the weights tell
+            raise DeepresError(f"holds {found.reference}, which takes no option {idle[0]!r}; leave it out")
         return found.build()
-    if reference is not None:
-        return build(reference, **options) if ":" in reference else zoo.create(reference, **options)
+    if net is not None:
+        return zoo.create(net, **options)
     if "transformer" in header:
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in header["transformer"].items()}
-        return Transformer(TransformerConfig(**{**values, **options}))
-    if "config" in header:
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in header["config"].items()}
-        return ResNet(ResNetConfig(**{**values, **options}))
-    return ResNet(dataclasses.replace(infer_config(state), **options))
+        return Transformer(_configured(TransformerConfig, header["transformer"], options))
+    values = header["config"] if "config" in header else dataclasses.asdict(infer_config(state))
+    return ResNet(_configured(ResNetConfig, values, options))
+
+
+def _configured(kind: type[Any], values: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+    """The configuration ``kind`` with the ``values`` of a header, of which ``options`` replace some."""
+    known = [field.name for field in dataclasses.fields(kind)]
+    if unknown := sorted(options.keys() - known):
+        raise DeepresError(f"its network takes no option {unknown[0]!r}{nearest(unknown[0], known)}")
+    return kind(**{**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}, **options})
