@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import nn
 
@@ -216,13 +217,20 @@ def _from_config(name: str, settings: object, generation: object) -> nn.Module:
     kind, checked = model_class(name), check_config(settings)
     transformers = need_library("transformers", "transformers")
     try:
-        model: Any = kind._from_config(transformers.AutoConfig.for_model(**checked))
+        model: Any = _in_float32(kind._from_config(transformers.AutoConfig.for_model(**checked)))
         if generation is not None and getattr(model, "generation_config", None) is not None:
             model.generation_config = type(model.generation_config).from_dict(check_config(generation))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DeepresError(f"transformers:{name}: {str(error).splitlines()[0]}") from error
     built: nn.Module = model
     return built
+
+
+def _in_float32(model: Any) -> Any:
+    """``model`` in float32, as its inputs are; transformers builds it in the precision that its weights were saved in."""
+    if getattr(model.config, "dtype", None) is not None:
+        model.config.dtype = torch.float32
+    return model.float()
 
 
 def _hugging_face(path: str) -> nn.Module:
@@ -235,7 +243,7 @@ def _hugging_face(path: str) -> nn.Module:
         named = settings.get("architectures")
         kind = model_class(named[0]) if named else transformers.AutoModelForImageClassification
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
-        model: nn.Module = kind.from_pretrained(path, config=config)
+        model: nn.Module = _in_float32(kind.from_pretrained(path, config=config))
     except DeepresError as error:
         raise DeepresError(f"hf:{path}: {error}") from error
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:

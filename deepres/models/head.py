@@ -31,7 +31,7 @@ def replace_head(model: nn.Module, classes: int) -> None:
         raise DeepresError(f"{type(model).__name__}: has no last layer that could be replaced for {classes} classes")
     assert path is not None
     parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, fresh.to(next(old.parameters()).device))
+    setattr(model.get_submodule(parent), name, fresh.to(old.weight.device, old.weight.dtype))
     _note(model, classes)
 
 

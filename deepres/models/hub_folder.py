@@ -272,6 +272,9 @@ def _compare(opened: OpenedModel, folder: Path) -> None:
     prepare = opened.prepare if opened.spec.inputs == "tokens" else opened.preparation()
     if prepare is not None:
         example = prepare.example(2, torch.Generator().manual_seed(0))
+        if example.is_floating_point():  # a network may be given in half precision; the folder's is opened in float32
+            precision = next((p.dtype for p in opened.model.parameters() if p.is_floating_point()), example.dtype)
+            example, again = example.to(precision), again.to(precision)
         if not torch.equal(logits_of(opened.model, example), logits_of(again, example)):
             raise DeepresError(f"{opened.name}: not written, as the network in the folder gives other outputs")
 
