@@ -8,6 +8,7 @@ from .checkpoint import read_checkpoint as read_checkpoint
 from .checkpoint import unwrap as unwrap
 from .exported import ExportedModel as ExportedModel
 from .exported import is_exported as is_exported
+from .exported import need_layers as need_layers
 from .head import replace_head as replace_head
 from .hub import Pushed as Pushed
 from .hub import push as push

@@ -59,11 +59,30 @@ class ExportedModel(nn.Module):
         return {key: value for key, value in found.items() if value is not None}
 
     def forward(self, inputs: Tensor) -> Tensor:
+        self.check_input(inputs)
         return self.files[0].call([inputs])[0]
+
+    def check_input(self, inputs: Tensor) -> None:
+        """Raise ``DeepresError`` for inputs of another size than the graph was captured with."""
+        size = self.model_spec.size
+        if size is not None and inputs.shape[-1] != size:
+            what = "tokens" if self.model_spec.inputs == "tokens" else "pixels a side"
+            raise DeepresError(
+                f"{self.path}: takes inputs of {size} {what}, not of {inputs.shape[-1]}; leave --size out, or export the network again "
+                "with this --size"
+            )
 
     def train(self, mode: bool = True) -> ExportedModel:
         """Stay in eval mode: an exported network cannot be trained."""
         return super().train(False)
+
+
+def need_layers(model: nn.Module, name: str) -> None:
+    """Raise ``DeepresError`` where ``model``, which is called ``name``, is an exported file: it runs, and no layer of it is at hand."""
+    if isinstance(model, ExportedModel):
+        raise DeepresError(
+            f"{name}: is an exported file, which can be neither trained nor looked into; give the network that it was made of"
+        )
 
 
 def _spec(header: Mapping[str, str], outputs: int | None) -> ModelSpec:

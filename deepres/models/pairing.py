@@ -13,6 +13,7 @@ from deepres.adapters import ModelSpec, spec_of
 from deepres.data import Data, Tokens, open_data
 from deepres.data.text import is_text
 from deepres.errors import DeepresError
+from deepres.models.exported import need_layers
 from deepres.models.head import replace_head, select_outputs
 from deepres.models.labels import LabelMatch, match_labels, output_names, relabel
 from deepres.models.opening import OpenedModel, at_size, check_size, library_prepare, open_model
@@ -72,8 +73,8 @@ def data_for(opened: OpenedModel, data: Data | str | Path, *, size: int | None =
 
     Raises ``DeepresError`` for data that the network cannot take.
     """
-    spec, fixed = opened.spec, isinstance(data, Data)
     check_size(size)
+    spec, fixed = opened.spec, isinstance(data, Data)
     if known is None and isinstance(data, Data):
         known = data
     if spec.classifies_texts:
@@ -122,7 +123,10 @@ def adapt_head(opened: OpenedModel, classes: Sequence[str]) -> OpenedModel:
 
     Outputs whose names are among the classes are kept. Where not every class has one, the layer starts afresh; a network whose labels
     are not known keeps its outputs if it has as many. Remarks of the result say what was done.
+
+    Raises ``DeepresError`` for an exported file, whose layers cannot be trained.
     """
+    need_layers(opened.model, opened.name)
     labels, outputs = opened.classes, opened.spec.classes
     match = match_labels(labels, outputs, classes, positional=False)
     here = tuple(range(len(classes)))

@@ -23,7 +23,7 @@ from deepres.deprecation import renamed, renamed_fields
 from deepres.errors import DeepresError
 from deepres.evaluation import Evaluation, measure, time_against
 from deepres.evaluation.timing import from_first_process
-from deepres.models import open_with_data
+from deepres.models import need_layers, open_with_data
 from deepres.models.options import OpenOptions
 from deepres.nn import config, parameters
 from deepres.shrinking.cost import staying_cost
@@ -306,6 +306,7 @@ def _open(
         config(str(model))  # raises for an unknown name before any data is read
     torch.manual_seed(seed)
     paired = open_with_data(model, data, weights=weights, size=size)
+    need_layers(paired.model, paired.opened.name)
     paired.need_fit()
     for remark in paired.remarks:
         log(remark)
