@@ -51,6 +51,10 @@ def push(
     Raises ``DeepresError`` as ``save_pretrained`` does, and where the Hub cannot be reached or refuses.
     """
     if not str(to).startswith("hf:"):
+        if private or message != PushOptions.message:
+            raise DeepresError(
+                f"{to}: is a folder, which has no use for --private and --message; give hf:OWNER/NAME to upload, or leave them out"
+            )
         return Pushed(save_pretrained(model, to, weights=weights, license=license))
     repository = str(to).removeprefix("hf:")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", repository):

@@ -11,9 +11,6 @@ from typing import Any
 from deepres import __version__
 from deepres.models.opening import OpenedModel
 
-_TASKS = {"images": "image-classification", "tokens": "text-generation"}
-
-
 def model_card(
     opened: OpenedModel, source: str | None, name: str, library: str, license: str | None, remarks: tuple[str, ...] = ()
 ) -> str:
@@ -68,7 +65,7 @@ def _front_matter(
     opened: OpenedModel, name: str, library: str, license: str | None, test: Mapping[str, Any], data: str | None
 ) -> list[str]:
     """Lines of YAML; texts are quoted as JSON, which is YAML too."""
-    task = _TASKS[opened.spec.inputs]
+    task = _task(opened)[1]
     lines = [f"license: {json.dumps(license)}"] if license else []
     lines += [f"library_name: {library}", f"pipeline_tag: {task}", "tags:", "- deepres", "- residual-network"]
     if not test:
@@ -89,6 +86,13 @@ def _front_matter(
     ]
 
 
+def _task(opened: OpenedModel) -> tuple[str, str]:
+    """(kind of network with its article, its task as the Hub names it)."""
+    if opened.spec.inputs == "images":
+        return "An image classifier", "image-classification"
+    return ("A text classifier", "text-classification") if opened.spec.classifies_texts else ("A language model", "text-generation")
+
+
 def _slug(text: str) -> str:
     return re.sub(r"[^\w.-]+", "-", text).strip("-").lower() or "data"
 
@@ -97,12 +101,12 @@ def _what(
     opened: OpenedModel, run: Mapping[str, Any], shrunk: Mapping[str, Any], library: str, remarks: tuple[str, ...]
 ) -> Iterator[str]:
     params = sum(p.numel() for p in opened.model.parameters())
-    kind = "language model" if opened.spec.inputs == "tokens" else "image classifier"
-    outputs = f"{opened.spec.classes:,} {'tokens' if opened.spec.inputs == 'tokens' else 'classes'}"
+    kind, task = _task(opened)
+    outputs, what = opened.spec.classes, "tokens" if task == "text-generation" else "classes"
+    known = f" for {outputs:,} {what}" if outputs is not None else ""
     net = f" ({run['net']})" if run.get("net") else ""
-    article = "A" if opened.spec.inputs == "tokens" else "An"
     opens = f", in the format of {library}" if library != "deepres" else ""
-    yield f"{article} {kind}{net} of {params:,} parameters for {outputs}, written by deepres {__version__}{opens}."
+    yield f"{kind}{net} of {params:,} parameters{known}, written by deepres {__version__}{opens}."
     if shrunk.get("blocks"):
         before, after = shrunk["blocks"]
         yield f"Of its {before} residual blocks {before - after} were removed while it was trained; {after} are left."
@@ -160,8 +164,9 @@ def _start(run: Mapping[str, Any]) -> str:
 
 def _use(opened: OpenedModel, library: str) -> Iterator[str]:
     yield from ("```python", "import deepres", "", 'model = deepres.from_pretrained("OWNER/NAME")  # or the folder', "```")
-    command = 'generate hf:OWNER/NAME --prompt "..."' if opened.spec.inputs == "tokens" else "predict hf:OWNER/NAME *.jpg"
-    yield from ("", "```sh", f"deepres {command}", "```")
+    commands = {"image-classification": "predict hf:OWNER/NAME *.jpg", "text-generation": 'generate hf:OWNER/NAME --prompt "..."'}
+    if (task := _task(opened)[1]) in commands:  # no command classifies texts
+        yield from ("", "```sh", f"deepres {commands[task]}", "```")
     if library == "timm":
         yield from (
             "",

@@ -330,3 +330,28 @@ def test_an_upload_that_fails_is_one_sentence(
     assert main(["push", str(SAVED / "run"), "--to", "hf:digits"]) == 2
     assert "is not hf:OWNER/NAME" in capsys.readouterr().err
     assert isinstance(HubFolder(Path("x"), "deepres", ()).lines(), list)
+
+
+def test_the_card_of_a_network_that_classifies_texts(tmp_path: Path) -> None:
+    config = transformers.BertConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=11, num_labels=3
+    )
+    save_pretrained(transformers.BertForSequenceClassification(config).eval(), tmp_path / "out")
+    card = huggingface_hub.ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.pipeline_tag == "text-classification" and "A text classifier of" in card.text and "for 3 classes" in card.text
+    assert "deepres generate" not in card.text and "deepres predict" not in card.text
+
+
+def test_a_network_in_half_precision_is_written_too(tmp_path: Path) -> None:
+    for name, model in (("ours", deepres.create("resnet8-cifar")), ("timm", timm.create_model("test_resnet", num_classes=3))):
+        half = model.to(torch.bfloat16).eval()
+        save_pretrained(half, tmp_path / name)
+        assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+        assert same(from_pretrained(tmp_path / name).to(torch.bfloat16), half, torch.randn(2, 3, 32, 32, dtype=torch.bfloat16))
+
+
+def test_options_of_an_upload_are_not_for_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options in (["--private"], ["--message", "First"]):
+        assert main(["push", str(SAVED / "run"), "--to", str(tmp_path / "me" / "digits"), *options]) == 2
+        assert "has no use for --private and --message" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
