@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from deepres.adapters import Site, delete_blocks, find_blocks, sites, trunk
+from deepres.adapters import Site, delete_blocks, device_of, find_blocks, sites, trunk
 from deepres.data.detection import BoxExample
 from deepres.detection.backbone import Body
 from deepres.detection.faster_rcnn import Detector
@@ -144,7 +144,7 @@ def shrink_detector(
 def backbone_time(whole: Detector, small: Detector) -> float:
     """Time of ``small``'s backbone relative to ``whole``'s, on one image of the usual size: the median of alternating turns."""
     size = whole.config.canvas or (whole.config.size, whole.config.longest)
-    image = torch.rand(1, 3, *(-(-side // 32) * 32 for side in size))
+    image = torch.rand(1, 3, *(-(-side // 32) * 32 for side in size), device=device_of(whole))
 
     def call(model: Detector) -> Callable[[Tensor], object]:
         model.eval()

@@ -86,8 +86,7 @@ def coco_scores(examples: Sequence[BoxExample], found: Sequence[ImageDetections]
         raise DeepresError("faster-coco-eval is not installed; install deepres[detect]") from error
     results = coco_results(found)
     if not results:  # the library cannot load an empty list
-        none = dict.fromkeys(classes, (0.0, 0.0))
-        return CocoScores(*[0.0] * 12, by_class=none)
+        return _nothing_found(examples, classes)
     truth = COCO(ground_truth(examples, classes))
     evaluation = COCOeval_faster(truth, truth.loadRes(results), iouType="bbox", print_function=lambda *_: None)
     evaluation.evaluate()
@@ -97,6 +96,18 @@ def coco_scores(examples: Sequence[BoxExample], found: Sequence[ImageDetections]
     precision = torch.as_tensor(evaluation.eval["precision"])[:, :, :, 0, -1]  # (thresholds, recalls, classes)
     by_class = {name: (_mean(precision[:, :, i]), _mean(precision[0, :, i])) for i, name in enumerate(classes)}
     return CocoScores(*figures, by_class=by_class)
+
+
+def _nothing_found(examples: Sequence[BoxExample], classes: Sequence[str]) -> CocoScores:
+    """The scores without any detection: 0 where there are objects to find, else NaN."""
+    boxes = torch.cat([torch.zeros(0, 4), *(one.boxes[~one.ignored] for one in examples)])
+    labels = {int(label) for one in examples for label in one.labels[~one.ignored]}
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    small, large = 32.0**2, 96.0**2
+    sized = [areas <= small, (areas >= small) & (areas <= large), areas >= large]
+    every, *by_size = (0.0 if bool(kind.any()) else math.nan for kind in (areas >= 0, *sized))
+    by_class = {name: (0.0, 0.0) if label in labels else (math.nan, math.nan) for label, name in enumerate(classes)}
+    return CocoScores(every, every, every, *by_size, every, every, every, *by_size, by_class=by_class)
 
 
 def _share(value: float) -> float:

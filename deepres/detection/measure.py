@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from deepres.adapters import device_of
+from deepres.adapters import device_of, kept_modes
 from deepres.data.detection import BoxExample
 from deepres.detection.batches import load_picture
 from deepres.detection.coco_protocol import CocoScores, ImageDetections, coco_scores
@@ -60,18 +60,17 @@ def detect_all(
     context = context or DistributedContext(device_of(model))
     mine = list(range(len(examples)))[context.shard.of(len(examples))]
     found = []
-    was = model.training
-    model.eval()
-    for first in range(0, len(mine), batch):
-        images = [load_picture(examples[i]).to(context.device).float() / 255 for i in mine[first : first + batch]]
-        with speed.autocast(context.device):
-            results = model(images)
-        for one in results:
-            order = one["scores"].float().argsort(descending=True, stable=True)
-            boxes, labels, scores = (one[key][order].cpu() for key in ("boxes", "labels", "scores"))
-            found.append(ImageDetections(boxes.float(), labels - 1, scores.float()))
-        progress(min(first + batch, len(mine)), len(mine))
-    model.train(was)
+    with kept_modes(model):
+        model.eval()
+        for first in range(0, len(mine), batch):
+            images = [load_picture(examples[i]).to(context.device).float() / 255 for i in mine[first : first + batch]]
+            with speed.autocast(context.device):
+                results = model(images)
+            for one in results:
+                order = one["scores"].float().argsort(descending=True, stable=True)
+                boxes, labels, scores = (one[key][order].cpu() for key in ("boxes", "labels", "scores"))
+                found.append(ImageDetections(boxes.float(), labels - 1, scores.float()))
+            progress(min(first + batch, len(mine)), len(mine))
     if context.world > 1:
         parts: list[Any] = [None] * context.world
         dist.all_gather_object(parts, found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import threading
 import time
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ def _train(trainer: DetectTrainer, reporter: DetectReporter, stop: threading.Eve
     if out is not None and trainer.context.is_main:
         summary = {
             "best_epoch": progress.best_epoch,
-            "val_ap50": progress.best,
+            "val_ap50": None if math.isnan(progress.best) else progress.best,
             "seconds": progress.seconds,
             "speed": trainer.speed.name,
             "torch": torch.__version__,
@@ -177,7 +178,7 @@ def _finish_epoch(trainer: DetectTrainer, reporter: DetectReporter) -> DetectRec
         memory=peak_memory(trainer.context.device),
         seconds=progress.seconds,
     )
-    if val.coco.ap50 > progress.best:
+    if not val.coco.ap50 <= progress.best:  # the last epoch, where the validation images hold nothing to find and it is NaN
         progress.best, progress.best_epoch = val.coco.ap50, progress.epoch
         trainer.keep_best()
     reporter.epoch_done(record, val)

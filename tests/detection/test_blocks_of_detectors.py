@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from deepres import DeepresError
 from deepres.adapters import find_blocks, sites
 from deepres.data.detection import open_boxes
-from deepres.detection import detector, load_detector, save_detector
+from deepres.detection import detector, load_detector, measure_detector, save_detector
 from deepres.detection.blocks import look_at_detector, refuse_ghost, shrink_detector, without_blocks
 
 
@@ -50,6 +51,11 @@ def test_look_measures_in_map_and_leaves_the_detector_alone(shapes: Path) -> Non
     assert len(found.sites) == 8 and found.images == 8 and sum(site.reshapes for site in found.sites) == 3
     assert all(site.change == pytest.approx(site.ap50 - found.ap50) for site in found.sites)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    modes = [module.training for module in model.train().modules()]
+    missing = dataclasses.replace(data.test[0], path=Path("nothing.png"))
+    with pytest.raises(DeepresError, match=r"nothing\.png"):
+        measure_detector(model, [missing], data.classes)
+    assert [module.training for module in model.modules()] == modes
     with pytest.raises(DeepresError, match="no residual sites"):
         look_at_detector(tiny("plain18"), data.test)
 

@@ -68,6 +68,24 @@ def test_nothing_found_and_nothing_to_find() -> None:
     assert math.isnan(coco_scores(empty, [detections([ONE], [0], [0.5])], CLASSES).ap)
 
 
+@pytest.mark.parametrize(
+    "truth",
+    [
+        [example([ONE, [0, 0, 32, 32]], [0, 2])],
+        [example([[0, 0, 96, 96], TWO], [1, 0], [False, True])],
+        [example([ONE], [0], [True])],
+        [example([], [])],
+    ],
+)
+def test_no_detection_scores_as_a_wrong_one_does(truth: list[BoxExample]) -> None:
+    """A class or size without objects has no precision, whether something was found or not."""
+    nothing = coco_scores(truth, [detections([], [], [])], CLASSES)
+    wrong = coco_scores(truth, [detections([FAR], [1], [0.5])], CLASSES)
+    assert dataclasses.astuple(nothing)[:12] == pytest.approx(dataclasses.astuple(wrong)[:12], nan_ok=True)
+    for name in CLASSES:
+        assert nothing.by_class[name] == pytest.approx(wrong.by_class[name], nan_ok=True)
+
+
 def random_case(seed: int, images: int = 25) -> tuple[list[BoxExample], list[ImageDetections]]:
     """Objects, and detections that are near them, beside them or doubled, some of another class."""
     generator = torch.Generator().manual_seed(seed)

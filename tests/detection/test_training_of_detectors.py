@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import threading
@@ -102,6 +103,16 @@ def test_other_data_are_refused_on_resume(shapes: Path, tmp_path: Path) -> None:
     data = open_boxes(shapes)
     with pytest.raises(DeepresError, match="the data have changed since"):
         train_detector(run, resume=True, show=False, data=dataclasses.replace(data, train=data.train[:-1]))
+
+
+def test_without_objects_to_validate_on_the_last_weights_are_kept(shapes: Path, tmp_path: Path) -> None:
+    data = open_boxes(shapes)
+    bare = [dataclasses.replace(one, boxes=one.boxes[:0], labels=one.labels[:0], ignored=one.ignored[:0]) for one in data.val]
+    result = train_detector(tiny_run(shapes, tmp_path / "run"), show=False, data=dataclasses.replace(data, val=tuple(bare)))
+    assert result.best_epoch == 2 and math.isnan(result.val)
+    assert json.loads((tmp_path / "run/result.json").read_text())["val_ap50"] is None
+    kept, last = load_detector(tmp_path / "run").state_dict(), result.model.state_dict()
+    assert all(torch.equal(kept[name], last[name]) for name in last)
 
 
 def test_a_run_that_cannot_begin_leaves_no_folder(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
