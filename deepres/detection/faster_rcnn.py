@@ -18,7 +18,7 @@ from deepres.detection.backbone import Body, PlainBackbone, PyramidBackbone, nor
 from deepres.detection.heads import ContextHead, FloatPredictor, FloatRPNHead, LinearHead, StageHead
 from deepres.detection.pooling import ContextPool, RegionPool
 from deepres.errors import DeepresError
-from deepres.models import open_model
+from deepres.models import need_layers, open_model
 
 Form = Literal["fpn", "c4"]
 C4_STRIDE = 16  # of the map that regions are proposed on and taken from (Ren et al. 2015)
@@ -61,6 +61,11 @@ class DetectorConfig:
             raise DeepresError(f"unknown form {self.form!r} of a detector; there are 'fpn' and 'c4'")
         if self.size < 32 or self.longest < self.size:
             raise DeepresError(f"size {self.size} (short side) must be at least 32 and at most longest, {self.longest}")
+        if self.form == "fpn" and self.anchors and len(self.anchors) != len(self.strides) + 1:
+            raise DeepresError(
+                f"{len(self.anchors)} anchors are given for the {len(self.strides) + 1} maps of a feature pyramid, which has one a map; "
+                "leave them out, or use --form c4, as the recipes paper-voc and paper-coco are made for"
+            )
 
     def sides(self) -> tuple[tuple[float, ...], ...]:
         """Sides of the anchors of each map. The usual ones are in proportion to the images' size."""
@@ -142,6 +147,11 @@ def detector(
     """
     names = tuple(f"class {i + 1}" for i in range(classes)) if isinstance(classes, int) else tuple(classes)
     opened = open_model(net, weights=weights, **(net_options or {}))
+    need_layers(opened.model, opened.name)
+    if opened.spec.channels not in (None, 3):
+        raise DeepresError(
+            f"{opened.name}: takes images of {opened.spec.channels} channels, and a detector sees colour images; give a network of 3"
+        )
     frozen = opened.trained if frozen is None else frozen
     if "mean" not in options and opened.spec.channels == 3:
         prepare = opened.preparation()

@@ -60,7 +60,8 @@ class DetectRun(StepOptions, CheckpointOptions):
             return self
         from deepres.models.pretrained import PACKAGED  # the command line imports this module without torch
 
-        pretrained = self.weights is not None or Path(self.net).exists() or self.net in PACKAGED
+        saved = Path(self.net).exists() or self.net.startswith("hf:") or (self.net in PACKAGED and self.weights is None)
+        pretrained = saved or self.weights not in (None, "none")
         name = "finetune" if pretrained else "small"
         changes = {key: getattr(self, key) for key in ("epochs", "batch", "lr", "flips")}
         return dataclasses.replace(self, recipe=detect_recipe(name, **changes))

@@ -46,6 +46,9 @@ def test_backbones_train_and_predict(net: str, form: str, width: float, shapes: 
 def test_packaged_weights_are_pretrained_weights() -> None:
     assert DetectRun("efficientnet-lite0", "data").resolved().recipe.name == "finetune"
     assert DetectRun("resnet18", "data").resolved().recipe.name == "small"
+    assert DetectRun("hf:owner/name", "data").resolved().recipe.name == "finetune"
+    for net in ("resnet18", "efficientnet-lite0"):
+        assert DetectRun(net, "data", weights="none").resolved().recipe.name == "small"
 
 
 def test_the_paper_s_voc_recipe_runs(shapes: Path, tmp_path: Path) -> None:

@@ -230,6 +230,12 @@ def test_what_cannot_be_is_refused() -> None:
         detector(small_net(), 2, "c5")
     with pytest.raises(DeepresError, match="unexpected keyword argument 'sizes'"):
         detector(small_net(), 2, sizes=3)
+    with pytest.raises(DeepresError, match="takes images of 1 channels, and a detector sees colour images"):
+        detector(small_net(in_channels=1), 2)
+    with pytest.raises(DeepresError, match="3 anchors are given for the 5 maps of a feature pyramid"):
+        detector(small_net(), 2, anchors=(128.0, 256.0, 512.0))
+    with pytest.raises(DeepresError, match="timm:resnet18: takes no option width"):
+        detector("timm:resnet18", 2, net_options={"width": 0.5})
 
 
 @pytest.mark.parametrize("maps", [1, 3])
