@@ -20,8 +20,20 @@ if TYPE_CHECKING:
 
 
 def default_out(name: str) -> Path:
-    """``runs/NAME-DATE``; the date to the second keeps runs apart."""
-    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """``runs/NAME-DATE``, of a path the last part alone; the date to the second keeps runs apart."""
+    return Path("runs") / f"{Path(name).name.replace(':', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def need_writable(out: Path | None) -> None:
+    """Raises ``DeepresError`` before any work is done whose results could not be written to the folder ``out`` at its end."""
+    if out is None:
+        return
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    where = f"--out {out}:" if there == out else f"--out {out}: {there}"
+    if not there.is_dir():
+        raise DeepresError(f"{where} is a file; name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise DeepresError(f"{where} cannot be written; choose another folder")
 
 
 def check_out(out: Path) -> None:
@@ -79,6 +91,13 @@ def save_options(command: Any, out: Path) -> None:
     (out / COMMAND).write_text(json.dumps(dataclasses.asdict(command), default=str, indent=1))
 
 
+def discard_options(out: Path) -> None:
+    """Leave nothing of a command that could not begin, so that it can be given again with its mistake mended."""
+    if [path.name for path in out.iterdir()] == [COMMAND]:
+        (out / COMMAND).unlink()
+        out.rmdir()
+
+
 def saved_options(out: Path, kind: type[Any], renamed: dict[str, str] | None = None) -> Any:
     """The command that wrote a folder. ``renamed``: old names of its options, and their names now."""
     try:
@@ -87,7 +106,7 @@ def saved_options(out: Path, kind: type[Any], renamed: dict[str, str] | None = N
         return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
     except FileNotFoundError as error:
         raise DeepresError(f"{out}: holds no {COMMAND}, so there is nothing to go on with") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise DeepresError(f"{out / COMMAND}: not what deepres {kind.__name__.lower()} wrote ({error})") from error
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, Suppress, arg, subcommand
 
-from deepres.cli.common import counted, default_out, keywords, say
+from deepres.cli.common import counted, default_out, keywords, need_writable, say
 from deepres.cli.parsing import BuilderOption
 from deepres.detection.options import DrawOptions, PassOptions
 from deepres.detection.run import DetectRun
@@ -57,7 +57,8 @@ class DetectTrain(BuilderOption, DetectRun):
         data = open_boxes(run.data, classes=run.classes or None, strict=run.strict)
         out = Path(str(run.out))
         if self.survey:
-            say(str(survey_page(data).write(out / "data.html")))
+            if first:
+                say(str(survey_page(data).write(out / "data.html")))
             return 0
         result = train_detector(run, resume=self.resume is not None, data=data)
         if first:
@@ -78,7 +79,7 @@ class DetectTrain(BuilderOption, DetectRun):
         if self.data is None:
             raise DeepresError("which images? Give --data FOLDER, with boxes as Pascal VOC, COCO or YOLO")
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(DetectRun)}
-        out = self.out or default_out(f"detect-{Path(self.net).name.replace(':', '-')}")
+        out = self.out or default_out(f"detect-{Path(self.net).name}")
         return DetectRun(**{**values, "recipe": self.recipe or "auto", "out": str(out)})
 
 
@@ -90,15 +91,44 @@ def _opened(models: tuple[str, ...], device: str, passes: PassOptions | None = N
 
     if not models:
         raise DeepresError("which detector? Give a run's folder or a file of `deepres detect train`")
-    loaded: list[Any] = [open_detector(model).to(pick_device(device)) for model in models]
     asked = keywords(passes or PassOptions(), PassOptions)
+    if len(models) == 1 and asked["join"] != PassOptions.join:
+        raise DeepresError(f"--join {asked['join']} is for several detectors that answer together; leave it out")
+    loaded: list[Any] = [open_detector(model).to(pick_device(device)) for model in models]
     if len(loaded) == 1 and asked == keywords(PassOptions(), PassOptions):
         return loaded[0]
-    if any(isinstance(one, ExportedDetector) for one in loaded):
-        raise DeepresError(
-            f"{models[0]}: an exported detector sees an image once, as it is; --scales, --flip and --refine need a run"
-        )
+    for name, one in zip(models, loaded, strict=True):
+        if isinstance(one, ExportedDetector):
+            raise DeepresError(
+                f"{name}: an exported detector answers alone and sees an image once, as it is; for several detectors, --scales, --flip "
+                "and --refine give the run that it was made of"
+            )
     return CombinedDetector(loaded, **asked).eval()
+
+
+def _with_layers(model: str, device: str) -> Any:
+    """The detector, to look into. Raises ``DeepresError`` for an exported one."""
+    from deepres.engines import ExportedDetector
+
+    found = _opened((model,), device)
+    if isinstance(found, ExportedDetector):
+        raise DeepresError(f"{model}: is an exported detector, in which no blocks are left; give the run that it was made of")
+    return found
+
+
+def _boxes(folder: str, classes: tuple[str, ...], splits: tuple[str, ...], *, strict: bool = False) -> Any:
+    """The data, of which ``splits`` have images; their notes and the problems of their annotations go to standard error."""
+    from deepres.data.detection import open_boxes
+    from deepres.data.detection.opening import QUOTED_PROBLEMS, problem_report
+
+    data = open_boxes(folder, classes=classes, strict=strict)
+    for text in (*data.notes, problem_report(data, QUOTED_PROBLEMS)):
+        if text:
+            print(f"deepres: {text}", file=sys.stderr)
+    for split in splits:
+        if not getattr(data, split):
+            raise DeepresError(f"{folder}: its {split} split has no images")
+    return data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,15 +145,13 @@ class DetectEvaluate(PassOptions, DeviceOption, BuilderOption, BoxesOption):
         from rich.console import Console
 
         from deepres.cli.common import table
-        from deepres.data.detection import open_boxes
         from deepres.detection.measure import measure_detector
         from deepres.detection.page import class_table, detection_page
 
+        need_writable(self.out)
         model = _opened(self.models, self.device, self)
         classes = model.config.classes
-        data = open_boxes(self.data, classes=classes, strict=self.strict)
-        if data.classes != classes:
-            raise DeepresError(f"{self.data}: its classes {data.classes} are not the detector's, {classes}")
+        data = _boxes(self.data, classes, (self.split,), strict=self.strict)
         with counted("detecting") as progress:
             scores = measure_detector(model, getattr(data, self.split), classes, progress=progress)
         shown = class_table(scores)
@@ -150,12 +178,16 @@ class DetectPredict(DrawOptions, PassOptions, DeviceOption, BuilderOption):
     out: Path | None = None  # folder for pictures with boxes, detections.json and COCO results [only lines on the terminal]
 
     def run(self) -> int:
-        from deepres.detection.predicting import detect_files, write_detections
+        from deepres.detection.predicting import detect_files, image_files, picture_paths, write_detections
 
+        need_writable(self.out)
         model = _opened((self.model,), self.device, self)
+        files = image_files(self.images)
+        if self.out is not None:
+            picture_paths(files, self.out)  # raises before the work is done
         classes = model.config.classes
         answers, bad = [], 0
-        for one in detect_files(model, self.images):
+        for one in detect_files(model, files):
             if one.found is None:
                 bad += 1
                 print(f"deepres: skipped {one.error}", file=sys.stderr)
@@ -182,11 +214,11 @@ class DetectLook(DeviceOption, BuilderOption, BoxesOption):
         from rich.console import Console
 
         from deepres.cli.common import shares, table
-        from deepres.data.detection import open_boxes
         from deepres.detection.blocks import look_at_detector
 
-        model = _opened((self.model,), self.device)
-        examples = getattr(open_boxes(self.data, classes=model.config.classes), self.split)
+        need_writable(self.out.parent if self.out is not None else None)
+        model = _with_layers(self.model, self.device)
+        examples = getattr(_boxes(self.data, model.config.classes, (self.split,)), self.split)
         with shares("looking") as progress:
             found = look_at_detector(model, examples, progress=progress)
         rows = [
@@ -200,6 +232,7 @@ class DetectLook(DeviceOption, BuilderOption, BoxesOption):
         Console().print(table(("branch left out", "block", "mAP@.5, %", "change, points"), rows))
         say(f"\nThe whole detector: mAP@.5 {100 * found.ap50:.1f} % on {found.images} images")
         if self.out is not None:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
             self.out.write_text(json.dumps(dataclasses.asdict(found), indent=1))
         return 0
 
@@ -213,12 +246,12 @@ class DetectShrink(DeviceOption, BuilderOption, BoxesOption):
     drop: float = 1.0  # points of mAP@.5 that may be lost
 
     def run(self) -> int:
-        from deepres.data.detection import open_boxes
         from deepres.detection import measure_detector, save_detector
         from deepres.detection.blocks import shrink_detector
 
-        model = _opened((self.model,), self.device)
-        data = open_boxes(self.data, classes=model.config.classes)
+        need_writable(self.out.parent)
+        model = _with_layers(self.model, self.device)
+        data = _boxes(self.data, model.config.classes, ("val", "test"))
         result = shrink_detector(model, data.val, drop=self.drop / 100, log=say)
         save_detector(result.model, self.out, removed=list(result.removed))
         tested = [100 * measure_detector(one, data.test, data.classes).coco.ap50 for one in (model, result.model)]

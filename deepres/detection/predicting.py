@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,8 @@ def image_files(paths: Sequence[str | Path]) -> list[Path]:
             found.append(path)
         else:
             raise DeepresError(f"{path}: no such image or folder")
+    if not paths:
+        raise DeepresError("which images? Give image files, or folders of them")
     if not found:
         raise DeepresError(f"{', '.join(map(str, paths))}: no images there")
     return found
@@ -103,17 +106,39 @@ def detect_resized(model: Detector, images: Sequence[Tensor], sizes: Sequence[tu
     return [found[place] for place in range(len(images))]
 
 
+def picture_paths(files: Sequence[str | Path], out: Path) -> list[Path]:
+    """A path in the folder ``out`` for the picture of each of ``files``, by its name, with a number where that is taken.
+
+    Raises ``DeepresError`` where a picture would take the place of one of ``files``.
+    """
+    found: dict[str, Path] = {}
+    for number, file in enumerate(files, 1):
+        stem = Path(file).stem
+        names = itertools.chain((stem,), (f"{stem}-{n}" for n in itertools.count(number)))
+        name = next(name for name in names if name not in found)
+        found[name] = out / f"{name}.jpg"
+    originals = {Path(file).resolve() for file in files}
+    if taken := next((path for path in found.values() if path.resolve() in originals), None):
+        raise DeepresError(
+            f"{taken}: is one of the images, and the picture with its boxes would replace it; give another folder as --out"
+        )
+    return [*found.values()]
+
+
 def write_detections(
     answers: Sequence[DetectedImage], classes: Sequence[str], out: Path, *, threshold: float = DrawOptions.threshold,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:  # fmt: skip
     """Write ``answers`` into the folder ``out``: ``detections.json``, ``coco-results.json`` with the images' ids in
     ``coco-images.json``, and a picture of each image with the boxes of at least ``threshold`` confidence.
+
+    Raises ``DeepresError`` where a picture would replace one of the images; nothing is written then.
     """
-    out.mkdir(parents=True, exist_ok=True)
     good = [one for one in answers if one.found is not None]
-    results, images, taken = [], [], set()
-    for number, one in enumerate(good, 1):
+    paths = picture_paths([one.file for one in good], out)
+    out.mkdir(parents=True, exist_ok=True)
+    results, images = [], []
+    for number, (one, path) in enumerate(zip(good, paths, strict=True), 1):
         assert one.found is not None
         images.append({"id": number, "file_name": Path(one.file).name, "width": one.size[0], "height": one.size[1]})
         for entry in one.to_dict(classes)["objects"]:
@@ -121,10 +146,7 @@ def write_detections(
             box = [left, top, round(right - left, 2), round(bottom - top, 2)]
             category = list(classes).index(entry["class"]) + 1
             results.append({"image_id": number, "category_id": category, "bbox": box, "score": entry["confidence"]})
-        name = Path(one.file).stem
-        name = name if name not in taken else f"{name}-{number}"
-        taken.add(name)
-        draw_boxes(open_image(one.file), one.found, classes, threshold=threshold).save(out / f"{name}.jpg", quality=92)
+        draw_boxes(open_image(one.file), one.found, classes, threshold=threshold).save(path, quality=92)
         progress(number, len(good))
     categories = [{"id": i, "name": name} for i, name in enumerate(classes, 1)]
     (out / "detections.json").write_text(json.dumps([one.to_dict(classes) for one in good], indent=1))

@@ -85,15 +85,61 @@ def test_look_and_shrink(run: Path, shapes: Path, tmp_path: Path, capsys: pytest
         (("train", "--resume", "nowhere"), "no run to read here"),
         (("evaluate", "nothing", "--data", "nowhere"), "no such file"),
         (("predict", "nothing", "a.png"), "no such file"),
+        (("predict", "nothing", "a.png", "--join", "proposals"), "--join proposals is for several detectors"),
+        (("evaluate", "nothing", "--data", "nowhere", "--join", "proposals"), "--join proposals is for several detectors"),
+        (("train", "--data", "DATA", "--recipe", "paper-voc"), "use --form c4, as the recipes paper-voc and paper-coco"),
+        (("train", "--data", "DATA", "--net", "timm:resnet18", "--width", "0.5"), "timm:resnet18: takes no option width"),
+        (("predict", "RUN"), "which images?"),
+        (("look", "RUN", "--data", "DATA", "--out", "file/look.json"), "--out file: is a file; name a folder"),
+        (("evaluate", "RUN", "--data", "DATA", "--out", "file"), "--out file: is a file; name a folder"),
+        (("shrink", "RUN", "--data", "DATA", "--out", "file/d.safetensors"), "--out file: is a file; name a folder"),
     ],
 )
 def test_mistakes_get_one_sentence(
-    args: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    args: tuple[str, ...],
+    says: str,
+    run: Path,
+    shapes: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["detect", *args]) == 2
+    Path("file").write_text("mine")
+    capsys.readouterr()
+    assert main(["detect", *({"RUN": str(run), "DATA": str(shapes)}.get(word, word) for word in args)]) == 2
     err = capsys.readouterr().err
     assert err.startswith("deepres: ") and err.count("\n") == 1 and says in err, err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_pictures_with_boxes_do_not_replace_the_images(
+    run: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = Image.open(open_boxes(shapes).test[0].path)
+    for name in ("a.jpg", "b.png", "c/b.png", "d/b.png", "e/b-3.png"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / "photos" / name)
+    before = (tmp_path / "photos/a.jpg").read_bytes()
+    assert main(["detect", "predict", str(run), str(tmp_path / "photos"), "--out", str(tmp_path / "photos")]) == 2
+    assert "a.jpg: is one of the images, and the picture with its boxes would replace it" in capsys.readouterr().err
+    assert (tmp_path / "photos/a.jpg").read_bytes() == before and not (tmp_path / "photos/detections.json").exists()
+    assert main(["detect", "predict", str(run), str(tmp_path / "photos"), "--out", str(tmp_path / "found")]) == 0
+    assert len(list((tmp_path / "found").glob("*.jpg"))) == 5  # each image has a picture of its own
+
+
+def test_what_is_wrong_with_the_data_is_said_when_they_are_measured_on(
+    run: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(shapes, tmp_path / "bad")
+    data = open_boxes(folder)
+    path = folder / "Annotations" / data.test[0].path.with_suffix(".xml").name
+    path.write_text(path.read_text().replace("red", "green").replace("blue", "green"))
+    assert main(["detect", "evaluate", str(run), "--data", str(folder)]) == 0
+    assert "unknown class" in capsys.readouterr().err
+    (folder / "ImageSets/Main/test.txt").write_text("")
+    assert main(["detect", "evaluate", str(run), "--data", str(folder)]) == 2
+    assert "its test split has no images" in capsys.readouterr().err
 
 
 def test_strict_stops_before_training(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

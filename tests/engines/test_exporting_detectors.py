@@ -71,6 +71,14 @@ def test_the_file_holds_the_detector_and_is_checked(tmp_path: Path, capsys: pyte
     assert listed[0] == listed[1] and "blue" in listed[0]
     assert main(["detect", "predict", str(out), str(tmp_path / "a.png"), "--flip"]) == 2
     assert "sees an image once" in capsys.readouterr().err
+    for args, says in (
+        (["detect", "evaluate", str(weights), str(out), "--data", "x"], "d.onnx: an exported detector answers alone"),
+        (["detect", "look", str(out), "--data", "x"], "d.onnx: is an exported detector, in which no blocks are left"),
+        (["detect", "shrink", str(out), "--data", "x", "--out", "y"], "d.onnx: is an exported detector, in which no blocks are left"),
+        (["export", str(weights), "--size", "32", "--out", "y.onnx"], "leave out --weights and --size"),
+    ):
+        assert main(args) == 2
+        assert says in capsys.readouterr().err, args
     assert main(["predict", str(out), str(tmp_path / "a.png")]) == 2
     assert "holds a detector, which `deepres detect predict`" in capsys.readouterr().err
     out.write_bytes(out.read_bytes().replace(b'["blue", "red"]', b'["blue", "rot"]'))
