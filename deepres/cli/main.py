@@ -9,7 +9,7 @@ from typing import Any
 
 from deepres import __version__
 from deepres.cli.parsing import BuilderOption, parse
-from deepres.cli.terminal import expand_home, rename_options, report_unforeseen, tolerate_any_name
+from deepres.cli.terminal import expand_home, first_line, lacks_memory, rename_options, report_unforeseen, tolerate_any_name
 from deepres.errors import DeepresError, nearest
 from deepres.paths import os_reason
 
@@ -71,6 +71,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"deepres: {error.filename or 'a file'}: {os_reason(error)}", file=sys.stderr)
         return 2
     except Exception as error:
+        if lacks_memory(error):
+            print(f"deepres: out of memory ({first_line(error)}); lower --batch or --size, or free memory", file=sys.stderr)
+            return 2
         print(f"deepres: {report_unforeseen(error, argv)}", file=sys.stderr)
         return UNFORESEEN
 
