@@ -24,21 +24,13 @@ def default_out(name: str) -> Path:
     return Path("runs") / f"{Path(name).name.replace(':', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def need_writable(out: Path | None) -> None:
-    """Raises ``DeepresError`` before any work is done whose results could not be written to the folder ``out`` at its end."""
+def check_out(out: Path | None) -> None:
+    """Raises ``DeepresError`` where the folder ``out`` cannot be written, before the work for it begins. Nothing is made."""
     if out is None:
         return
-    there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    where = f"--out {out}:" if there == out else f"--out {out}: {there}"
-    if not there.is_dir():
-        raise DeepresError(f"{where} is a file; name a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise DeepresError(f"{where} cannot be written; choose another folder")
-
-
-def check_out(out: Path) -> None:
-    """Raises ``DeepresError`` where the folder ``out`` cannot be written, before the work for it begins. Nothing is made."""
     there = next((folder for folder in (out, *out.parents) if folder.exists()), Path())
+    if out.exists() and not out.is_dir():
+        raise DeepresError(f"--out {out}: is a file; name a folder")
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise DeepresError(f"{out}: cannot be written, because of {there}; choose another --out")
 

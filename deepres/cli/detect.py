@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, Suppress, arg, subcommand
 
-from deepres.cli.common import counted, default_out, keywords, need_writable, say
+from deepres.cli.common import check_out, counted, default_out, keywords, say
 from deepres.cli.parsing import BuilderOption
 from deepres.detection.options import DrawOptions, PassOptions
 from deepres.detection.run import DetectRun
@@ -148,7 +148,7 @@ class DetectEvaluate(PassOptions, DeviceOption, BuilderOption, BoxesOption):
         from deepres.detection.measure import measure_detector
         from deepres.detection.page import class_table, detection_page
 
-        need_writable(self.out)
+        check_out(self.out)
         model = _opened(self.models, self.device, self)
         classes = model.config.classes
         data = _boxes(self.data, classes, (self.split,), strict=self.strict)
@@ -180,7 +180,7 @@ class DetectPredict(DrawOptions, PassOptions, DeviceOption, BuilderOption):
     def run(self) -> int:
         from deepres.detection.predicting import detect_files, image_files, picture_paths, write_detections
 
-        need_writable(self.out)
+        check_out(self.out)
         model = _opened((self.model,), self.device, self)
         files = image_files(self.images)
         if self.out is not None:
@@ -216,7 +216,7 @@ class DetectLook(DeviceOption, BuilderOption, BoxesOption):
         from deepres.cli.common import shares, table
         from deepres.detection.blocks import look_at_detector
 
-        need_writable(self.out.parent if self.out is not None else None)
+        check_out(self.out.parent if self.out is not None else None)
         model = _with_layers(self.model, self.device)
         examples = getattr(_boxes(self.data, model.config.classes, (self.split,)), self.split)
         with shares("looking") as progress:
@@ -249,7 +249,7 @@ class DetectShrink(DeviceOption, BuilderOption, BoxesOption):
         from deepres.detection import measure_detector, save_detector
         from deepres.detection.blocks import shrink_detector
 
-        need_writable(self.out.parent)
+        check_out(self.out.parent)
         model = _with_layers(self.model, self.device)
         data = _boxes(self.data, model.config.classes, ("val", "test"))
         result = shrink_detector(model, data.val, drop=self.drop / 100, log=say)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from deepres.cli.common import DataOption, counted, keywords, say, table
+from deepres.cli.common import DataOption, check_out, counted, keywords, say, table
 from deepres.cli.parsing import BuilderOption
 from deepres.errors import DeepresError
 from deepres.evaluation.options import EvaluateOptions
@@ -33,10 +33,14 @@ class Evaluate(DeviceOption, BuilderOption, OpenOptions, EvaluateOptions, DataOp
 
         from deepres.evaluation import evaluate
         from deepres.ghosting import ghost_or_reference
+        from deepres.report.page import finite
         from deepres.training.distribute import pick_device
 
         if not self.models:
             raise DeepresError("which network? Give a run's folder or a weights file")
+        if self.scales != EvaluateOptions.scales and self.protocol != "multiscale":
+            raise DeepresError("--scales are the sizes of --protocol multiscale; give it too, or leave them out")
+        check_out(self.out)
         with counted("testing") as watch:
             result = evaluate(
                 [ghost_or_reference(model) for model in self.models],
@@ -46,7 +50,7 @@ class Evaluate(DeviceOption, BuilderOption, OpenOptions, EvaluateOptions, DataOp
                 say=lambda text: print(f"deepres: {text}", file=sys.stderr),
                 **keywords(self, EvaluateOptions, OpenOptions),
             )
-        text = js.dumps(result.to_dict(), indent=1)
+        text = js.dumps(finite(result.to_dict()), indent=1)
         if self.out is not None:
             self.out.mkdir(parents=True, exist_ok=True)
             (self.out / "evaluation.json").write_text(text)

@@ -11,6 +11,7 @@ from tyro.conf import Positional
 from deepres.cli.common import keywords, say
 from deepres.cli.parsing import BuilderOption
 from deepres.engines.options import ExportOptions
+from deepres.errors import DeepresError
 from deepres.models.options import OpenOptions
 
 
@@ -28,7 +29,14 @@ class Export(BuilderOption, OpenOptions, ExportOptions):
         from deepres.engines import export, export_detector
 
         result: Any
+        if self.opset != ExportOptions.opset and self.to != "onnx":
+            raise DeepresError(f"--opset is the version of ONNX's operations, which --to {self.to} does not have; leave it out")
         if is_detector(self.model):
+            if self.weights is not None or self.size is not None:
+                raise DeepresError(
+                    f"{self.model}: is a detector, which has weights of its own and is exported for images of any size; leave out "
+                    "--weights and --size"
+                )
             result = export_detector(self.model, self.to, self.out, **keywords(self, ExportOptions))
         else:
             result = export(self.model, self.to, self.out, **keywords(self, ExportOptions, OpenOptions))

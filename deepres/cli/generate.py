@@ -10,6 +10,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from deepres.cli.common import keywords
 from deepres.cli.parsing import BuilderOption
+from deepres.errors import DeepresError
 from deepres.evaluation.sampling import Sampling
 from deepres.ghosting.options import DecodingOptions
 from deepres.models.options import WeightsOptions
@@ -29,6 +30,8 @@ class Generate(DecodingOptions, BuilderOption, WeightsOptions):
         from deepres.evaluation.generation import generate
         from deepres.ghosting.decoding import generate_faster
 
+        if self.speculate is None and self.ahead != DecodingOptions.ahead:
+            raise DeepresError("--ahead is the number of tokens that --speculate drafts; give both, or leave it out")
         if self.speculate is None and self.depth is None:
             pieces = generate(self.model, self.prompt, self.sampling, weights=self.weights)
         else:

@@ -38,7 +38,8 @@ class Look(DeviceOption, BuilderOption, OpenOptions, LookOptions, DataOption):
         from deepres.lens.layer_predictions import logit_lens
         from deepres.lens.monitor import read_snapshots
         from deepres.lens.page import look_page
-        from deepres.models import open_with_data
+        from deepres.models import need_layers, open_with_data
+        from deepres.report.page import finite
         from deepres.training.distribute import pick_device
 
         if not self.models:
@@ -52,6 +53,7 @@ class Look(DeviceOption, BuilderOption, OpenOptions, LookOptions, DataOption):
         began = time.perf_counter()
         for reference in self.models:
             paired = open_with_data(reference, self.data, weights=self.weights, size=self.size)
+            need_layers(paired.model, paired.opened.name)
             part = getattr(paired.data, self.split)
             examples = Examples(paired.data, part, self.examples, pick_device(self.device), labelled=paired.fits)
             classes.append(examples.data.classes)
@@ -88,6 +90,6 @@ class Look(DeviceOption, BuilderOption, OpenOptions, LookOptions, DataOption):
             logits=logits,
         )
         report = built.write(out / "report.html")
-        (out / "findings.json").write_text(js.dumps([found.to_dict() for found in looks], indent=1))
+        (out / "findings.json").write_text(js.dumps(finite([found.to_dict() for found in looks]), indent=1))
         say(f"\nThe whole: {report}")
         return 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from deepres.cli.common import keywords, say, table
+from deepres.cli.common import check_out, keywords, say, table
 from deepres.cli.parsing import BuilderOption
 from deepres.engines.options import OptimizeOptions
 from deepres.errors import DeepresError
@@ -43,8 +43,9 @@ class Optimize(DeviceOption, BuilderOption, OpenOptions, OptimizeOptions):
         if self.batch < 1 or not (self.seconds >= 0 and self.error >= 0):
             given = f"{self.batch}, {self.seconds:g} and {self.error:g}"
             raise DeepresError(f"--batch is at least 1, --seconds and --error at least 0, not {given}")
-        if self.out is not None and self.out.exists() and not self.out.is_dir():
-            raise DeepresError(f"--out {self.out}: is a file; name a folder")
+        if self.data is None and self.error != OptimizeOptions.error:
+            raise DeepresError("--error limits what changes on validation images; give --data too, or leave it out")
+        check_out(self.out)
         model, images, data = self._network()
         asked = keywords(self, OptimizeOptions) | {"images": images, "data": data, "measure": True, "log": _progress}
         if data is None and self.answers == "auto" and images.device.type == "cpu":
@@ -52,7 +53,7 @@ class Optimize(DeviceOption, BuilderOption, OpenOptions, OptimizeOptions):
         fast = optimize(model, images[: self.batch], **asked)
         _print(fast)
         other = "close" if fast.choice.answers == "exact" else "exact"
-        if fast.advice and sys.stdin.isatty() and _wants(other):
+        if fast.advice and sys.stdin is not None and sys.stdin.isatty() and _wants(other):
             fast = optimize(model, images[: self.batch], **{**asked, "answers": other, "again": False})
             say(f"{fast.choice}, batch {fast.choice.shape[0]}")
         if self.out is not None:
@@ -90,7 +91,10 @@ def _progress(text: str) -> None:
 
 def _wants(other: str) -> bool:
     default = "exact" if other == "close" else "close"
-    return input(f"answers, exact or close? [{default}] ").strip().lower() == other
+    try:
+        return input(f"answers, exact or close? [{default}] ").strip().lower() == other
+    except EOFError:  # Ctrl-D
+        return False
 
 
 def _print(fast: Optimized) -> None:

@@ -13,6 +13,7 @@ from deepres.cli.common import (
     COMMAND,
     DataOption,
     default_out,
+    discard_options,
     first_of_several,
     keywords,
     resumable,
@@ -55,6 +56,7 @@ class Shrink(ShrinkOptions, BuilderOption, OpenOptions, RunOptions, DataOption):
         from deepres.models import short_name
         from deepres.shrinking import Target, shrink
         from deepres.shrinking.page import shrink_page, shrink_table
+        from deepres.training import Interrupted
 
         if self.model is None:
             raise DeepresError("which network? Give a run, a file, the name of a network or a reference such as timm:resnet26")
@@ -73,19 +75,26 @@ class Shrink(ShrinkOptions, BuilderOption, OpenOptions, RunOptions, DataOption):
         console = Console()
         done = []
         began = time.perf_counter()
-        with resumable(f"deepres shrink --resume {out}", same=False):
-            for target in self.target:
-                done.append(
-                    shrink(
-                        self.model,
-                        self.data,
-                        target,
-                        resume=True,
-                        log=say if first else lambda text: None,
-                        out=out / target.replace("=", "-"),
-                        **keywords(self, ShrinkOptions, OpenOptions, RunOptions),
+        try:
+            with resumable(f"deepres shrink --resume {out}", same=False):
+                for target in self.target:
+                    done.append(
+                        shrink(
+                            self.model,
+                            self.data,
+                            target,
+                            resume=True,
+                            log=say if first else lambda text: None,
+                            out=out / target.replace("=", "-"),
+                            **keywords(self, ShrinkOptions, OpenOptions, RunOptions),
+                        )
                     )
-                )
+        except Interrupted:
+            raise
+        except DeepresError:
+            if first and not resume:
+                discard_options(out)
+            raise
         if not first:
             return 0
         console.print(table(shrink_table(done).head, shrink_table(done).rows))

@@ -38,7 +38,8 @@ class Train(BuilderOption, NetOptions, Run):
     out: str | None = None  # folder for weights, checkpoints and logs [runs/NET-DATE]
     options: Suppress[dict[str, Any]] = dataclasses.field(default_factory=dict)
     resume: Path | None = None  # folder of a run to continue; of the other options only --device, --workers and --builder count
-    again: Path | None = None  # folder of a run, or its run.json, to repeat from the beginning, into --out
+    # folder of a run, or its run.json, to repeat from the beginning, into --out; besides it --device, --workers, --builder and --lens count
+    again: Path | None = None
     # time, such as 15m or 2h: chooses the network, recipe and epochs with the least expected error that end within it on this machine, from
     # the table of measured trainings; --net and --recipe restrict the choice [no limit]
     budget: str | None = None
@@ -72,9 +73,15 @@ class Train(BuilderOption, NetOptions, Run):
 
     def _run(self) -> Run:
         here: dict[str, Any] = {"device": self.device, "workers": self.workers}
+        if self.resume is not None and self.again is not None:
+            raise DeepresError("--resume continues a run and --again repeats one; give one of them")
         if self.resume is not None:
             return dataclasses.replace(Run.read(self.resume), out=str(self.resume), **here)
         if self.again is not None:
+            counts = {"again", "out", "device", "workers", "builder", "lens", "budget"}
+            changed = [key for key, value in vars(Train()).items() if key not in counts and getattr(self, key) != value]
+            if idle := [f"--{key.replace('_', '-')}" for key in changed]:
+                raise DeepresError(f"--again repeats a run as it was, so {', '.join(idle)} would change nothing; leave it out")
             saved = Run.read(self.again)
             return dataclasses.replace(saved, out=str(self.out or default_out(saved.net)), **here)
         if self.net is None and self.budget is None:

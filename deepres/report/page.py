@@ -135,14 +135,15 @@ class Page:
 
 def _script(value: Any) -> str:
     """JSON for use inside a script element, which a "</" would end. NaN and infinities become null."""
-    return json.dumps(_finite(value)).replace("</", "<\\/")
+    return json.dumps(finite(value)).replace("</", "<\\/")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """``value`` of JSON with null in place of NaN and infinities, which JSON does not have."""
     if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
+        return {key: finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import timm
 
 import deepres
+from deepres.cli.common import default_out
 from deepres.cli.main import COMMANDS, main
 from deepres.data import Prepare
 from deepres.training import read_log
@@ -93,6 +95,10 @@ def test_nets_and_info(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call("info", "resnet50", "--stride-in", "1x1", "--batch", "32", capsys=capsys)
     assert code == 0 and "25,557,032 parameters" in out and "3.858 G multiply-adds" in out and "GiB" in out
     assert [line.split()[1] for line in out.splitlines() if line[:1].isdigit()][:4] == ["3", "4", "6", "3"]
+    code, out, _ = call("info", "gpt-tiny", "--size", "16", "--batch", "2", capsys=capsys)
+    assert code == 0 and "8 residual sites" in out and "multiply-adds for a text of 16 tokens" in out and "2 texts" in out
+    code, out, _ = call("info", "timm:test_resnet", "--num-classes", "3", capsys=capsys)
+    assert code == 0 and f"{sum(p.numel() for p in timm.create_model('test_resnet', num_classes=3).parameters()):,} param" in out
 
 
 def test_mistakes_get_one_sentence_and_exit_code_2(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,9 +115,27 @@ def test_mistakes_get_one_sentence_and_exit_code_2(run: Path, tmp_path: Path, ca
         ("train", "--net", "resnet1202-cifar", "--memory", "1MiB", "--out", str(tmp_path / "y")): "lower --batch",
         ("info", "resnet21-cifar"): "nearest: 20 and 26",
         ("info", "resnet18", "--size", "0"): "at least 1",
+        ("info", "resnet18", "--batch", "0"): "at least 1",
+        ("info", "timm:test_vit", "--size", "64"): "timm:test_vit: an input of size 64 does not pass through it (Input height",
+        ("info", "timm:test_resnet", "--survival", "0.5"): "--survival shape a network of ours that is given by its name",
+        ("info", str(run), "--width", "2", "--num-classes", "3"): "--width, --num-classes shape a network of ours",
+        ("info", "gpt-tiny", "--width", "0.5"): "the width of a Transformer is its number of channels",
+        ("info", "resnet18", "--size", "10000000"): "out of memory (",
+        ("train", "--again", str(run), "--seed", "1", "--epochs", "3"): "so --seed, --epochs would change nothing",
+        ("train", "--again", str(run), "--resume", str(run)): "give one of them",
         ("nets", "vgg*"): "no network's name matches",
         ("evaluate", str(tmp_path / "none")): "no such file",
         ("evaluate", str(cut)): "truncated",
+        ("evaluate", str(run), "--size", "0"): "size is the side of the input in pixels, or tokens of a text, and at least 1",
+        ("predict", str(run), "x.png", "--size", "-8"): "at least 1, not -8",
+        ("evaluate", str(run), "--scales", "8", "16"): "--scales are the sizes of --protocol multiscale",
+        ("evaluate", str(run), "--out", str(cut)): "cut.safetensors: is a file; name a folder",
+        ("look", str(run), "--out", str(cut / "x")): "cut.safetensors; choose another --out",
+        ("ghost", str(run), "--budget", "0.5", "--out", str(cut)): "cut.safetensors: is a file; name a folder",
+        ("ghost", str(run), "--budget", "0.5", "--confidence", "0.8"): "--confirm and --confidence tell how --error is kept",
+        ("export", str(run), "--to", "openvino", "--opset", "18"): "--opset is the version of ONNX's operations",
+        ("optimize", str(run), "--error", "0.5"): "--error limits what changes on validation images",
+        ("generate", str(run), "--ahead", "2"): "--ahead is the number of tokens that --speculate drafts",
         ("predict", str(run), str(tmp_path / "nowhere")): "",
         ("degrade", "--depths", "20"): "two different depths",
     }.items():
@@ -183,3 +207,24 @@ def test_ctrl_c_saves_and_exits_with_1(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and f"resume with --resume {out}" in err.replace("\n", " ") and "Traceback" not in err
     assert list((out / "checkpoints").glob("*.pt"))
+
+
+def test_a_damaged_note_of_a_command_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "command.json").write_text("[1, 2]")
+    code, _, err = call("shrink", "--resume", str(tmp_path), capsys=capsys)
+    assert code == 2 and "command.json: not what deepres shrink wrote" in err
+
+
+def test_a_shrinking_that_cannot_begin_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for args, says in ((["resnet8-cifar", "--data", "digitz"], "did you mean 'digits'"), (["resnet8-cifr"], "unknown network")):
+        code, _, err = call("shrink", *args, "--out", "out", capsys=capsys)
+        assert code == 2 and says in err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["/data/net-1", "../net-1", "hf:owner/net-1", "timm:net-1"])
+def test_the_usual_folder_of_a_run_is_in_runs(name: str) -> None:
+    out = default_out(name)
+    assert out.parent == Path("runs") and re.fullmatch(r"(timm-)?net-1-\d{8}-\d{6}", out.name)

@@ -10,6 +10,7 @@ import timm
 import torch
 import torchvision
 import transformers
+from PIL import Image
 from torch import Tensor, nn
 
 import deepres
@@ -76,8 +77,22 @@ def run(tmp_path_factory: pytest.TempPathFactory, small_folder: Path) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Pascal VOC folder of one image with one box."""
+    folder = tmp_path_factory.mktemp("boxes")
+    for part in ("JPEGImages", "Annotations"):
+        (folder / part).mkdir()
+    Image.new("RGB", (64, 64)).save(folder / "JPEGImages" / "a.png")
+    corners = "".join(f"<{name}>{side}</{name}>" for name, side in zip(("xmin", "ymin", "xmax", "ymax"), (5, 5, 40, 40), strict=True))
+    (folder / "Annotations" / "a.xml").write_text(
+        f"<annotation><object><name>red</name><bndbox>{corners}</bndbox></object></annotation>"
+    )
+    return folder
+
+
 def test_a_run_is_exported_and_used_by_name(
-    run: Path, small_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, boxes: Path, small_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "digits.onnx"
     assert main(["export", str(run), "--to", "onnx", "--out", str(file), "--data", str(small_folder)]) == 0
@@ -92,8 +107,23 @@ def test_a_run_is_exported_and_used_by_name(
     ours, theirs = ((tmp_path / f"{name}.csv").read_text().splitlines() for name in ("digits", "digits.onnx"))
     assert [line.split(",")[:3] for line in ours] == [line.split(",")[:3] for line in theirs]
     assert deepres.evaluate(str(file), str(small_folder)).top1 == deepres.evaluate(str(run), str(small_folder)).top1
-    assert main(["optimize", str(file)]) == 2
-    assert "digits.onnx: is an exported file, which ONNX Runtime" in capsys.readouterr().err
+    data = ["--data", str(small_folder)]
+    for args, says in (
+        (["optimize", str(file)], "digits.onnx: is an exported file, which ONNX Runtime"),
+        (["info", str(file)], "is an exported file, which can be neither trained nor looked into"),
+        (["look", str(file), *data, "--out", str(tmp_path / "out")], "can be neither trained nor looked into"),
+        (["shrink", str(file), *data, "--out", str(tmp_path / "out")], "can be neither trained nor looked into"),
+        (["ghost", str(file), *data, "--budget", "0.5", "--out", str(tmp_path / "out")], "can be neither trained nor looked into"),
+        (["info", str(file), "--dropout", "0.5"], "--dropout shape a network of ours"),
+        (["train", "--net", str(file), *data, "--out", str(tmp_path / "out")], "can be neither trained nor looked into"),
+        (["train", "--net", str(file), *data, "--dropout", "0.5"], "takes no option dropout"),
+        (["detect", "train", "--net", str(file), "--data", str(boxes)], "can be neither trained nor looked into"),
+        (["evaluate", str(file), *data, "--size", "24"], "takes inputs of 16 pixels a side, not of 24"),
+        (["predict", str(file), str(small_folder), "--size", "24"], "takes inputs of 16 pixels a side, not of 24"),
+    ):
+        assert main(args) == 2
+        assert says in capsys.readouterr().err, args
+    assert not (tmp_path / "out").exists()
 
 
 def test_static_ghosts_are_exported_and_others_refused_with_the_reason(run: Path, tmp_path: Path) -> None:
