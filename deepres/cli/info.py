@@ -49,7 +49,11 @@ class Info(BuilderOption, NetOptions):
             )
         try:
             cost = nn.cost(model, (size,) if text else (spec.channels or 3, size, size))
-        except (AssertionError, RuntimeError, ValueError) as error:  # of its layers, at an input of a size that they do not take
+        except (
+            AssertionError,
+            RuntimeError,
+            ValueError,
+        ) as error:  # of its layers, at an input of a size that they do not take
             if lacks_memory(error):
                 raise
             raise DeepresError(f"{self.net}: an input of size {size} does not pass through it ({first_line(error)})") from error
@@ -91,7 +95,9 @@ class Info(BuilderOption, NetOptions):
             return nn.create(net, **options, **shape)
         if idle := [*options, *(shape if saved else ())]:
             named = ", ".join(f"--{key.replace('_', '-')}" for key in idle)
-            raise DeepresError(f"{net}: {named} shape a network of ours that is given by its name; this one is described as it is")
+            raise DeepresError(
+                f"{net}: {named} shape a network of ours that is given by its name; this one is described as it is"
+            )
         opened = models.open_model(net, classes=self.num_classes, channels=self.in_channels, weights=None if saved else "none")
         models.need_layers(opened.model, net)
         return opened.model

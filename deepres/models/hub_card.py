@@ -11,6 +11,7 @@ from typing import Any
 from deepres import __version__
 from deepres.models.opening import OpenedModel
 
+
 def model_card(
     opened: OpenedModel, source: str | None, name: str, library: str, license: str | None, remarks: tuple[str, ...] = ()
 ) -> str:
@@ -90,7 +91,11 @@ def _task(opened: OpenedModel) -> tuple[str, str]:
     """(kind of network with its article, its task as the Hub names it)."""
     if opened.spec.inputs == "images":
         return "An image classifier", "image-classification"
-    return ("A text classifier", "text-classification") if opened.spec.classifies_texts else ("A language model", "text-generation")
+    return (
+        ("A text classifier", "text-classification")
+        if opened.spec.classifies_texts
+        else ("A language model", "text-generation")
+    )
 
 
 def _slug(text: str) -> str:
@@ -164,7 +169,10 @@ def _start(run: Mapping[str, Any]) -> str:
 
 def _use(opened: OpenedModel, library: str) -> Iterator[str]:
     yield from ("```python", "import deepres", "", 'model = deepres.from_pretrained("OWNER/NAME")  # or the folder', "```")
-    commands = {"image-classification": "predict hf:OWNER/NAME *.jpg", "text-generation": 'generate hf:OWNER/NAME --prompt "..."'}
+    commands = {
+        "image-classification": "predict hf:OWNER/NAME *.jpg",
+        "text-generation": 'generate hf:OWNER/NAME --prompt "..."',
+    }
     if (task := _task(opened)[1]) in commands:  # no command classifies texts
         yield from ("", "```sh", f"deepres {commands[task]}", "```")
     if library == "timm":

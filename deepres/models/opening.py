@@ -226,7 +226,9 @@ def _ghost_beside(text: str) -> tuple[str, ...]:
 def refuse_options(reference: str, options: Mapping[str, Any]) -> None:
     """Raises ``DeepresError`` for ``options`` that only networks of ours have, where ``reference`` names another one."""
     if idle := sorted(options.keys() - _SHAPE.keys()):
-        raise DeepresError(f"{reference}: takes no option {', '.join(idle)}, which networks of deepres's own have; leave it out")
+        raise DeepresError(
+            f"{reference}: takes no option {', '.join(idle)}, which networks of deepres's own have; leave it out"
+        )
 
 
 def _folder(text: str) -> Path | None:

@@ -77,7 +77,9 @@ def draw(probabilities: Tensor, generator: torch.Generator | None = None) -> Ten
     except RuntimeError as error:
         if bool(probabilities.isfinite().all()):
             raise
-        raise DeepresError("the network's answers are not finite (NaN), so its weights are damaged; use another checkpoint") from error
+        raise DeepresError(
+            "the network's answers are not finite (NaN), so its weights are damaged; use another checkpoint"
+        ) from error
 
 
 def check_prompt(model: Transformer, prompt: Tensor) -> None:

@@ -59,7 +59,18 @@ class TransformerConfig:
         for what, kinds in (("mlp", MLPKind), ("norm", Norm), ("order", Order), ("positions", Positions)):
             if getattr(self, what) not in get_args(kinds):
                 raise DeepresError(f"{what} is one of {', '.join(map(repr, get_args(kinds)))}, not {getattr(self, what)!r}")
-        sizes = ("width", "heads", "kv_heads", "hidden", "head_width", "context", "image", "patch", "in_channels", "num_classes")
+        sizes = (
+            "width",
+            "heads",
+            "kv_heads",
+            "hidden",
+            "head_width",
+            "context",
+            "image",
+            "patch",
+            "in_channels",
+            "num_classes",
+        )
         for what in sizes:
             if getattr(self, what) is not None and getattr(self, what) < 1:
                 raise DeepresError(f"{what} must be at least 1, not {getattr(self, what)}")

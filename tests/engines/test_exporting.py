@@ -84,7 +84,9 @@ def boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part in ("JPEGImages", "Annotations"):
         (folder / part).mkdir()
     Image.new("RGB", (64, 64)).save(folder / "JPEGImages" / "a.png")
-    corners = "".join(f"<{name}>{side}</{name}>" for name, side in zip(("xmin", "ymin", "xmax", "ymax"), (5, 5, 40, 40), strict=True))
+    corners = "".join(
+        f"<{name}>{side}</{name}>" for name, side in zip(("xmin", "ymin", "xmax", "ymax"), (5, 5, 40, 40), strict=True)
+    )
     (folder / "Annotations" / "a.xml").write_text(
         f"<annotation><object><name>red</name><bndbox>{corners}</bndbox></object></annotation>"
     )
@@ -113,7 +115,10 @@ def test_a_run_is_exported_and_used_by_name(
         (["info", str(file)], "is an exported file, which can be neither trained nor looked into"),
         (["look", str(file), *data, "--out", str(tmp_path / "out")], "can be neither trained nor looked into"),
         (["shrink", str(file), *data, "--out", str(tmp_path / "out")], "can be neither trained nor looked into"),
-        (["ghost", str(file), *data, "--budget", "0.5", "--out", str(tmp_path / "out")], "can be neither trained nor looked into"),
+        (
+            ["ghost", str(file), *data, "--budget", "0.5", "--out", str(tmp_path / "out")],
+            "can be neither trained nor looked into",
+        ),
         (["info", str(file), "--dropout", "0.5"], "--dropout shape a network of ours"),
         (["train", "--net", str(file), *data, "--out", str(tmp_path / "out")], "can be neither trained nor looked into"),
         (["train", "--net", str(file), *data, "--dropout", "0.5"], "takes no option dropout"),

@@ -74,7 +74,10 @@ def test_the_file_holds_the_detector_and_is_checked(tmp_path: Path, capsys: pyte
     for args, says in (
         (["detect", "evaluate", str(weights), str(out), "--data", "x"], "d.onnx: an exported detector answers alone"),
         (["detect", "look", str(out), "--data", "x"], "d.onnx: is an exported detector, in which no blocks are left"),
-        (["detect", "shrink", str(out), "--data", "x", "--out", "y"], "d.onnx: is an exported detector, in which no blocks are left"),
+        (
+            ["detect", "shrink", str(out), "--data", "x", "--out", "y"],
+            "d.onnx: is an exported detector, in which no blocks are left",
+        ),
         (["export", str(weights), "--size", "32", "--out", "y.onnx"], "leave out --weights and --size"),
     ):
         assert main(args) == 2

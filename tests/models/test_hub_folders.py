@@ -338,7 +338,9 @@ def test_the_card_of_a_network_that_classifies_texts(tmp_path: Path) -> None:
     )
     save_pretrained(transformers.BertForSequenceClassification(config).eval(), tmp_path / "out")
     card = huggingface_hub.ModelCard.load(tmp_path / "out" / "README.md")
-    assert card.data.pipeline_tag == "text-classification" and "A text classifier of" in card.text and "for 3 classes" in card.text
+    assert (
+        card.data.pipeline_tag == "text-classification" and "A text classifier of" in card.text and "for 3 classes" in card.text
+    )
     assert "deepres generate" not in card.text and "deepres predict" not in card.text
 
 

@@ -110,7 +110,7 @@ def test_wrong_options_say_what_is_near() -> None:
         deepres.create("resnet18", stem="cifr")
     with pytest.raises(DeepresError, match="expansion must be at least 1"):
         deepres.create("resnet50", expansion=0)
-    with pytest.raises(DeepresError, match="the width of a Transformer is its number of channels, not 0.5"):
+    with pytest.raises(DeepresError, match=r"the width of a Transformer is its number of channels, not 0\.5"):
         deepres.create("gpt-tiny", width=0.5)
 
 
