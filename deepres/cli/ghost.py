@@ -36,7 +36,9 @@ class Ghost(GhostOptions, DeviceOption, BuilderOption, OpenOptions, DataOption):
                 "give --budget, a share of the time such as 0.6, or --error, an allowed rise in points such as 0.3"
             )
         if self.error is None and (self.confirm, self.confidence) != (GhostOptions.confirm, GhostOptions.confidence):
-            raise DeepresError("--confirm and --confidence tell how --error is kept, and --budget limits the time alone; leave them out")
+            raise DeepresError(
+                "--confirm and --confidence tell how --error is kept, and --budget limits the time alone; leave them out"
+            )
         out = self.out or default_out("ghost")
         check_out(out)
         began = time.perf_counter()
