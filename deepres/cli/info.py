@@ -65,7 +65,7 @@ class Info(BuilderOption, NetOptions):
             say(f"{self.net}: {config.depth} layers, {kind}, {config.branch} blocks{stride}, {order}")
             rows = [
                 [str(i), str(config.blocks[i]), str(config.channels[i]), f"{nn.parameters(stage):,}"]
-                for i, stage in enumerate(model.stages.children())  # type: ignore[union-attr]
+                for i, stage in enumerate(model.stages.children())
             ]
             console.print(table(["stage", "blocks", "channels", "parameters"], rows))
         else:

@@ -106,8 +106,9 @@ def _nothing_found(examples: Sequence[BoxExample], classes: Sequence[str]) -> Co
     small, large = 32.0**2, 96.0**2
     sized = [areas <= small, (areas >= small) & (areas <= large), areas >= large]
     every, *by_size = (0.0 if bool(kind.any()) else math.nan for kind in (areas >= 0, *sized))
+    figures = [every] * 3 + by_size
     by_class = {name: (0.0, 0.0) if label in labels else (math.nan, math.nan) for label, name in enumerate(classes)}
-    return CocoScores(every, every, every, *by_size, every, every, every, *by_size, by_class=by_class)
+    return CocoScores(*figures, *figures, by_class=by_class)
 
 
 def _share(value: float) -> float:
