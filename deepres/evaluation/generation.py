@@ -27,8 +27,9 @@ def generate(
     """Continue ``prompt``, piece by piece, as each is drawn: ``"".join(deepres.generate("runs/play", "To be", seed=1))``.
 
     ``model``, ``weights``: as in ``open_model``. ``changes``: fields of ``Sampling``: ``max_tokens``, ``temperature``, ``top_p``,
-    ``stop`` and ``seed``. The text ends in front of a stop word, behind ``max_tokens`` tokens, or where the model ends its document.
-    ``cache``: whether keys and values are kept from token to token; the text is the same either way, up to rounding.
+    ``stop`` (a word or several) and ``seed``. The text ends in front of a stop word, behind ``max_tokens`` tokens, or where the model
+    ends its document. ``cache``: whether keys and values are kept from token to token; the text is the same either way, up to
+    rounding.
 
     Raises ``DeepresError`` for a network that is no language model and for a prompt that it cannot read.
     """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepres.adapters import flat, logits_of
+from deepres.adapters import flat, kept_modes, logits_of
 from deepres.data import Loader, Prepare, Shard, Split, Tokens
 
 MOST_CONFUSED = 1024  # classes up to which the confusion of all pairs is kept
@@ -68,7 +70,7 @@ class _Tally:
         for row, which in zip(self.counts, (labels, labels[best[:, 0] == labels]), strict=True):
             row += torch.bincount(which, minlength=self.classes)
         confidence = logits.softmax(1).gather(1, best[:, :1]).squeeze(1).double()
-        where = (confidence * BINS).long().clamp(max=BINS - 1)
+        where = (confidence * BINS).long().clamp(0, BINS - 1)  # NaN becomes a negative integer
         for row, values in enumerate((torch.ones_like(confidence), confidence, (best[:, 0] == labels).double())):
             self.bins[row].index_add_(0, where, values)
 
@@ -77,6 +79,7 @@ class _Tally:
             dist.all_reduce(tensor)
 
     def result(self, names: tuple[str, ...], unreadable: int = 0) -> Evaluation:
+        names = _distinct(names)
         totals, right = self.counts.tolist()
         n, (nats, size) = sum(totals), self.text.tolist()
         count, confidence, hits = self.bins.cpu()
@@ -90,9 +93,15 @@ class _Tally:
             confusion=self.confusion.view(-1, self.classes).tolist(),
             calibration=100 * float((confidence - hits).abs().sum()) / float(count.sum()),
             unreadable=unreadable,
-            classes=tuple(names),
+            classes=names,
             bits_per_byte=nats / math.log(2) / size if size else None,
         )
+
+
+def _distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """``names`` with its place behind each that occurs more than once, as "crane" does among ImageNet's."""
+    times = Counter(names)
+    return tuple(f"{name} ({i})" if times[name] > 1 else name for i, name in enumerate(names))
 
 
 @torch.no_grad()
@@ -117,16 +126,12 @@ def measure(
         lengths = prepare.vocabulary.lengths if prepare.vocabulary is not None else None
     loader = Loader(split, prepare, batch, shuffle=False, device=device, share=share, workers=workers)
     tally = _Tally(len(classes), device, lengths)
-    was_training = model.training
-    model.eval()
-    try:
-        with autocast or nullcontext():
-            for step in loader.epoch(0):
-                if len(step.labels):
-                    images = step.images.to(memory_format=layout) if step.images.ndim == 4 else step.images
-                    tally.add(logits_of(model, images), step.labels)
-    finally:
-        model.train(was_training)
+    with kept_modes(model), autocast or nullcontext():
+        model.eval()
+        for step in loader.epoch(0):
+            if len(step.labels):
+                images = step.images.to(memory_format=layout) if step.images.ndim == 4 else step.images
+                tally.add(logits_of(model, images), step.labels)
     if share.world > 1:
         tally.reduce()
     return tally.result(classes, loader.unreadable)

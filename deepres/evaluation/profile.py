@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from deepres.adapters import logits_of, uncompiled
+from deepres.adapters import kept_modes, logits_of, uncompiled
 from deepres.adapters.blocks import Block
 from deepres.adapters.site import Site
 from deepres.evaluation.timing import TimingPoint, timeline
@@ -40,7 +40,8 @@ def _shares(model: nn.Module, spans: Sequence[tuple[TimingPoint, TimingPoint]], 
     Of each span and of the whole pass the fastest of ``repeats`` counts, since other work on the machine only slows a pass down.
     """
     points = [point for span in spans for point in span]
-    with uncompiled(model):
+    with kept_modes(model), uncompiled(model):
+        model.eval()  # norms in training mode would take the inputs into their statistics
         rows = timeline(points, partial(logits_of, model, inputs), inputs.device, repeats=repeats)
     whole = min(row[-1] for row in rows)
     return [min(row[2 * i + 1] - row[2 * i] for row in rows) / whole for i in range(len(spans))]

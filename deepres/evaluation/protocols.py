@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import get_args
 
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from deepres.adapters import logits_of
+from deepres.adapters import device_of, kept_modes, logits_of
 from deepres.data import Prepare, Resident, Split, UnreadableImage, open_image
 from deepres.data.crop import pixels, scaled, window
 from deepres.errors import DeepresError
@@ -64,7 +65,7 @@ def probabilities(
     """
     answers = []
     for member in members:
-        device = next(member.model.parameters()).device
+        device = device_of(member.model)
         views = _views(image, member.prepare, protocol, scales)
         scores = torch.cat(
             [logits_of(member.model, member.prepare.normalise(view.to(device))).float().softmax(1) for view in views]
@@ -90,11 +91,11 @@ def measure_views(
         raise DeepresError(f"unknown protocol {protocol!r}; there are {', '.join(get_args(Protocol))}")
     if protocol == "multiscale" and (not scales or min(scales) < 1):
         raise DeepresError("scales are short sides in pixels, at least one and each at least 1")
-    was = [member.model.training for member in members]
     tally = _Tally(len(classes), torch.device("cpu"))
     bad = 0
-    try:
+    with ExitStack() as stack:
         for member in members:
+            stack.enter_context(kept_modes(member.model))
             member.model.eval()
         for i, image in enumerate(_images(split, members[0].prepare.channels), 1):
             if image is None:
@@ -103,9 +104,6 @@ def measure_views(
                 found = probabilities(members, image, protocol, scales).cpu()
                 tally.add(found.clamp(min=1e-30).log()[None], split.labels[i - 1 : i].cpu())
             watch(i, len(split))
-    finally:
-        for member, training in zip(members, was, strict=True):
-            member.model.train(training)
     if bad == len(split):
         raise DeepresError("none of the images can be read")
     return tally.result(classes, bad)

@@ -22,6 +22,8 @@ class Sampling:
     seed: int | None = None  # the same seed gives the same text [another text each time]
 
     def __post_init__(self) -> None:
+        if isinstance(self.stop, str):  # not its letters
+            object.__setattr__(self, "stop", (self.stop,))
         if self.max_tokens < 1:
             raise DeepresError(f"max-tokens is at least 1, not {self.max_tokens}")
         if not 0 <= self.temperature < float("inf") or not 0 < self.top_p <= 1:
@@ -44,7 +46,10 @@ class Sampling:
 
 
 class StopWords:
-    """Passes a stream of text on up to the first of some words. What may yet become such a word is held back."""
+    """Passes a stream of text on up to the first of some words. What may yet become such a word is held back.
+
+    Of words that overlap, the first is the one that is complete first, so that the text does not depend on how it is cut.
+    """
 
     def __init__(self, words: tuple[str, ...]) -> None:
         self.words = words
@@ -56,10 +61,11 @@ class StopWords:
         if self.found:
             return ""
         self._held += text
-        ends = [place for word in self.words if (place := self._held.find(word)) >= 0]
-        if ends:
+        found = [(start + len(word), start) for word in self.words if (start := self._held.find(word)) >= 0]
+        if found:
             self.found = True
-            out, self._held = self._held[: min(ends)], ""
+            _, start = min(found)
+            out, self._held = self._held[:start], ""
             return out
         keep = max((_overlap(self._held, word) for word in self.words), default=0)
         out, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from deepres.adapters import device_of, logits_of
-from deepres.data import Data, Prepare, Split, UnreadableImage, is_image_name, open_image
+from deepres.adapters import device_of, kept_modes, logits_of
+from deepres.data import Data, Prepare, Split, UnreadableImage, open_image
+from deepres.data.tree import folder_tree
 from deepres.errors import DeepresError
 from deepres.evaluation.measurement import Evaluation, measure
 from deepres.evaluation.options import EvaluateOptions, PredictOptions, Protocol
@@ -30,12 +31,15 @@ class Prediction:
     error: str = ""
 
 
-def expand(paths: Iterable[str | Path]) -> list[Path]:
-    """Files as they are, folders as all the images below them."""
+def expand(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+    """Files as they are, folders as all the images below them but hidden ones.
+
+    Raises ``DeepresError`` for a folder without images, and where nothing is given.
+    """
     found: list[Path] = []
-    for path in map(Path, paths):
+    for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if is_image_name(p.name) and p.is_file())
+            inside = [path / name for name in folder_tree(path).images]
             if not inside:
                 raise DeepresError(f"{path}: no images found in this folder")
             found += inside
@@ -48,7 +52,7 @@ def expand(paths: Iterable[str | Path]) -> list[Path]:
 
 def predict(
     model: nn.Module | str | Path,
-    images: Iterable[str | Path],
+    images: str | Path | Iterable[str | Path],
     *,
     top: int = PredictOptions.top,
     batch: int = PredictOptions.batch,
@@ -57,13 +61,16 @@ def predict(
     weights: str | Path | None = OpenOptions.weights,
     size: int | None = OpenOptions.size,
 ) -> Iterator[Prediction]:
-    """Classify image files, in order. ``model``: as in ``open_model``; ``PredictOptions`` and ``OpenOptions`` explain the options.
+    """Classify image files, or those of folders, in order.
 
+    ``model``: as in ``open_model``. ``PredictOptions`` and ``OpenOptions`` explain the options.
     ``prepare`` and ``classes`` take the place of those that the network came with.
     A file that cannot be read gives a ``Prediction`` with its error, not an exception.
 
-    Raises ``DeepresError`` where ``classes`` are not as many as the network's outputs.
+    Raises ``DeepresError`` where ``classes`` are not as many as the network's outputs, and for ``top`` and ``batch`` below 1.
     """
+    if top < 1 or batch < 1:
+        raise DeepresError(f"top and batch are at least 1, not {top} and {batch}")
     opened = open_trained(model, weights=weights)
     prepare = prepare or opened.preparation(size)
     names = classes or (list(opened.classes) if opened.classes else None)
@@ -71,7 +78,6 @@ def predict(
         raise DeepresError(
             f"{opened.name}: has {opened.spec.classes} outputs, and {len(classes)} classes were given; name each output once"
         )
-    opened.model.eval()
     return _predict(opened.model, expand(images), prepare, names, top, batch)
 
 
@@ -87,7 +93,8 @@ def _predict(
                 ready.append(str(error))
         tensors = [image for image in ready if isinstance(image, Tensor)]
         if tensors:
-            with torch.inference_mode():
+            with kept_modes(model), torch.inference_mode():
+                model.eval()
                 ready_images = prepare.normalise(torch.stack(tensors).to(device_of(model)))
                 probabilities = logits_of(model, ready_images).float().softmax(1)
             values, indices = (t.tolist() for t in probabilities.topk(min(top, probabilities.shape[1])))
@@ -102,13 +109,14 @@ def _predict(
 
 
 Model = nn.Module | str | Path
+SplitName = Literal["train", "val", "test"]
 
 
 def evaluate(
     model: Model | Sequence[Model],
     data: Data | str | Path,
     *,
-    split: Literal["train", "val", "test"] = EvaluateOptions.split,
+    split: SplitName = EvaluateOptions.split,
     protocol: Protocol = EvaluateOptions.protocol,
     scales: Sequence[int] = EvaluateOptions.scales,
     batch: int = EvaluateOptions.batch,
@@ -125,8 +133,12 @@ def evaluate(
     matters. ``EvaluateOptions`` and ``OpenOptions`` explain the options. Probabilities are averaged over views and networks.
     ``device``: None leaves a network where it is. ``watch(done, total)`` is called after each image of a protocol of several views.
 
-    Raises ``DeepresError`` where the networks' classes or input do not fit the data's.
+    Raises ``DeepresError`` where the networks' classes or input do not fit the data's, and where they cannot be tested by ``protocol``.
     """
+    if split not in get_args(SplitName):
+        raise DeepresError(f"there is no split {split!r}; there are {', '.join(get_args(SplitName))}")
+    if batch < 1:
+        raise DeepresError(f"batch is at least 1, not {batch}")
     given = list(model) if isinstance(model, Sequence) and not isinstance(model, str) else [model]
     if not given:
         raise DeepresError("no network was given to evaluate")
@@ -150,8 +162,27 @@ def evaluate(
             device=device_of(first.model),
             workers=workers,
         )
+    _check_views(pairs, protocol)
     members = [Member(_reordered(pair, first), pair.data.prepare) for pair in pairs]
     return measure_views(members, part, first.data.classes, protocol, scales=scales, watch=watch)
+
+
+def _check_views(pairs: Sequence[Paired], protocol: Protocol) -> None:
+    """Raises ``DeepresError`` for networks that cannot be tested image by image, together and by ``protocol``."""
+    first = pairs[0]
+    if first.data.is_text:
+        raise DeepresError(f"{first.data.name}: is a text, which one network is tested on, by one-crop")
+    channels = sorted({pair.data.prepare.channels for pair in pairs})
+    if len(channels) > 1:
+        raise DeepresError(
+            f"the networks of an ensemble see the same images, and these take {' and '.join(map(str, channels))} channels"
+        )
+    for pair in pairs:
+        if protocol == "multiscale" and pair.opened.spec.size is not None:
+            raise DeepresError(
+                f"{pair.opened.name}: takes images of {pair.opened.spec.size} pixels alone, so it is not tested at several scales; "
+                "--protocol ten-crop shows it crops of this size"
+            )
 
 
 class _Reordered(nn.Module):

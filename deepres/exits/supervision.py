@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepres.adapters import find_blocks, logits_of, segments
+from deepres.adapters import find_blocks, kept_modes, logits_of, segments
 from deepres.callback import Callback
 from deepres.errors import DeepresError
 from deepres.exits.readout import exit_targets, pooled_by_quarter, readers
@@ -60,10 +60,8 @@ class DeepSupervision(Callback):
         if len(ends) < 2:
             raise DeepresError("the network has too few residual blocks for early exits; train without --exits")
         self._hooks = [block.register_forward_hook(partial(self._see, c)) for c, block in enumerate(ends)]
-        was = model.training
-        with torch.no_grad():
+        with kept_modes(model), torch.no_grad():
             logits_of(model.eval(), trainer.to_layout(next(trainer.loader.epoch(0)).images[:2]))
-        model.train(was)
         self._hooks.pop().remove()  # there is no exit behind the last segment; its signal tells ``readers`` the final size
         classes, signals = len(trainer.data.classes), [self._signals[c] for c in range(len(ends))]
         with torch.random.fork_rng():

@@ -11,8 +11,10 @@ from torch import nn
 
 import deepres
 from deepres import DeepresError
+from deepres.adapters import find_blocks
+from deepres.cli.main import main
 from deepres.data import Prepare, open_data
-from deepres.evaluation import measure
+from deepres.evaluation import block_times, measure
 
 
 def calibration(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -96,3 +98,58 @@ def test_unreadable_files_are_answered_not_raised(trained: Path, small_folder: P
     (tmp_path / "empty").mkdir()
     with pytest.raises(DeepresError, match="no images found"):
         deepres.predict(trained, [tmp_path / "empty"])
+
+
+def test_networks_that_diverged_are_measured() -> None:
+    """Their logits are not numbers, and neither are the loss and the calibration."""
+    data = open_data("digits")
+    model = deepres.create("resnet8-cifar", in_channels=1)
+    with torch.no_grad():
+        model.head.fc.weight.fill_(float("nan"))
+    result = measure(model, data.val, data.prepare, data.classes)
+    assert result.n == len(data.val) and np.isnan(result.loss) and np.isnan(result.calibration) and result.top1 > 80
+
+
+def test_classes_of_one_name_are_counted_apart() -> None:
+    """ImageNet has two that are called "crane"."""
+    data = open_data("digits")
+    result = measure(deepres.create("resnet8-cifar", in_channels=1), data.val, data.prepare, ("crane", "crane", *"23456789"))
+    assert list(result.per_class)[:3] == ["crane (0)", "crane (1)", "2"] and len(result.per_class) == 10
+    assert set(result.per_class) == set(result.classes)
+
+
+def test_every_module_keeps_its_mode(small_folder: Path) -> None:
+    """Frozen norms stay in eval mode in a network that trains, and their statistics as they are."""
+    data, model = open_data(small_folder, size=16), deepres.create("resnet8-cifar", in_channels=1, num_classes=3).train()
+    model.stem.eval()
+    before, buffers = [one.training for one in model.modules()], [one.clone() for one in model.buffers()]
+    for protocol in ("one-crop", "ten-crop"):
+        deepres.evaluate(model, data, protocol=protocol)
+    predictions = deepres.predict(model, small_folder / "digit-0", prepare=data.prepare)
+    next(predictions)
+    block_times(model, find_blocks(model), torch.zeros(2, 1, 16, 16), repeats=1)
+    assert [one.training for one in model.modules()] == before
+    assert all(torch.equal(one, other) for one, other in zip(model.buffers(), buffers, strict=True))
+
+
+def test_hidden_files_are_no_images_and_one_path_is_enough(trained: Path, small_folder: Path, tmp_path: Path) -> None:
+    """Archives of macOS hold a ``._name`` for each file."""
+    image = (small_folder / "digit-0" / "000.png").read_bytes()
+    for name in ("b.png", "._b.png", "a/c.png", ".cache/d.png", "__MACOSX/e.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(image)
+    for given in (tmp_path, str(tmp_path), [tmp_path]):
+        assert [answer.file for answer in deepres.predict(trained, given)] == [
+            str(tmp_path / "a/c.png"),
+            str(tmp_path / "b.png"),
+        ]
+
+
+def test_numbers_out_of_range_are_one_sentence(trained: Path, small_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option, value in (("--batch", "0"), ("--batch", "-1"), ("--top", "0")):
+        assert main(["predict", str(trained), str(small_folder), option, value]) == 2
+        assert "top and batch are at least 1" in capsys.readouterr().err
+    assert main(["evaluate", str(trained), "--data", str(small_folder), "--batch", "0"]) == 2
+    assert "batch is at least 1, not 0" in capsys.readouterr().err
+    with pytest.raises(DeepresError, match="there is no split 'valid'; there are train, val, test"):
+        deepres.evaluate(trained, small_folder, split="valid")  # type: ignore[arg-type]

@@ -53,6 +53,12 @@ def test_stop_words_end_a_text_however_it_is_cut() -> None:
             out += words.push("abdecxcdx"[start : start + cut])
             start += cut
         assert out + words.close() == "abdecx" and words.found
+    for cuts in ([1] * 6, [6], [4, 2], [5, 1]):  # of words that overlap, the one that is complete first counts
+        words, out, start = StopWords(("bcde", "cd")), "", 0
+        for cut in cuts:
+            out += words.push("abcdef"[start : start + cut])
+            start += cut
+        assert out + words.close() == "ab" and words.found
     words = StopWords(("abc",))
     assert words.push("xab") == "x" and words.push("ab") == "ab" and words.close() == "ab" and not words.found
 
@@ -68,6 +74,14 @@ def test_a_text_ends_at_a_stop_word_and_where_the_document_does() -> None:
     assert list(text_of(numbers(), tokens)) == ["n", "é", " ", "🙂"]
     assert "".join(text_of(numbers(), tokens, ("é 🙂?", "\n"))) == "né 🙂"
     assert "".join(text_of(numbers(), tokens, ("🙂",))) == "né "
+
+
+def test_a_string_is_one_stop_word(saved: Path) -> None:
+    text = "".join(deepres.generate(saved, "to be", seed=1, max_tokens=40))
+    word = next(text[i : i + 2] for i in range(10, 30) if text.index(text[i : i + 2]) == i and text[i] in text[:i])
+    assert "".join(deepres.generate(saved, "to be", seed=1, max_tokens=40, stop=word)) == text[: text.index(word)]
+    with pytest.raises(DeepresError, match="a stop word has at least one character"):
+        Sampling(stop="")  # type: ignore[arg-type]
 
 
 def test_a_hugging_face_model_writes_what_its_own_generate_does(tmp_path: Path) -> None:

@@ -105,6 +105,32 @@ def test_one_crop_by_views_is_one_crop_by_batches(large_folder: Path) -> None:
         deepres.evaluate([], data)
 
 
+def test_an_exported_network_is_tested_by_views(large_folder: Path, tmp_path: Path) -> None:
+    """It has no parameters that would say on which device it is."""
+    data = open_data(large_folder, size=96, channels=3)
+    net = deepres.create("resnet18", num_classes=2, width=0.25).eval()
+    deepres.export(net, "onnx", tmp_path / "net.onnx", data=data)
+    for protocol in ("one-crop", "ten-crop"):
+        file, original = (deepres.evaluate([one, one], data, protocol=protocol) for one in (tmp_path / "net.onnx", net))
+        assert file.confusion == original.confusion and file.loss == pytest.approx(original.loss, rel=1e-4)
+    with pytest.raises(
+        DeepresError, match=r"net\.onnx: takes images of 96 pixels alone, so it is not tested at several scales"
+    ):
+        deepres.evaluate(tmp_path / "net.onnx", data, protocol="multiscale", scales=(96, 112))
+
+
+def test_what_cannot_be_tested_by_views_is_one_sentence(large_folder: Path, tmp_path: Path) -> None:
+    grey, colour = (deepres.create("resnet18", num_classes=2, width=0.25, in_channels=channels) for channels in (1, 3))
+    with pytest.raises(DeepresError, match="see the same images, and these take 1 and 3 channels"):
+        deepres.evaluate([grey, colour], large_folder, size=96)
+    (tmp_path / "text.txt").write_text("to be or not to be\n" * 50)
+    data = open_data(tmp_path / "text.txt", size=8)
+    net = deepres.create("gpt-tiny", depth=1, width=16, heads=2, vocabulary=len(data.classes), context=8)
+    for model, protocol in ((net, "ten-crop"), ([net, net], "one-crop")):
+        with pytest.raises(DeepresError, match="is a text, which one network is tested on, by one-crop"):
+            deepres.evaluate(model, data, protocol=protocol)
+
+
 def test_packing_keeps_every_image_and_names_the_broken(large_folder: Path, tmp_path: Path) -> None:
     import shutil
 
