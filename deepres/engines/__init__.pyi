@@ -1,4 +1,4 @@
-from .choosing import build_choice as build_choice
+from .building import build_choice as build_choice
 from .choosing import optimize as optimize
 from .choosing import throughput as throughput
 from .detector_export import DetectorExport as DetectorExport

@@ -22,22 +22,29 @@ DEVIATIONS = 4.0
 _TIE = 1e-4  # relative to the largest logit: float32 engines that sum in another order differ by as much
 
 
+def has_close_calls(logits: Tensor) -> bool:
+    """Return whether an answer is the best of two or more logits, (N, K). Those of a language model are too many to compute again."""
+    return logits.ndim == 2 and logits.shape[1] > 1
+
+
 def margin_of(low: Tensor, exact: Tensor) -> float:
-    """The difference of two logits below which low precision may have them in the wrong order.
+    """The difference of two logits below which low precision may have them in the wrong order; NaN where it has none that is finite.
 
     ``low``, ``exact``: logits (N, K) of the same inputs in low precision and in float32. A constant that low precision adds to all logits
-    of an input changes no order and does not count.
+    of an input changes no order and does not count. Nor do infinite logits, as those of classes that a network masks out.
     """
     noise = low - exact
-    return DEVIATIONS * math.sqrt(2) * float((noise - noise.mean(1, keepdim=True)).square().mean().sqrt())
+    noise = noise.masked_fill(~noise.isfinite(), math.nan)
+    return DEVIATIONS * math.sqrt(2) * float((noise - noise.nanmean(1, keepdim=True)).square().nanmean().sqrt())
 
 
 def close_calls(logits: Tensor, margin: float) -> list[int]:
-    """Rows of (N, K) whose two best logits are closer than ``margin``.
+    """Rows of (N, K) whose two best logits are closer than ``margin``, or are not finite: in fp16 large values overflow.
 
     Compared as numbers of Python: five small tensor operations take a third of a millisecond where a network has filled the caches.
     """
-    return [row for row, (best, second) in enumerate(logits.topk(2).values.tolist()) if best - second < margin]
+    pairs = enumerate(logits.topk(2).values.tolist())
+    return [row for row, (best, second) in pairs if not margin <= best - second < math.inf]
 
 
 def replace_rows(logits: Tensor, rows: Sequence[int], exact: Tensor) -> Tensor:
@@ -49,7 +56,9 @@ def changed_answers(original: Tensor, logits: Tensor) -> int:
     """Count the predicted classes that differ from those of ``original``, without ties within float32's rounding."""
     original, logits = (each.reshape(-1, each.shape[-1]) for each in (original.float(), logits))
     gap = original.amax(1) - original.gather(1, logits.argmax(1, keepdim=True))[:, 0]
-    return int((gap > _TIE * original.abs().amax(1)).sum())
+    largest = original.abs().masked_fill(original.isinf(), 0.0).amax(1)
+    lost = logits.isnan().any(1) & ~original.isnan().any(1)
+    return int(((gap > _TIE * largest) | lost).sum())
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import statistics
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,14 +13,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from deepres.adapters.spec import device_of
+from deepres.adapters import device_of, kept_modes
 from deepres.data import Data
 from deepres.deprecation import renamed
 from deepres.engines.answers import Answers
+from deepres.engines.building import LOW, build_choice, build_only, load_kept, recomputes, wanted_answers
 from deepres.engines.compare import AS_IS, Trial, compare, fastest_engine, sentence
 from deepres.engines.engine import DTYPES, Engine, Precision
 from deepres.engines.ghosts import for_engines
-from deepres.engines.optimized import CHOICE, Candidate, Choice, Optimized
+from deepres.engines.optimized import Candidate, Choice, Optimized
 from deepres.engines.options import OptimizeOptions
 from deepres.engines.registry import ENGINES, engines_for
 from deepres.engines.remembered import folder_of, key_of, recall, remember
@@ -31,7 +32,6 @@ from deepres.ghosting import Ghost
 from deepres.models.exported import ExportedModel
 
 MUCH = 1.1  # close calls that cost more than a tenth of the time are worth a question
-LOW = ("bf16", "fp16")  # precisions with close calls
 
 
 @renamed(settle="recompute")
@@ -80,36 +80,62 @@ def optimize(
     ``model`` is left as it was, and may be a ghost. Raises ``DeepresError`` for an engine that is not known or installed, where none can
     run the network, for a ghost whose gates choose by input, and for an exported file, whose engine was chosen when it was exported.
     """
-    _check_convertible(model)
+    _check_given(model, example=example, images=images)
     engine, precision, answers = _old_keywords(engine, precision, answers, dtype, compile, recompute)
     device = device_of(model)
     if choice is not None:
         if example is None:
             raise DeepresError("a choice is built for inputs of one shape: give an example")
         return build_choice(model, example.to(device), choice)
-    model, engine = for_engines(model, engine, device)
-    answers = _answers_of(model, precision, answers)
-    wanted: Answers = answers if answers != "auto" else "exact" if device.type == "cpu" else "close"
+    with kept_modes(model):
+        model, engine = for_engines(model, engine, device)
+        answers = _answers_of(model, precision, answers)
+        if example is None:
+            return _unmeasured(model, engine, precision, wanted_answers(answers, device))
+        source = Source(model, example.to(device))
+        trials = plan(engine, precision, device, data)
+        return _chosen(
+            source,
+            trials,
+            answers,
+            images.to(device) if images is not None else None,
+            data=data,
+            error=error,
+            again=again,
+            measure=measure,
+            seconds=seconds,
+            log=log,
+        )
+
+
+def _chosen(
+    source: Source,
+    trials: Sequence[Trial],
+    answers: Answers | Literal["auto"],
+    images: Tensor | None,
+    *,
+    data: Data | None,
+    error: float,
+    again: bool,
+    measure: bool,
+    seconds: float,
+    log: Callable[[str], None],
+) -> Optimized:
+    """The fastest of ``trials`` with these answers, as it was measured now or before; where there is but one, it may need no measuring."""
+    wanted = wanted_answers(answers, source.example.device)
+    int8 = all(trial.precision == "int8" for trial in trials)
     measures_answers = answers == "auto" and wanted == "exact" and images is not None
-    if example is None:
-        return _unmeasured(model, engine, precision, wanted)
-    source = Source(model, example.to(device))
-    images = source.example if images is None else images.to(device)
-    trials = plan(engine, precision, device, data)
-    if (
-        len(trials) == 1
-        and not measure
-        and not (measures_answers and trials[0].precision in LOW)
-        and trials[0].precision != "int8"
-    ):
-        return _only(source, trials[0], wanted)
-    key = key_of(model, images, len(example), [trial.name for trial in trials], *([data.name, error] if data else []))
+    decides = measures_answers and trials[0].precision in LOW
+    if len(trials) == 1 and not (measure or decides or int8):
+        return build_only(source, trials[0], answers)
+    images = source.example if images is None else images
+    key = key_of(source, images, len(source.example), [trial.name for trial in trials], *([data.name, error] if data else []))
     candidates = () if again else recall(key)
     if not candidates:
         candidates = _measured(source, trials, images, data, error, seconds, log)
-        remember(key, candidates)
-        _keep_int8(trials, folder_of(key))
-    best = _best(candidates, "close" if precision == "int8" else wanted, error if measures_answers else None)
+        if _kept_int8(trials, folder_of(key)):
+            remember(key, candidates)
+    best = _best(candidates, "close" if int8 else wanted, error if measures_answers else None)
     optimized = _built(source, best, trials, folder_of(key))
     optimized.candidates = tuple(candidates)
     if answers == "auto":
@@ -132,20 +158,27 @@ def _answers_of(model: nn.Module, precision: str, answers: Answers | Literal["au
     return "close"
 
 
-def _check_convertible(model: nn.Module) -> None:
-    """Raises ``DeepresError`` for an exported file."""
+def _check_given(model: nn.Module, **inputs: Tensor | None) -> None:
+    """Raises ``DeepresError`` for an exported file, and for inputs without any."""
+    for name, given in inputs.items():
+        if given is not None and not given.numel():
+            raise DeepresError(f"{name}: holds no inputs (it is of shape {tuple(given.shape)}); give one or more")
     if isinstance(model, ExportedModel):
         raise DeepresError(
             f"{model.path}: is an exported file, which {model.engine} runs already; give the network or ghost that it was exported from"
         )
 
 
-def _keep_int8(trials: Sequence[Trial], folder: Path) -> None:
-    """Save runners whose calibration takes longer than loading them. A folder that cannot be written is no error."""
-    for trial in trials:
-        if trial.precision == "int8" and trial.runner is not None:
-            with contextlib.suppress(OSError):
+def _kept_int8(trials: Sequence[Trial], folder: Path) -> bool:
+    """Save runners whose calibration takes longer than loading them. False where ``folder`` cannot be written, which is no error."""
+    try:
+        for trial in trials:
+            if trial.precision == "int8" and trial.runner is not None:
+                folder.mkdir(parents=True, exist_ok=True)
                 trial.runner.save(folder)
+    except OSError:
+        return False
+    return True
 
 
 def _measured(
@@ -174,14 +207,14 @@ def _measured(
 def _built(source: Source, best: Candidate, trials: Sequence[Trial], folder: Path) -> Optimized:
     """The candidate as it was measured just now, else built once more; int8 is loaded from ``folder``."""
     trial = next(one for one in trials if (one.engine.name, one.precision) == (best.engine, best.precision))
-    choice = best.chosen(source.example.shape)
+    choice = dataclasses.replace(best.chosen(source.example.shape), weights=source.weights)
     runner, exact = trial.runner, trial.exact
     if runner is None and best.precision == "int8":
-        runner = trial.engine.load(folder, source, "int8")
+        runner = load_kept(trial.engine, folder, source, choice)
     runner = runner or trial.engine.build(source, source.example, trial.precision)
-    if _recomputes(best.precision, best.answers):
+    if recomputes(best.precision, best.answers):
         exact = exact or trial.engine.exact(source, runner)
-    return Optimized(runner, choice, exact if _recomputes(best.precision, best.answers) else None)
+    return Optimized(runner, choice, exact if recomputes(best.precision, best.answers) else None)
 
 
 def plan(engine: str | Sequence[str], precision: str, device: torch.device, data: Data | None = None) -> list[Trial]:
@@ -256,27 +289,6 @@ def advice(candidates: Sequence[Candidate], chosen: Candidate) -> str:
     )
 
 
-def build_choice(model: nn.Module, example: Tensor, choice: Choice | str | Path) -> Optimized:
-    """Build what was chosen before, without measuring. A folder of ``Optimized.save`` is loaded, else the network is converted.
-
-    Raises ``DeepresError`` for a file that holds no choice, and where its engine cannot run here.
-    """
-    folder = None
-    if not isinstance(choice, Choice):
-        folder = Path(choice) if Path(choice).is_dir() else None
-        choice = Choice.load(Path(choice) / CHOICE if folder is not None else choice)
-    (engine,) = engines_for([choice.engine], device_of(model))
-    model, _ = for_engines(model, [choice.engine], device_of(model))
-    if tuple(example.shape[1:]) != choice.shape[1:]:
-        raise DeepresError(f"the choice is for inputs of {choice.shape[1:]}, not {tuple(example.shape[1:])}; measure again")
-    example = example[:1].expand(choice.shape).contiguous() if len(example) < choice.shape[0] else example[: choice.shape[0]]
-    source = Source(model, example)
-    runner = engine.load(folder, source, choice.precision) if folder is not None else None
-    runner = runner or engine.build(source, example, choice.precision)
-    exact = engine.exact(source, runner) if _recomputes(choice.precision, choice.answers) else None
-    return Optimized(runner, choice, exact)
-
-
 def _old_keywords(
     engine: Any, precision: Any, answers: Any, dtype: torch.dtype | None, compile: bool | None, recompute: bool | None
 ) -> tuple[Any, Any, Any]:
@@ -301,20 +313,6 @@ def _old_keywords(
     return engine, precision, answers
 
 
-def _recomputes(precision: str, answers: str) -> bool:
-    return answers == "exact" and precision in LOW
-
-
-def _only(source: Source, trial: Trial, answers: Answers) -> Optimized:
-    """The one engine that was asked for, where there is nothing to compare."""
-    choice = Choice(trial.engine.name, trial.precision, answers, tuple(source.example.shape))
-    runner = trial.engine.build(source, source.example, trial.precision)
-    exact = trial.engine.exact(source, runner) if _recomputes(trial.precision, answers) else None
-    optimized = Optimized(runner, choice, exact)
-    optimized(source.example)  # compiles, and measures the margin
-    return optimized
-
-
 def _unmeasured(model: nn.Module, engine: str | Sequence[str], precision: str, answers: Answers) -> Optimized:
     """PyTorch alone, which compiles at the first call."""
     device = device_of(model)
@@ -326,7 +324,7 @@ def _unmeasured(model: nn.Module, engine: str | Sequence[str], precision: str, a
     kind = can[-1] if precision == "auto" else plan([name], precision, device)[0].precision
     source = Source(model, torch.empty(0))
     runner = one.build(source, source.example, kind)
-    exact = one.exact(source, runner) if _recomputes(kind, answers) else None
+    exact = one.exact(source, runner) if recomputes(kind, answers) else None
     return Optimized(runner, Choice(name, kind, answers, ()), exact)
 
 
@@ -337,5 +335,7 @@ def _problems(candidates: Sequence[Candidate]) -> str:
 
 @torch.no_grad()
 def throughput(model: nn.Module, images: Tensor, *, repeats: int = 5) -> float:
-    """Median throughput of ``repeats`` calls, after two to warm up, in images per second."""
-    return len(images) / statistics.median(call_times(partial(model, images), images.device, repeats=repeats, warmup=2))
+    """Median throughput of ``repeats`` calls in eval mode, after two to warm up, in images per second."""
+    with kept_modes(model):
+        times = call_times(partial(model.eval(), images), images.device, repeats=repeats, warmup=2)
+    return len(images) / statistics.median(times)

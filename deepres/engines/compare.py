@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deepres.adapters import logits_of
-from deepres.engines.answers import Answers, changed_answers, measure_close_calls
+from deepres.engines.answers import Answers, changed_answers, has_close_calls, measure_close_calls
 from deepres.engines.engine import Engine, Precision, Runner
 from deepres.engines.optimized import Candidate
 from deepres.engines.racing import race, speeds, told_apart
@@ -76,7 +76,7 @@ def compare(
         logits = _over(trial.runner, images, batch)
         answers: Answers = "exact" if trial.precision == "float32" else "close"
         found.append((_candidate(trial, answers, times, batch, original, logits), times[name]))
-        if trial.precision in ("bf16", "fp16") and logits.ndim == 2 and logits.shape[1] > 1:
+        if trial.precision in ("bf16", "fp16") and has_close_calls(logits):
             trial.exact = trial.engine.exact(source, trial.runner)
         if trial.exact is not None:
             again = measure_close_calls(logits, trial.exact, images, batch)

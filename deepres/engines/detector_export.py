@@ -23,7 +23,7 @@ from deepres.detection import Detector, load_detector
 from deepres.detection.graph import DetectorGraph
 from deepres.detection.predicting import PADDED
 from deepres.engines.exporters import need_engine, quiet
-from deepres.engines.exporting import in_place
+from deepres.engines.exporting import OPSETS, in_place
 from deepres.engines.options import ExportOptions
 from deepres.errors import DeepresError
 from deepres.models.exported import PLACEHOLDER, stamp_bytes
@@ -84,6 +84,8 @@ def export_detector(
     """
     if to != "onnx":
         raise DeepresError(f"cannot export a detector to {to}: {WHY_ONNX}")
+    if opset not in OPSETS:
+        raise DeepresError(f"ONNX opset {opset}: torch.onnx writes {OPSETS[0]} to {OPSETS[-1]}")
     for name in ("onnx", "onnxscript", "onnxruntime"):
         need_engine(name)
     name = "detector" if isinstance(model, Detector) else Path(model).stem

@@ -30,7 +30,10 @@ class Runner(nn.Module):
     exited_at: Tensor | None = None
 
     def save(self, folder: Path) -> None:
-        """Write what the engine needs to load the network again without converting it. By default nothing: it is built again."""
+        """Write what the engine needs to load the network again without converting it. By default nothing: it is built again.
+
+        Raises ``OSError`` where it cannot be written.
+        """
 
 
 class Engine(ABC):
@@ -83,7 +86,7 @@ class Engine(ABC):
 
     def load(self, folder: Path, source: Source, precision: Precision) -> Runner | None:
         """The runner whose ``save`` wrote ``folder``, for batches of the shape of the source's example, or None where the engine keeps
-        no files."""
+        no files. Raises whatever its library does for files that it cannot read."""
         return None
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from deepres.adapters import logits_of
+from deepres.adapters import kept_modes, logits_of
 from deepres.engines.options import ExportOptions
 from deepres.errors import DeepresError
 from deepres.models.exported import PLACEHOLDER, stamp_archive, stamp_bytes
@@ -65,13 +65,12 @@ def capture(model: nn.Module, example: Tensor) -> ExportedProgram:
 
 def capture_graph(graph: nn.Module, examples: Sequence[Tensor], model: nn.Module) -> ExportedProgram:
     """``capture`` of a module that computes with several inputs, each with one row for each of the batch, and with ``model``'s modules."""
-    training = model.training
-    model.eval()
     # a size of 1 would be taken for a constant
     given = tuple(torch.cat([example] * 2)[: max(2, len(example))] for example in examples)
     shapes = ({0: Dim("batch", min=1)},) * len(given)
     try:
-        with torch.no_grad(), quiet():
+        with kept_modes(model), torch.no_grad(), quiet():
+            model.eval()
             return torch.export.export(graph, given, dynamic_shapes=shapes, strict=False)
     except DeepresError:
         raise
@@ -82,8 +81,6 @@ def capture_graph(graph: nn.Module, examples: Sequence[Tensor], model: nn.Module
         raise DeepresError(
             f"{_culprit(model, error)}: cannot be captured by torch.export for any batch size ({reason})"
         ) from error
-    finally:
-        model.train(training)
 
 
 def to_torch_export(model: nn.Module | ExportedProgram, example: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
@@ -185,8 +182,14 @@ def to_openvino(
 
 
 def save_openvino(model: Any, path: Path) -> None:
-    """Write an ``openvino.Model`` to ``path``, an ``.xml`` file, with its weights in float32 in a ``.bin`` file beside it."""
-    need_engine("openvino").save_model(model, str(path), compress_to_fp16=False)
+    """Write an ``openvino.Model`` to ``path``, an ``.xml`` file, with its weights in float32 in a ``.bin`` file beside it.
+
+    Raises ``OSError`` where it cannot be written.
+    """
+    try:
+        need_engine("openvino").save_model(model, str(path), compress_to_fp16=False)
+    except RuntimeError as error:
+        raise OSError(f"OpenVINO: {_first_line(error)}") from error
 
 
 def need_engine(name: str) -> Any:

@@ -77,11 +77,11 @@ class OpenVINORunner(Runner):
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """All outputs of the graph for all its inputs, each with N rows."""
         # Steps are few and plain: behind a network that has filled the caches, each operation takes ten times as long as alone.
-        given = []
-        for x, dtype in zip(inputs, self._dtypes, strict=True):
-            if x.dtype != dtype or x.requires_grad or not x.is_contiguous():
-                x = x.detach().to(dtype).contiguous()
-            given.append(self._tensor(x.numpy(), shared_memory=True))
+        read = [  # in place, so these have to live until the call is over
+            x.detach().to(dtype).contiguous() if x.dtype != dtype or x.requires_grad or not x.is_contiguous() else x
+            for x, dtype in zip(inputs, self._dtypes, strict=True)
+        ]
+        given = [self._tensor(x.numpy(), shared_memory=True) for x in read]
         size = inputs[0].shape[0]
         with self._lock:
             request, outputs = self._requests.get(size) or self._request(size)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from deepres.engines.answers import Answers, close_calls, margin_of, replace_rows
+from deepres.engines.answers import Answers, close_calls, has_close_calls, margin_of, replace_rows
 from deepres.engines.engine import Precision, Runner
 from deepres.errors import DeepresError
 
@@ -28,6 +28,8 @@ class Choice:
     answers: Answers
     shape: tuple[int, ...]  # of the batch that it is built for
     margin: float | None = None  # below which two logits are a close call; None until it is measured on the first images
+    # name of the weights that the files beside it are for; not a part of the choice
+    weights: str = dataclasses.field(default="", compare=False)
 
     def save(self, path: str | Path) -> None:
         """Write the choice as JSON."""
@@ -97,12 +99,21 @@ class Optimized(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
+        if not x.shape[0]:
+            return self._none(x)
         logits: Tensor = self._run(x)
         return logits if self.exact is None else self._recompute_close_calls(logits, x, self.exact)
 
+    def _none(self, x: Tensor) -> Tensor:
+        """The logits (0, K) of no inputs. Not every engine can be called without any."""
+        logits: Tensor = self._run(x.new_zeros(*(self.choice.shape[:1] or (1,)), *x.shape[1:]))
+        if self.runner.exited_at is not None:
+            self.runner.exited_at = self.runner.exited_at[:0]
+        return logits[:0]
+
     def _recompute_close_calls(self, logits: Tensor, x: Tensor, exact: nn.Module) -> Tensor:
         """``logits``, where those of close calls come from the exact network."""
-        if logits.ndim != 2 or logits.shape[1] < 2:
+        if not has_close_calls(logits):
             return logits
         if self.margin is None:
             with torch.no_grad():

@@ -20,10 +20,12 @@ ENGINES = {engine.name: engine for engine in _ALL}
 def engines_for(asked: str | Sequence[str], device: torch.device) -> list[Engine]:
     """The engines to try: those that are named, or for "auto" all that can run on ``device``.
 
-    Raises ``DeepresError`` for a name that no engine has, and for a named engine that cannot run here.
+    Raises ``DeepresError`` for a name that no engine has, for a named engine that cannot run here, and where none is named.
     """
     if asked == "auto":
         return [engine for engine in _ALL if not engine.missing(device)]
+    if not asked:
+        raise DeepresError(f"no engine is named; there are {', '.join(ENGINES)}, and auto for all of them")
     found = []
     for name in [asked] if isinstance(asked, str) else asked:
         if name not in ENGINES:

@@ -8,7 +8,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,22 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from deepres.engines.optimized import Candidate
+from deepres.engines.source import Source, add_tensor
 from deepres.evaluation import processor_name
 from deepres.ghosting import Ghost
 from deepres.paths import cache_folder
 
 _FILE = "measured.json"
-VERSIONS = ("deepres", "torch", "openvino", "onnxruntime", "nncf", "torch_tensorrt")
+VERSIONS = ("deepres", "torch", "torchao", "openvino", "onnx", "onnxscript", "onnxruntime", "nncf", "torch_tensorrt")
 
 
-def key_of(model: nn.Module, images: Tensor, *asked: object) -> str:
+def key_of(source: Source, images: Tensor, *asked: object) -> str:
     """A name for a network with its weights, these images, this machine, the installed versions and what was asked for."""
-    digest = hashlib.sha256()
-    for value in (repr(model), _of_a_ghost(model), _machine(), _versions(), tuple(images.shape), asked):
+    digest, model = hashlib.sha256(), source.model
+    for value in (repr(model), source.weights, _of_a_ghost(model), _machine(images.device), _versions(), asked):
         digest.update(repr(value).encode())
-    for name, tensor in [*model.state_dict().items(), ("images", images)]:
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    add_tensor(digest, "images", images)
     return digest.hexdigest()[:32]
 
 
@@ -40,14 +38,15 @@ def _of_a_ghost(model: nn.Module) -> tuple[object, ...]:
     return (model.settings, model.temperature) if isinstance(model, Ghost) else ()
 
 
-def _machine() -> tuple[object, ...]:
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+def _machine(device: torch.device) -> tuple[object, ...]:
+    """The processor, and the device that the network is on."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     features = (
         torch.backends.cpu.get_cpu_capability(),
         torch.cpu._is_avx512_bf16_supported(),
         torch.cpu._is_amx_tile_supported(),
     )
-    return processor_name(), features, torch.get_num_threads(), gpu
+    return processor_name(), features, torch.get_num_threads(), device.type, gpu
 
 
 def _versions() -> dict[str, str]:
@@ -74,10 +73,12 @@ def remember(key: str, candidates: Sequence[Candidate]) -> None:
     folder = folder_of(key)
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=folder)
-        with os.fdopen(handle, "w") as file:
-            json.dump([dataclasses.asdict(one) for one in candidates], file)
-        os.replace(name, folder / _FILE)
+        part = folder / f".{_FILE}.{os.getpid()}"
+        try:
+            part.write_text(json.dumps([dataclasses.asdict(one) for one in candidates]))
+            os.replace(part, folder / _FILE)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def folder_of(key: str) -> Path:

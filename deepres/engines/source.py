@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +21,12 @@ def channels_last(x: Tensor) -> Tensor:
     return x.to(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
+def add_tensor(digest: Any, name: str, tensor: Tensor) -> None:
+    """Add a tensor's name, kind, shape and values to a digest of ``hashlib``."""
+    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
 class ChannelsLast(nn.Module):
     """Gives a network its input in channels-last, and takes the logits out of a Hugging Face network's object."""
 
@@ -34,11 +41,22 @@ class ChannelsLast(nn.Module):
 
 
 class Source:
-    """A network and inputs of the shape that it will get. What several engines need of it is computed once."""
+    """A network, put into eval mode, and inputs of the shape that it will get. What several engines need of it is computed once."""
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
         self.model, self.example = model.eval(), example
         self.error: float | None = None  # in float32 on the validation split, percent, once it is measured
+
+    @cached_property
+    def weights(self) -> str:
+        """A name for the values of its weights and buffers."""
+        digest = hashlib.sha256()
+        for name, value in self.model.state_dict().items():
+            if isinstance(value, Tensor):
+                add_tensor(digest, name, value)
+            else:  # of a module that keeps more than tensors
+                digest.update(f"{name} {value!r}".encode())
+        return digest.hexdigest()[:32]
 
     @cached_property
     def program(self) -> torch.export.ExportedProgram:
@@ -59,5 +77,5 @@ class Source:
     @cached_property
     def folded(self) -> nn.Module:
         """A copy with every batch norm folded into the layer before it, in float32 and channels-last, without gradients."""
-        folded = fold_norms(self.model).to(device_of(self.model)).to(memory_format=torch.channels_last)
+        folded = fold_norms(self.model).float().to(device_of(self.model)).to(memory_format=torch.channels_last)
         return ChannelsLast(folded.requires_grad_(False)).eval()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -58,7 +58,10 @@ class TorchInt8Runner(TorchRunner):
         self.observed, self.kept = observed, tuple(kept)
 
     def save(self, folder: Path) -> None:
-        save_file(self.observed, folder / _FILE, metadata={"kept": json.dumps(self.kept)})
+        try:
+            save_file(self.observed, folder / _FILE, metadata={"kept": json.dumps(self.kept)})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
 
 
 def quantize_torch(

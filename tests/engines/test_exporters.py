@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,15 @@ def test_aoti_compiles_for_any_batch(tmp_path: Path) -> None:
     model = open_exported(tmp_path / "net.pt2", trust=True)
     for rows in (1, 5):
         torch.testing.assert_close(model(X[:rows]), around(nn.ReLU())(X[:rows]), rtol=1e-4, atol=1e-4)
+
+
+def test_capturing_keeps_the_mode_of_every_module() -> None:
+    for model in (around(nn.Dropout()), around(Branching())):
+        model.train()[1].eval()
+        before = [module.training for module in model.modules()]
+        with contextlib.suppress(DeepresError):
+            exporters.capture(model, X)
+        assert [module.training for module in model.modules()] == before
 
 
 def test_what_cannot_be_converted_names_its_module(tmp_path: Path) -> None:

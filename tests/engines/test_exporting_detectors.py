@@ -96,6 +96,8 @@ def test_other_formats_and_names_are_refused(tmp_path: Path, capsys: pytest.Capt
         assert "a detector is exported to ONNX only" in capsys.readouterr().err
     with pytest.raises(DeepresError, match=r"ends in \.onnx"):
         export_detector(weights, out=tmp_path / "d.xml")
+    with pytest.raises(DeepresError, match=r"opset 9: torch\.onnx writes 18 to 23"):
+        export_detector(weights, out=tmp_path / "d.onnx", opset=9)
     assert [one.name for one in tmp_path.iterdir()] == ["d.safetensors"]
 
 

@@ -29,6 +29,7 @@ def test_the_engine_answers_as_the_ghost_does(average: bool, gates: bool) -> Non
         torch.testing.assert_close(fast(X[:rows]), made(X[:rows], trace=True), rtol=1e-4, atol=1e-5)
         assert made.trace is not None and torch.equal(fast.exited_at, made.trace.exited_at)
     assert len(set(fast.exited_at.tolist())) >= 3
+    assert fast(X[:0]).shape == (0, 3) and fast.exited_at.shape == (0,)
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,10 @@ from deepres.data import Data, open_data
 from deepres.engines import build_choice
 from deepres.engines.engine import computes_bf16
 from deepres.engines.inputs import some_inputs
-from deepres.engines.int8 import check_rise, quantize_openvino
+from deepres.engines.int8 import check_rise, float_error, quantize_openvino
 from deepres.engines.source import Source
 from deepres.engines.torch_int8 import TorchInt8Runner, load_torch_int8, quantize_torch
+from deepres.evaluation import measure
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,8 @@ def test_of_pytorchs_int8_too_the_layer_that_loses_most_stays_in_higher_precisio
     first = float(re.search(r"int8 raises the error by ([\d.]+) points with 0 layers", " ".join(said))[1])  # type: ignore[index]
     assert first > 10 and found.rise <= 3.0 and found.kept == 1
     assert isinstance(found.runner, TorchInt8Runner) and found.runner.kept == ("out",)
+    with pytest.raises(OSError, match=r"."):
+        found.runner.save(tmp_path / "nowhere")
     found.runner.save(tmp_path)
     built = load_torch_int8(tmp_path, source)
     assert built.kept == ("out",) and torch.equal(built(source.example), found.runner(source.example))
@@ -136,3 +139,50 @@ def test_int8_of_pytorch_is_calibrated_measured_and_kept(known: tuple[torch.nn.M
     assert torch.equal(built(images[:16]), fast(images[:16]))
     with pytest.raises(DeepresError, match=r"int8 raises the error on 143 validation images from .* to .* %, and at most -101"):
         check_rise(5.0, 5.0, -101.0, data)
+
+
+@torch.no_grad()
+def test_a_cache_that_cannot_be_written_or_is_incomplete(
+    known: tuple[torch.nn.Module, Data], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = known
+    images = some_inputs(data.val, data.prepare, 16)[0]
+    asked = {"images": images, "data": data, "error": 5.0, "precision": "int8", "engine": "openvino", "seconds": 0.1}
+    (tmp_path / "taken").write_text("")
+    monkeypatch.setenv("DEEPRES_CACHE", str(tmp_path / "taken" / "cache"))
+    fast = deepres.optimize(model, images, **asked)
+    assert fast.choice.precision == "int8"
+    monkeypatch.setenv("DEEPRES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(type(fast.runner), "save", _no_space)
+    deepres.optimize(model, images, **asked)
+    assert not [*(tmp_path / "cache").rglob("measured.json")]  # what cannot be loaded is not remembered
+    monkeypatch.undo()
+    monkeypatch.setenv("DEEPRES_CACHE", str(tmp_path / "cache"))
+    deepres.optimize(model, images, **asked)
+    for file in (tmp_path / "cache").rglob("*"):
+        if file.suffix == ".bin":
+            file.unlink()
+    with pytest.raises(DeepresError, match=r"its engine cannot be loaded .* --again"):
+        deepres.optimize(model, images, **asked)
+    assert deepres.optimize(model, images, again=True, **asked).choice.precision == "int8"
+
+
+def _no_space(runner: object, folder: Path) -> None:
+    raise OSError(28, "No space left on device")
+
+
+class Bessel(torch.nn.Module):
+    """A network with an operation that OpenVINO lacks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.special.bessel_j0(self.fc(x.flatten(1)))
+
+
+def test_the_error_in_float32_is_known_of_networks_that_openvino_cannot_take(known: tuple[torch.nn.Module, Data]) -> None:
+    model, data = Bessel(), known[1]
+    source = Source(model, some_inputs(data.val, data.prepare, 16)[0])
+    assert float_error(source, data) == pytest.approx(measure(model, data.val, data.prepare, data.classes).top1)
