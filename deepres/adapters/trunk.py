@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from deepres.adapters.modes import kept_modes
 from deepres.adapters.site import sites
 from deepres.adapters.spec import device_of, spec_of
-from deepres.errors import DeepresError
+from deepres.errors import DeepresError, first_line
 
 PROBE = 128  # side of the image that is followed, pixels
 
@@ -111,7 +111,7 @@ def _followed(model: nn.Module, image: Tensor) -> list[_Call]:
         with kept_modes(model), torch.no_grad():
             model.eval()(image)
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-        what = str(error).splitlines()[0]
+        what = first_line(error)
         raise DeepresError(f"{type(model).__name__}: an image of {PROBE} pixels does not pass through it ({what})") from error
     finally:
         for handle in handles:

@@ -10,8 +10,7 @@ from tyro.conf import Positional
 
 from deepres.cli.common import say, table
 from deepres.cli.parsing import BuilderOption
-from deepres.cli.terminal import first_line, lacks_memory
-from deepres.errors import DeepresError
+from deepres.errors import DeepresError, first_line, lacks_memory
 from deepres.models.options import NetOptions
 
 TOKENS = 1024  # of the text that is counted, at most

@@ -9,8 +9,8 @@ from typing import Any
 
 from deepres import __version__
 from deepres.cli.parsing import BuilderOption, parse
-from deepres.cli.terminal import expand_home, first_line, lacks_memory, rename_options, report_unforeseen, tolerate_any_name
-from deepres.errors import DeepresError, nearest
+from deepres.cli.terminal import expand_home, rename_options, report_unforeseen, tolerate_any_name
+from deepres.errors import DeepresError, first_line, lacks_memory, nearest
 from deepres.paths import os_reason
 
 DESCRIPTION = "Deep residual learning, complete: build, train, look inside, shrink, speed up and serve residual networks."

@@ -14,6 +14,7 @@ import tempfile
 import traceback
 
 from deepres import __version__
+from deepres.errors import first_line
 
 ERRORS = "deepres-output"  # our way to encode what the terminal's encoding lacks
 
@@ -58,23 +59,10 @@ def tolerate_any_name() -> None:
             stream.reconfigure(errors=ERRORS)
 
 
-def lacks_memory(error: Exception) -> bool:
-    """Return whether ``error`` is that of Python, or of PyTorch on any device, where memory could not be allocated."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError)
-        and (type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error))
-    )
-
-
-def first_line(error: Exception) -> str:
-    """First line of the text of ``error``; empty where it has none."""
-    return (str(error).strip().splitlines() or [""])[0]
-
-
 def report_unforeseen(error: Exception, argv: list[str]) -> str:
     """Write a traceback, with the versions and the command line, into a temporary file. Returns a line that names it."""
-    said = first_line(error)
-    what = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    kind, said = type(error).__name__, first_line(error)
+    what = kind if said == kind else f"{kind}: {said}"
     head = f"deepres {__version__}, torch {importlib.metadata.version('torch')}, Python {platform.python_version()}, {platform.platform()}"
     text = "\n".join([head, shlex.join(["deepres", *argv]), "", "".join(traceback.format_exception(error))])
     try:

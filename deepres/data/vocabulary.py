@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepres.errors import DeepresError
+from deepres.errors import DeepresError, first_line
 
 END = "<|endoftext|>"  # the token that stands behind each of several documents
 _ENDS = (END, "</s>", "<eos>", "<|end_of_text|>")
@@ -126,7 +126,7 @@ class BytePairs(Vocabulary):
             decoder = json.dumps(json.loads(definition).get("decoder"))
             self._tokenizer = tokenizers.Tokenizer.from_str(definition)
         except Exception as error:  # the library raises Exception itself
-            raise DeepresError(f"{name}: not the definition of a tokenizer ({str(error).splitlines()[0]})") from error
+            raise DeepresError(f"{name}: not the definition of a tokenizer ({first_line(error)})") from error
         if "ByteLevel" not in decoder and "ByteFallback" not in decoder:
             raise DeepresError(f"{name}: its tokens do not stand for bytes, so a text cannot be read back from them")
         self._byte_level = "ByteLevel" in decoder

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from deepres.detection.faster_rcnn import Detector, DetectorConfig, assemble
-from deepres.errors import DeepresError
+from deepres.errors import DeepresError, first_line
 from deepres.models import read_checkpoint
 from deepres.models.builders import Origin, origin, to_json
 from deepres.models.checkpoint import header_of
@@ -61,7 +61,7 @@ def load_detector(path: str | Path) -> Detector:
         model = assemble(net, config)
         model.load_state_dict(state)
     except (DeepresError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise DeepresError(f"{path}: not a detector that can be built again ({str(error).splitlines()[0]})") from error
+        raise DeepresError(f"{path}: not a detector that can be built again ({first_line(error)})") from error
     return model.eval()
 
 

@@ -21,7 +21,7 @@ from deepres.detection.measure import DetectionScores, measure_detector
 from deepres.detection.recipe import DetectRecipe
 from deepres.detection.run import DetectRun
 from deepres.detection.store import load_detector, save_detector
-from deepres.errors import DeepresError
+from deepres.errors import DeepresError, first_line
 from deepres.training import checkpoint
 from deepres.training.distribute import DistributedContext
 from deepres.training.fusion import accelerate, undo_acceleration
@@ -191,7 +191,7 @@ class DetectTrainer:
             self.progress = DetectProgress(**state["progress"])
             self._best = state["best"]
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise DeepresError(f"{self.out}: the checkpoint there is of another run ({str(error).splitlines()[0]})") from error
+            raise DeepresError(f"{self.out}: the checkpoint there is of another run ({first_line(error)})") from error
 
     def checkpoint(self) -> None:
         """Write a checkpoint, in the main process of a run that has a folder."""

@@ -19,6 +19,7 @@ Answers = Literal["exact", "close"]  # close calls are computed again in float32
 # The error that low precision adds to the difference of two logits is taken for normal; a difference below this many of its
 # standard deviations is a close call, whose order may be wrong.
 DEVIATIONS = 4.0
+LOW = ("bf16", "fp16")  # precisions with close calls
 _TIE = 1e-4  # relative to the largest logit: float32 engines that sum in another order differ by as much
 
 

@@ -10,16 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from deepres.adapters import device_of, kept_modes
-from deepres.engines.answers import Answers, has_close_calls
-from deepres.engines.compare import Trial, sentence
+from deepres.engines.answers import LOW, Answers, has_close_calls
+from deepres.engines.compare import MOST_SAID, Trial
 from deepres.engines.engine import Engine, Runner
 from deepres.engines.ghosts import for_engines
 from deepres.engines.optimized import CHOICE, Choice, Optimized
 from deepres.engines.registry import engines_for
 from deepres.engines.source import Source
-from deepres.errors import DeepresError
-
-LOW = ("bf16", "fp16")  # precisions with close calls
+from deepres.errors import DeepresError, first_line
 
 
 def wanted_answers(answers: Answers | Literal["auto"], device: torch.device) -> Answers:
@@ -68,7 +66,7 @@ def load_kept(engine: Engine, folder: Path, source: Source, choice: Choice) -> R
         raise
     except Exception as error:  # each library fails in ways of its own
         raise DeepresError(
-            f"{folder}: its engine cannot be loaded ({sentence(error)}); run deepres optimize --again"
+            f"{folder}: its engine cannot be loaded ({first_line(error, MOST_SAID)}); run deepres optimize --again"
         ) from error
     if runner is not None and choice.weights not in ("", source.weights):
         raise DeepresError(f"{folder}: holds the engine of a network with other weights; run deepres optimize again")

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from deepres.adapters import device_of, kept_modes
 from deepres.data import Data
 from deepres.deprecation import renamed
-from deepres.engines.answers import Answers
-from deepres.engines.building import LOW, build_choice, build_only, load_kept, recomputes, wanted_answers
-from deepres.engines.compare import AS_IS, Trial, compare, fastest_engine, sentence
+from deepres.engines.answers import LOW, Answers
+from deepres.engines.building import build_choice, build_only, load_kept, recomputes, wanted_answers
+from deepres.engines.compare import AS_IS, MOST_SAID, Trial, compare, fastest_engine
 from deepres.engines.engine import DTYPES, Engine, Precision
 from deepres.engines.ghosts import for_engines
 from deepres.engines.optimized import Candidate, Choice, Optimized
@@ -26,7 +26,7 @@ from deepres.engines.options import OptimizeOptions
 from deepres.engines.registry import ENGINES, engines_for
 from deepres.engines.remembered import folder_of, key_of, recall, remember
 from deepres.engines.source import Source
-from deepres.errors import DeepresError
+from deepres.errors import DeepresError, first_line
 from deepres.evaluation.timing import call_times
 from deepres.ghosting import Ghost
 from deepres.models.exported import ExportedModel
@@ -197,7 +197,7 @@ def _measured(
             try:
                 quantized = trial.engine.quantize(source, data, error=error, log=log)
             except Exception as refused:  # the libraries fail in ways of their own; the other candidates are still tried
-                trial.found = [Candidate(trial.engine.name, trial.precision, "close", problem=sentence(refused))]
+                trial.found = [Candidate(trial.engine.name, trial.precision, "close", problem=first_line(refused, MOST_SAID))]
             else:
                 trial.runner, trial.rise = quantized.runner, quantized.rise
     as_is = compare(source, trials, images, seconds=seconds, log=log)

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from deepres.adapters import logits_of
-from deepres.engines.answers import Answers, changed_answers, has_close_calls, measure_close_calls
+from deepres.engines.answers import LOW, Answers, changed_answers, has_close_calls, measure_close_calls
 from deepres.engines.engine import Engine, Precision, Runner
 from deepres.engines.optimized import Candidate
 from deepres.engines.racing import race, speeds, told_apart
 from deepres.engines.source import Source
+from deepres.errors import first_line
 
 AS_IS = "as it is"
+MOST_SAID = 200  # characters of a library's error
 
 
 @dataclass(eq=False)
@@ -60,7 +62,7 @@ def compare(
             trial.runner(example)
         except Exception as error:  # a compiler or converter fails in its own ways; the other engines are still tried
             trial.runner = None
-            trial.found = [Candidate(trial.engine.name, trial.precision, "exact", problem=sentence(error))]
+            trial.found = [Candidate(trial.engine.name, trial.precision, "exact", problem=first_line(error, MOST_SAID))]
     running = {trial.name: trial for trial in trials if trial.runner is not None}
     as_is = partial(logits_of, source.model)
     calls: dict[str, Callable[[], object]] = {AS_IS: partial(as_is, example)}
@@ -76,7 +78,7 @@ def compare(
         logits = _over(trial.runner, images, batch)
         answers: Answers = "exact" if trial.precision == "float32" else "close"
         found.append((_candidate(trial, answers, times, batch, original, logits), times[name]))
-        if trial.precision in ("bf16", "fp16") and has_close_calls(logits):
+        if trial.precision in LOW and has_close_calls(logits):
             trial.exact = trial.engine.exact(source, trial.runner)
         if trial.exact is not None:
             again = measure_close_calls(logits, trial.exact, images, batch)
@@ -117,11 +119,6 @@ def _rates(times: Sequence[float], batch: int) -> tuple[float, float, float]:
 def _over(call: Callable[[Tensor], Tensor], images: Tensor, batch: int) -> Tensor:
     """Logits of all images, in batches as they will come."""
     return torch.cat([call(part).float() for part in images.split(batch)])
-
-
-def sentence(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]
 
 
 def fastest_engine(candidates: Sequence[Candidate], answers: Answers) -> Candidate | None:

@@ -25,7 +25,7 @@ from deepres.detection.predicting import PADDED
 from deepres.engines.exporters import need_engine, quiet
 from deepres.engines.exporting import OPSETS, in_place
 from deepres.engines.options import ExportOptions
-from deepres.errors import DeepresError
+from deepres.errors import DeepresError, first_line
 from deepres.models.exported import PLACEHOLDER, stamp_bytes
 
 COMPARED = 12  # images
@@ -143,9 +143,8 @@ def _write(graph: DetectorGraph, path: Path, metadata: dict[str, str], opset: in
                 custom_translation_table=_translations(),
             )
     except Exception as error:  # whatever the network's code does with symbolic sizes
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise DeepresError(
-            f"{type(graph.model.net).__name__}: the detector cannot be captured as a graph ({first[:160]})"
+            f"{type(graph.model.net).__name__}: the detector cannot be captured as a graph ({first_line(error, 160)})"
         ) from error
     built.model.metadata_props.update({**metadata, "sha256": PLACEHOLDER})
     built.save(str(path))

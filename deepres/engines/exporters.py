@@ -23,7 +23,7 @@ from torch.export import Dim, ExportedProgram
 
 from deepres.adapters import kept_modes, logits_of
 from deepres.engines.options import ExportOptions
-from deepres.errors import DeepresError
+from deepres.errors import DeepresError, first_line
 from deepres.models.exported import PLACEHOLDER, stamp_archive, stamp_bytes
 
 _LARGEST = 1900 << 20  # bytes of weights in one protobuf file; more are kept in a file beside it
@@ -75,7 +75,7 @@ def capture_graph(graph: nn.Module, examples: Sequence[Tensor], model: nn.Module
     except DeepresError:
         raise
     except Exception as error:  # torch.export raises whatever the network's code does with symbolic sizes
-        reason = _first_line(error)
+        reason = first_line(error, 160)
         if "specialized it to be a constant" in str(error):
             reason = "its code reads the batch size as a number, such as by len(x), where x.shape[0] would leave it open"
         raise DeepresError(
@@ -105,7 +105,7 @@ def to_aoti(model: nn.Module | ExportedProgram, example: Tensor, path: Path, met
                 program, package_path=str(path), inductor_configs={"aot_inductor.metadata": dict(metadata)}
             )
     except Exception as error:  # Inductor wraps the compiler's errors in several kinds
-        raise DeepresError(f"AOTInductor: could not compile the network ({_first_line(error)})") from error
+        raise DeepresError(f"AOTInductor: could not compile the network ({first_line(error, 160)})") from error
     stamp_archive(path, metadata)
 
 
@@ -189,7 +189,7 @@ def save_openvino(model: Any, path: Path) -> None:
     try:
         need_engine("openvino").save_model(model, str(path), compress_to_fp16=False)
     except RuntimeError as error:
-        raise OSError(f"OpenVINO: {_first_line(error)}") from error
+        raise OSError(f"OpenVINO: {first_line(error, 160)}") from error
 
 
 def need_engine(name: str) -> Any:
@@ -220,11 +220,6 @@ def quiet() -> Iterator[None]:
             yield
         finally:
             logging.disable(before)
-
-
-def _first_line(error: BaseException) -> str:
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return text[:160] or type(error).__name__
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -261,4 +256,4 @@ def _unknown_operation(program: ExportedProgram, error: BaseException) -> str:
             path, kind = stack[-1] if stack else ("", "")
             name = str(path).removeprefix("model").removeprefix(".") or "the network"
             return f"{name} ({str(getattr(kind, '__name__', kind)).rpartition('.')[2]}), operation {'.'.join(operation[:2])}"
-    return f"the network ({_first_line(error)})"
+    return f"the network ({first_line(error, 160)})"

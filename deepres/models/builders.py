@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from deepres.adapters.surgery import NOTE, removed_parts, repeat_removals
-from deepres.errors import DeepresError
+from deepres.errors import DeepresError, first_line
 from deepres.models.formats import describe_folder
 from deepres.models.options import BUILDERS
 
@@ -161,7 +161,7 @@ def _timm(name: str, classes: int | None, channels: int | None) -> nn.Module:
     try:
         return timm.create_model(name, **options)
     except (RuntimeError, TypeError) as error:
-        raise DeepresError(f"timm:{name}: {str(error).splitlines()[0]}") from error
+        raise DeepresError(f"timm:{name}: {first_line(error)}") from error
 
 
 def _torchvision(name: str) -> Callable[..., Any]:
@@ -221,7 +221,7 @@ def _from_config(name: str, settings: object, generation: object) -> nn.Module:
         if generation is not None and getattr(model, "generation_config", None) is not None:
             model.generation_config = type(model.generation_config).from_dict(check_config(generation))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DeepresError(f"transformers:{name}: {str(error).splitlines()[0]}") from error
+        raise DeepresError(f"transformers:{name}: {first_line(error)}") from error
     built: nn.Module = model
     return built
 
@@ -247,7 +247,7 @@ def _hugging_face(path: str) -> nn.Module:
     except DeepresError as error:
         raise DeepresError(f"hf:{path}: {error}") from error
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         if "ignore_mismatched_sizes" in reason:
             count = len(config.id2label or ())
             reason = f"config.json describes other sizes than the weights have; it names {count} labels, and num_labels is their number"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deepres.adapters import ModelSpec
-from deepres.errors import DeepresError
+from deepres.errors import DeepresError, first_line
 
 PLACEHOLDER = "sha256:" + "0" * 64  # stands in for the checksum while it is computed; of the same length
 _MEMBER = "extra/deepres.json"  # of a .pt2 archive
@@ -127,8 +127,9 @@ def open_file(path: str | Path, *, trust: bool = False) -> LoadedFile:
     except DeepresError:
         raise
     except Exception as error:  # each engine has its own kinds
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise DeepresError(f"{path}: cannot be opened, so it is damaged or of another version ({said[:160]})") from error
+        raise DeepresError(
+            f"{path}: cannot be opened, so it is damaged or of another version ({first_line(error, 160)})"
+        ) from error
 
 
 def _open_onnx(path: Path) -> LoadedFile:

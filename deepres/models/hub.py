@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from deepres.errors import DeepresError
+from deepres.errors import DeepresError, first_line
 from deepres.models.builders import need_library
 from deepres.models.hub_folder import HubFolder, save_pretrained
 from deepres.models.options import PushOptions
@@ -82,9 +82,8 @@ def _upload(hub: Any, repository: str, folder: Path, private: bool, message: str
         advice = (
             "give a token with the right to write, in HF_TOKEN or by `hf auth login`" if status in (401, 403) else "try again"
         )
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise DeepresError(
-            f"hf:{repository}: could not be uploaded to {endpoint} ({said[:160]}); {advice}, or write a folder with --to FOLDER"
+            f"hf:{repository}: could not be uploaded to {endpoint} ({first_line(error, 160)}); {advice}, or write a folder with --to FOLDER"
         ) from error
     finally:
         if not quiet:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from deepres.adapters import spec_of
 from deepres.data import Prepare, Tokens
-from deepres.errors import DeepresError, nearest
+from deepres.errors import DeepresError, first_line, nearest
 from deepres.models.builders import check_config
 from deepres.models.checkpoint import header_of, read_checkpoint
 from deepres.models.store import from_state, network_from
@@ -94,8 +94,7 @@ def open_hub_folder(folder: str | Path) -> tuple[nn.Module, dict[str, Any], Matc
         RuntimeError,
         ArithmeticError,
     ) as error:  # of a library's constructor
-        said = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DeepresError(f"{config}: describes no network that can be built ({said})") from error
+        raise DeepresError(f"{config}: describes no network that can be built ({first_line(error)})") from error
     noted = written.get("notes")
     model, noted, report = from_state(state, {**header, "notes": noted if isinstance(noted, dict) else {}}, weights)
     try:

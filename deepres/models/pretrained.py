@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from deepres.data import Prepare
-from deepres.errors import DeepresError, nearest
+from deepres.errors import DeepresError, first_line, nearest
 from deepres.models.builders import need_library
 from deepres.models.checkpoint import read_checkpoint
 from deepres.models.hub_reading import CONFIG, is_hub_folder, open_hub_folder
@@ -180,12 +180,8 @@ def weights_file(url: str) -> Path:
 
 
 def _unreachable(file: str, url: str, folder: Path, error: Exception, more: str = "") -> DeepresError:
-    reason = "what came differs from its checksum" if "invalid hash" in str(error) else _reason(error)
+    reason = "what came differs from its checksum" if "invalid hash" in str(error) else first_line(error, 120)
     return DeepresError(f"{file}: could not be downloaded ({reason}{more}); get it from {url} and put it into {folder}")
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
 
 
 def _sha256(path: Path) -> str:
@@ -214,7 +210,7 @@ def _timm(name: str) -> Pretrained:
                 name, pretrained=True, pretrained_cfg_overlay={"file": str(file)}
             ).state_dict()
         except (RuntimeError, OSError, ValueError, SafetensorError) as error:
-            raise DeepresError(f"{file}: not the weights of timm:{name} ({_reason(error)})") from error
+            raise DeepresError(f"{file}: not the weights of timm:{name} ({first_line(error, 120)})") from error
         return state
 
     channels, size, _ = cfg.input_size
@@ -270,7 +266,7 @@ def hub_folder(repository: str) -> Path:
 def _unreachable_hub(repository: str, files: str, error: Exception) -> DeepresError:
     address = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/{repository}"
     return DeepresError(
-        f"{repository}: could not be downloaded ({_reason(error)}); get {files} from {address} and give their folder "
+        f"{repository}: could not be downloaded ({first_line(error, 120)}); get {files} from {address} and give their folder "
         f"as hf:FOLDER, or copy the Hugging Face cache of another machine to {_hub_cache()}"
     )
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from deepres.data import difference
-from deepres.errors import DeepresError
+from deepres.errors import DeepresError, first_line
 from deepres.training.progress import Progress
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> None:
             trainer.averaged.load_state_dict(state["averaged"])
         trainer.progress = Progress(**state["progress"])
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise DeepresError(f"{trainer.out}: the checkpoint there is of another run ({str(error).splitlines()[0]})") from error
+        raise DeepresError(f"{trainer.out}: the checkpoint there is of another run ({first_line(error)})") from error
 
 
 def _restore_callbacks(trainer: Trainer, state: dict[str, Any]) -> None:

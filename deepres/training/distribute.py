@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from deepres.data import Shard
-from deepres.errors import DeepresError
+from deepres.errors import DeepresError, first_line
 from deepres.nn.fused import ONE_VALUE, FusedNorm
 
 
@@ -80,9 +80,7 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
             device = torch.device("cuda", local_rank)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise DeepresError(
-            f"device {name!r} is not on this machine; use --device cpu ({str(error).splitlines()[0]})"
-        ) from error
+        raise DeepresError(f"device {name!r} is not on this machine; use --device cpu ({first_line(error)})") from error
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device
@@ -112,7 +110,7 @@ def join_processes(device: str = "auto") -> Iterator[DistributedContext]:
         except (RuntimeError, ValueError) as error:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise DeepresError(
-                f"the processes could not meet at {where} ({str(error).splitlines()[0]}); "
+                f"the processes could not meet at {where} ({first_line(error)}); "
                 "if the port is in use, give torchrun another --master-port"
             ) from error
         # once for all runs of a process: a second meeting would find the addresses of the first in torchrun's store

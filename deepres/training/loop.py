@@ -16,7 +16,7 @@ from torch import nn
 
 from deepres.callback import Callback
 from deepres.data import Data
-from deepres.errors import DeepresError
+from deepres.errors import DeepresError, first_line, lacks_memory
 from deepres.evaluation import Evaluation, describe_machine, measure
 from deepres.exits.supervision import DeepSupervision
 from deepres.models import annotate
@@ -122,10 +122,10 @@ def _errors_in_words(run: Run, device: torch.device) -> Iterator[None]:
             "or --size, or take a network without batch norm"
         ) from error
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not lacks_memory(error):
             raise
         raise DeepresError(
-            f"out of memory on {device} ({str(error).splitlines()[0]}); lower --batch, --size or --width, "
+            f"out of memory on {device} ({first_line(error)}); lower --batch, --size or --width, "
             "or set --memory to what may be used"
         ) from error
 

@@ -43,14 +43,18 @@ _text: dict[str, Any] = {**TINY, "vocab_size": 50, "max_position_embeddings": 32
 _small = {"vocab_size": 50, "max_position_embeddings": 32, "dim": 32, "n_layers": 3, "n_heads": 2, "hidden_dim": 64}
 
 
-def _example(name: str, model: str, config: str, *, embeddings: int = 1, generates: bool = False, **options: Any) -> Example:
-    """A small encoder; ``embeddings``: additions of equal shapes among its embeddings of words, token types and positions."""
-    return Example(name, from_config(model, config, **options), 6, (4, 12), 50, other_additions=embeddings, generates=generates)
+def _example(
+    name: str, model: str, config: str, *, other_additions: int = 1, generates: bool = False, **options: Any
+) -> Example:
+    """A small encoder; ``other_additions``: besides its sites, as of the embeddings of words, token types and positions."""
+    return Example(
+        name, from_config(model, config, **options), 6, (4, 12), 50, other_additions=other_additions, generates=generates
+    )
 
 
-def _classifier(kind: str, name: str, *, embeddings: int = 1, **options: Any) -> Example:
+def _classifier(kind: str, name: str, *, other_additions: int = 1, **options: Any) -> Example:
     settings = {**_text, "num_labels": 10, **options}
-    return _example(name, f"{kind}ForSequenceClassification", f"{kind}Config", embeddings=embeddings, **settings)
+    return _example(name, f"{kind}ForSequenceClassification", f"{kind}Config", other_additions=other_additions, **settings)
 
 
 ADAPTER = (
@@ -68,11 +72,11 @@ ADAPTER = (
             _classifier("Bert", "BERT"),
             _example("masked BERT", "BertForMaskedLM", "BertConfig", **_text),
             _example("BERT as a decoder", "BertLMHeadModel", "BertConfig", **_text, is_decoder=True, generates=True),
-            _classifier("Roberta", "RoBERTa", embeddings=2, max_position_embeddings=34),
-            _classifier("XLMRoberta", "XLM-RoBERTa", embeddings=2, max_position_embeddings=34),
-            _classifier("Camembert", "CamemBERT", embeddings=2, max_position_embeddings=34),
+            _classifier("Roberta", "RoBERTa", other_additions=2, max_position_embeddings=34),
+            _classifier("XLMRoberta", "XLM-RoBERTa", other_additions=2, max_position_embeddings=34),
+            _classifier("Camembert", "CamemBERT", other_additions=2, max_position_embeddings=34),
             _classifier("Electra", "ELECTRA", embedding_size=32),
-            _classifier("DistilBert", "DistilBERT", embeddings=0, **_small),
+            _classifier("DistilBert", "DistilBERT", other_additions=0, **_small),
         ),
     ),
     HuggingFace(
@@ -85,21 +89,8 @@ ADAPTER = (
             )
         },
         examples=(
-            Example(
-                "ModernBERT",
-                from_config(
-                    "ModernBertForSequenceClassification",
-                    "ModernBertConfig",
-                    **_text,
-                    num_labels=10,
-                    pad_token_id=0,
-                    local_attention=8,
-                ),
-                6,
-                (4, 12),
-                50,
-                other_additions=6,  # two a layer turn queries and keys
-            ),
+            # two additions a layer turn queries and keys
+            _classifier("ModernBert", "ModernBERT", other_additions=6, pad_token_id=0, local_attention=8),
         ),
     ),
 )

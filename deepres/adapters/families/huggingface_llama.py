@@ -7,8 +7,16 @@ from typing import Any
 from deepres.adapters.families._huggingface import HuggingFace, decoder_layer, example_decoder
 from deepres.adapters.patterns import pre_norm
 
-_NAMES = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "smollm3", "starcoder2")
-_CLASSES = ("Llama", "Mistral", "Mixtral", "Qwen2", "Qwen3", "Gemma", "SmolLM3", "Starcoder2")
+_KINDS = {
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "mixtral": "Mixtral",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "gemma": "Gemma",
+    "smollm3": "SmolLM3",
+    "starcoder2": "Starcoder2",
+}
 _HALVES = pre_norm("input_layernorm", "self_attn", "post_attention_layernorm", "mlp", pair=True)
 _PHI3 = pre_norm(
     "input_layernorm",
@@ -23,9 +31,9 @@ _windows: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 8, "ma
 ADAPTER = HuggingFace(
     "Llama, Mistral, Mixtral, Qwen2, Qwen3, Gemma, Phi-3, SmolLM3, StarCoder2",
     "Hugging Face",
-    tuple(f"transformers.models.{name}" for name in (*_NAMES, "phi3")),
+    tuple(f"transformers.models.{name}" for name in (*_KINDS, "phi3")),
     {
-        **{decoder_layer(name, kind): _HALVES for name, kind in zip(_NAMES, _CLASSES, strict=True)},
+        **{decoder_layer(name, kind): _HALVES for name, kind in _KINDS.items()},
         decoder_layer("phi3", "Phi3"): _PHI3,
     },
     notes="if layers have caches of several kinds, an attention can be removed only together with its layer",
