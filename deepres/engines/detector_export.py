@@ -92,7 +92,7 @@ def export_detector(
     net: Detector = model if isinstance(model, Detector) else load_detector(model)
     path = Path(out) if out is not None else Path(f"{name}.onnx")
     if path.suffix != ".onnx":
-        raise DeepresError(f"{path}: a file of onnx ends in .onnx")
+        raise DeepresError(f"{path}: a file of onnx ends in .onnx; name it {path.with_suffix('.onnx')}")
     images, source = _images(data, net.config.classes)
     with on_cpu(net):
         graph = DetectorGraph(net, _canvas(net))

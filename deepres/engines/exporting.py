@@ -106,7 +106,7 @@ def export(
         raise DeepresError(f"{opened.name}: is exported already; export the network that it was made of")
     path = Path(out) if out is not None else Path(f"{Path(opened.name.replace(':', '-')).name}{SUFFIX[to]}")
     if path.suffix != SUFFIX[to]:
-        raise DeepresError(f"{path}: a file of {to} ends in {SUFFIX[to]}")
+        raise DeepresError(f"{path}: a file of {to} ends in {SUFFIX[to]}; name it {path.with_suffix(SUFFIX[to])}")
     with on_cpu(opened.model) as network:
         inputs, prepare, source = _inputs(opened, data, size)
         program = exporters.capture(network, inputs[:2])

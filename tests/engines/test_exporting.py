@@ -170,7 +170,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
     model = deepres.create("resnet8-cifar")
     with pytest.raises(DeepresError, match="cannot export to 'onyx'; did you mean 'onnx'"):
         deepres.export(model, "onyx")  # type: ignore[arg-type]
-    with pytest.raises(DeepresError, match=r"net\.pt: a file of onnx ends in \.onnx"):
+    with pytest.raises(DeepresError, match=r"net\.pt: a file of onnx ends in \.onnx; name it .*net\.onnx"):
         deepres.export(model, "onnx", tmp_path / "net.pt")
     with pytest.raises(DeepresError, match=r"opset 9: torch\.onnx writes 18 to 23"):
         deepres.export(model, "onnx", tmp_path / "net.onnx", opset=9)
