@@ -1,5 +1,4 @@
 from .budget import plan_budget as plan_budget
-from .distribute import local_norms as local_norms
 from .epoch import Interrupted as Interrupted
 from .fusion import accelerate as accelerate
 from .fusion import undo_acceleration as undo_acceleration
@@ -13,4 +12,5 @@ from .recipes import RECIPES as RECIPES
 from .recipes import Recipe as Recipe
 from .recipes import recipe as recipe
 from .run import Run as Run
+from .sync_norm import local_norms as local_norms
 from .trainer import Trainer as Trainer

@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 
 from deepres.data import Shard
 from deepres.errors import DeepresError, first_line
-from deepres.nn.fused import ONE_VALUE, FusedNorm
 
 
 @dataclass(frozen=True)
@@ -124,92 +122,3 @@ def join_processes(device: str = "auto") -> Iterator[DistributedContext]:
 def _part() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-class _SumOfProcesses(torch.autograd.Function):
-    """Sum over all processes; its gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(_: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(_: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].clone()  # another consumer may hold the same tensor
-        dist.all_reduce(total)
-        return total
-
-
-class SyncBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm over the examples of all processes, ``(N, C, H, W) -> (N, C, H, W)``. PyTorch's own needs a GPU.
-
-    Statistics are computed in float32 or better, whatever the type of the input; the output has the input's type.
-
-    Raises ``ValueError`` in training where all processes together have one value per channel.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))
-        count = exact.new_tensor([x.numel() / x.shape[1]])
-        sums = _SumOfProcesses.apply(torch.cat((exact.sum((0, 2, 3)), count)))
-        count = sums[-1].detach()
-        if count < 2:
-            raise ValueError(f"{ONE_VALUE} when training, got input size {tuple(x.shape)}")
-        mean = sums[:-1] / count
-        centred = exact - mean.view(1, -1, 1, 1)
-        var = _SumOfProcesses.apply(centred.square().sum((0, 2, 3))) / count
-        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
-            with torch.no_grad():
-                if self.num_batches_tracked is not None:
-                    self.num_batches_tracked.add_(1)
-                share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked or 1)
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-                self.running_var.lerp_((var * count / (count - 1)).to(self.running_var.dtype), share)
-        scale = torch.rsqrt(var + self.eps)
-        if self.affine:
-            return (centred * (self.weight * scale).view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(x.dtype)
-        return (centred * scale.view(1, -1, 1, 1)).to(x.dtype)
-
-
-class _LocalBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """What a synchronised norm is inside ``local_norms``."""
-
-    def _check_input_dim(self, _: Tensor) -> None:
-        """Any number of dimensions."""
-
-
-def synchronise_norms(model: nn.Module, device: torch.device) -> nn.Module:
-    """Let every batch norm see the global batch. Names and weights stay."""
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = SyncBatchNorm2d
-        elif isinstance(module, FusedNorm):
-            module.synchronised = True
-    return model
-
-
-@contextlib.contextmanager
-def local_norms(model: nn.Module) -> Iterator[None]:
-    """While open, synchronised norms use this process's examples alone.
-
-    For a forward pass that not all processes make: a synchronised norm would wait for the others for ever.
-    """
-    norms = [(module, type(module)) for module in model.modules() if isinstance(module, nn.SyncBatchNorm | SyncBatchNorm2d)]
-    fused = [module for module in model.modules() if isinstance(module, FusedNorm) and module.synchronised]
-    for module, _ in norms:
-        module.__class__ = _LocalBatchNorm  # type: ignore[assignment]
-    for norm in fused:
-        norm.synchronised = False
-    try:
-        yield
-    finally:
-        for module, kind in norms:
-            module.__class__ = kind
-        for norm in fused:
-            norm.synchronised = True

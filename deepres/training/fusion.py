@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from deepres.adapters import kept_modes, sites
 from deepres.nn.branch import Branch
 from deepres.nn.fused import FusedNorm, FusedReLU
-from deepres.training.distribute import SyncBatchNorm2d
+from deepres.training.sync_norm import SyncBatchNorm2d
 
 _NORMS = (nn.BatchNorm2d, SyncBatchNorm2d)
 _SUMS = (operator.add, operator.iadd, torch.add)

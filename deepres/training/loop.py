@@ -21,10 +21,11 @@ from deepres.evaluation import Evaluation, describe_machine, measure
 from deepres.exits.supervision import DeepSupervision
 from deepres.models import annotate
 from deepres.nn import config
+from deepres.nn.fused import ONE_VALUE
 from deepres.nn.transformer_zoo import TRANSFORMERS
 from deepres.training import checkpoint, memory
 from deepres.training.deprecated import callbacks_from
-from deepres.training.distribute import ONE_VALUE, DistributedContext, join_processes
+from deepres.training.distribute import DistributedContext, join_processes
 from deepres.training.epoch import finish_epoch, train_epoch
 from deepres.training.folder import claim_folder, leave_folder
 from deepres.training.fusion import undo_acceleration

@@ -23,7 +23,7 @@ from deepres.kernels.compiling import compiled_for_training
 from deepres.models import read_checkpoint, save
 from deepres.nn import ResNet
 from deepres.training import checkpoint, memory
-from deepres.training.distribute import DistributedContext, synchronise_norms
+from deepres.training.distribute import DistributedContext
 from deepres.training.fusion import accelerate
 from deepres.training.heap import heap_kept
 from deepres.training.network import open_run
@@ -34,6 +34,7 @@ from deepres.training.run import Run
 from deepres.training.speed import SPEEDS, Speed
 from deepres.training.speed_trial import choose
 from deepres.training.step import take_step
+from deepres.training.sync_norm import synchronise_norms
 
 BEST, LAST = "best.safetensors", "last.safetensors"
 

@@ -6,9 +6,11 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm.layers
 import torch
 import torch.multiprocessing as mp
 from run_helpers import torchrun
@@ -16,11 +18,12 @@ from run_helpers import torchrun
 import deepres
 from deepres import Run
 from deepres.cli.main import main
+from deepres.errors import DeepresError
 from deepres.models import read_checkpoint
 from deepres.nn.fused import FusedNorm
 from deepres.training import read_log, recipe
-from deepres.training.distribute import SyncBatchNorm2d
 from deepres.training.fusion import accelerate
+from deepres.training.sync_norm import _Synchronised, local_norms, synchronise_norms
 
 DEEPRES = ("-m", "deepres")
 COMMON = ["--net", "resnet8-cifar", "--width", "0.5", "--recipe", "digits", "--batch", "64", "--speed", "exact", "--sync-norm"]
@@ -103,44 +106,68 @@ def test_a_port_in_use_is_named() -> None:
     assert "Traceback" not in done.stderr
 
 
-def _images(dtype: torch.dtype) -> torch.Tensor:
-    return torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+class OwnNorm(torch.nn.BatchNorm2d):
+    """A class of a user's that only has another name."""
 
 
-def _normalise(rank: int, port: int, folder: str, fused: bool, empty: bool, dtype: torch.dtype) -> None:
+NORMS: dict[str, Callable[[], torch.nn.Module]] = {
+    "ordinary": lambda: torch.nn.BatchNorm2d(3),
+    "user's": lambda: OwnNorm(3),
+    "of volumes": lambda: torch.nn.BatchNorm3d(3),
+    "timm's": lambda: timm.layers.BatchNormAct2d(3, act_layer=torch.nn.SiLU, inplace=False),
+    "fused": lambda: accelerate(torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.ReLU()))[0],  # type: ignore[index]
+}
+
+
+def _norm(name: str) -> torch.nn.Module:
+    norm = NORMS[name]()
+    if isinstance(norm, FusedNorm):
+        norm.relu = False
+    return norm
+
+
+def _images(name: str, dtype: torch.dtype) -> torch.Tensor:
+    shape = (6, 3, 4, 2, 2) if name == "of volumes" else (6, 3, 4, 4)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def _normalise(rank: int, port: int, folder: str, name: str, empty: bool, dtype: torch.dtype) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    x = _images(dtype)
+    x = _images(name, dtype)
     part = x[:2] if rank == 0 else x[2:]  # parts of unequal size
     if empty:
         part = x if rank == 0 else x[:0]
-    part = part.clone(memory_format=torch.channels_last).requires_grad_()
-    norm = SyncBatchNorm2d(3)
-    if fused:
-        norm = accelerate(torch.nn.Sequential(norm, torch.nn.ReLU()))[0]  # type: ignore[index]
-        norm.relu = False
-        assert isinstance(norm, FusedNorm) and norm.synchronised
+    part = (part.clone() if part.ndim == 5 else part.clone(memory_format=torch.channels_last)).requires_grad_()
+    norm = synchronise_norms(_norm(name), torch.device("cpu"))
     out = norm(part)
     (out**3).sum().backward()
-    torch.save((out.detach(), part.grad, norm.running_var), f"{folder}/{rank}.pt")
+    if rank == 0:
+        with local_norms(norm):
+            norm(x)  # the other process makes no forward pass here
+    assert isinstance(norm.eval()(x), torch.Tensor)
+    torch.save((out.detach(), part.grad, norm.running_mean), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(
-    ("fused", "empty", "dtype"),
+    ("name", "empty", "dtype"),
     [
-        (False, False, torch.float32),
-        (False, False, torch.bfloat16),  # on a CPU too, where PyTorch's own takes none
-        (True, False, torch.float32),
-        (True, True, torch.float32),
+        ("ordinary", False, torch.float32),
+        ("ordinary", False, torch.bfloat16),  # on a CPU too, where PyTorch's own takes none
+        ("user's", False, torch.float32),
+        ("of volumes", False, torch.float32),
+        ("timm's", False, torch.float32),
+        ("fused", False, torch.float32),
+        ("fused", True, torch.float32),
     ],
 )
-def test_synchronised_norms_are_those_of_the_whole_batch(tmp_path: Path, fused: bool, empty: bool, dtype: torch.dtype) -> None:
+def test_synchronised_norms_are_those_of_the_whole_batch(tmp_path: Path, name: str, empty: bool, dtype: torch.dtype) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_normalise, args=(port, str(tmp_path), fused, empty, dtype), nprocs=2)
-    x = _images(dtype).float().requires_grad_()
-    norm = torch.nn.BatchNorm2d(3)
+    mp.spawn(_normalise, args=(port, str(tmp_path), name, empty, dtype), nprocs=2)
+    x = _images(name, dtype).float().requires_grad_()
+    norm = _norm(name)
     out = norm(x)
     (out**3).sum().backward()
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
@@ -148,7 +175,36 @@ def test_synchronised_norms_are_those_of_the_whole_batch(tmp_path: Path, fused: 
     assert parts[0][0].dtype == dtype and x.grad is not None
     torch.testing.assert_close(torch.cat([part[0] for part in parts]).float(), out.detach(), **near)
     torch.testing.assert_close(torch.cat([part[1] for part in parts]).float(), x.grad, **near)
-    torch.testing.assert_close(parts[0][2], norm.running_var)
+    torch.testing.assert_close(parts[1][2], norm.running_mean, rtol=1e-4, atol=1e-4 if dtype == torch.float32 else 0.01)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_classes_of_norms_are_changed_and_put_back(device: str) -> None:
+    """Of PyTorch's synchronised norm, which needs a GPU to compute in training, this sees the class and the eval mode."""
+    torch.manual_seed(0)
+    norm = timm.layers.BatchNormAct2d(3, act_layer=torch.nn.SiLU, inplace=False)
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(3), norm, torch.nn.Flatten(), torch.nn.BatchNorm1d(48)).eval()
+    x, keys = _images("ordinary", torch.float32), list(model.state_dict())
+    want = model(x)
+    assert synchronise_norms(model, torch.device(device)) is model and list(model.state_dict()) == keys
+    base = torch.nn.SyncBatchNorm if device == "cuda" else _Synchronised
+    assert sum(isinstance(module, base) for module in model) == 3
+    torch.testing.assert_close(model(x), want)
+    with local_norms(model):
+        assert type(norm) is timm.layers.BatchNormAct2d
+        torch.testing.assert_close(model(x), want)
+    assert isinstance(norm, base)
+
+
+def test_a_norm_with_a_forward_pass_of_its_own_is_named() -> None:
+    class Scaled(torch.nn.BatchNorm2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(3), Scaled(3))
+    with pytest.raises(DeepresError, match=r"1 \(Scaled\): .* --sync-norm"):
+        synchronise_norms(model, torch.device("cpu"))
+    assert type(model[0]) is torch.nn.BatchNorm2d
 
 
 def _few(out: Path | None, batch: int, exits: float | None, sync_norm: bool) -> dict[str, torch.Tensor]:

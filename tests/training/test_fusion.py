@@ -20,8 +20,8 @@ import deepres
 from deepres import DeepresError
 from deepres.nn.fused import FusedNorm, FusedReLU
 from deepres.training import memory
-from deepres.training.distribute import SyncBatchNorm2d, synchronise_norms
 from deepres.training.fusion import accelerate, undo_acceleration
+from deepres.training.sync_norm import SyncBatchNorm2d, synchronise_norms
 
 
 def ours(name: str) -> Callable[[], nn.Module]:
