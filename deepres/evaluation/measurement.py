@@ -53,6 +53,7 @@ class _Tally:
         self.top5 = torch.zeros((), dtype=torch.int64, device=device)
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
         self.bins = torch.zeros(3, BINS, dtype=torch.float64, device=device)  # count, confidence, right
+        self.unreadable = torch.zeros((), dtype=torch.int64, device=device)
         self.classes = classes
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
@@ -75,10 +76,10 @@ class _Tally:
             self.bins[row].index_add_(0, where, values)
 
     def reduce(self) -> None:
-        for tensor in (self.confusion, self.counts, self.top5, self.loss, self.bins, self.text):
+        for tensor in (self.confusion, self.counts, self.top5, self.loss, self.bins, self.text, self.unreadable):
             dist.all_reduce(tensor)
 
-    def result(self, names: tuple[str, ...], unreadable: int = 0) -> Evaluation:
+    def result(self, names: tuple[str, ...]) -> Evaluation:
         names = _distinct(names)
         totals, right = self.counts.tolist()
         n, (nats, size) = sum(totals), self.text.tolist()
@@ -92,7 +93,7 @@ class _Tally:
             per_class=per_class,
             confusion=self.confusion.view(-1, self.classes).tolist(),
             calibration=100 * float((confidence - hits).abs().sum()) / float(count.sum()),
-            unreadable=unreadable,
+            unreadable=int(self.unreadable),
             classes=names,
             bits_per_byte=nats / math.log(2) / size if size else None,
         )
@@ -132,6 +133,7 @@ def measure(
             if len(step.labels):
                 images = step.images.to(memory_format=layout) if step.images.ndim == 4 else step.images
                 tally.add(logits_of(model, images), step.labels)
+    tally.unreadable += loader.unreadable
     if share.world > 1:
         tally.reduce()
-    return tally.result(classes, loader.unreadable)
+    return tally.result(classes)

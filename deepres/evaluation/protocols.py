@@ -106,7 +106,8 @@ def measure_views(
             watch(i, len(split))
     if bad == len(split):
         raise DeepresError("none of the images can be read")
-    return tally.result(classes, bad)
+    tally.unreadable += bad
+    return tally.result(classes)
 
 
 def _images(split: Split, channels: int) -> Iterator[Image.Image | None]:

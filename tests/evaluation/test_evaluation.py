@@ -1,6 +1,7 @@
 """Evaluation against slow and obvious versions; prediction on files."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import deepres
 from deepres import DeepresError
 from deepres.adapters import find_blocks
 from deepres.cli.main import main
-from deepres.data import Prepare, open_data
+from deepres.data import Prepare, Shard, open_data
 from deepres.evaluation import block_times, measure
 
 
@@ -153,3 +154,21 @@ def test_numbers_out_of_range_are_one_sentence(trained: Path, small_folder: Path
     assert "batch is at least 1, not 0" in capsys.readouterr().err
     with pytest.raises(DeepresError, match="there is no split 'valid'; there are train, val, test"):
         deepres.evaluate(trained, small_folder, split="valid")  # type: ignore[arg-type]
+
+
+def test_unreadable_images_of_all_processes_are_counted(
+    large_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes, of which the other finds what this one finds."""
+    root = tmp_path / "damaged"
+    shutil.copytree(large_folder, root)
+    for path in (root / "val" / "digit-0").glob("*.png"):
+        path.write_bytes(b"\x89PNG nothing")
+    data = open_data(root)
+    model = deepres.create("resnet8-cifar", num_classes=2, in_channels=1)
+    found = []
+    for times in (1, 2):
+        monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, by=times: tensor.mul_(by))
+        found.append(measure(model, data.test, data.prepare, data.classes, share=Shard(0, 2), workers=0))
+    assert found[0].n == 12 and found[1].n == 24
+    assert found[1].unreadable == 2 * found[0].unreadable > 0
