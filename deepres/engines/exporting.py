@@ -25,7 +25,7 @@ from deepres.engines.segmenting import capture_segments, check_segments, used_ex
 from deepres.errors import DeepresError, nearest
 from deepres.ghosting import Ghost, is_ghost, load_ghost
 from deepres.models import OpenedModel, annotate, data_for, open_exported, open_trained
-from deepres.models.exported import RUNNER, ExportedModel, open_file
+from deepres.models.exported import RUNNER, ExportedModel, open_file, weights_beside
 from deepres.models.options import OpenOptions
 from deepres.models.segmented import SegmentedModel, write_runner
 
@@ -293,6 +293,8 @@ def in_place(path: Path) -> Iterator[Path]:
             for file in sorted(Path(folder).iterdir(), key=lambda one: one == temporary):
                 if file.is_dir() and path.is_dir():
                     os.replace(path, Path(folder) / "before")
+                if file == temporary and file.suffix == ".onnx" and not weights_beside(file).exists():
+                    weights_beside(path).unlink(missing_ok=True)  # of the file that is replaced; the checksum would include it
                 os.replace(file, path.parent / file.name)
     except OSError as error:
         raise DeepresError(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -202,12 +202,16 @@ def stamp_bytes(path: Path) -> None:
     path.write_bytes(data.replace(mark, _digest(path, data).encode()))
 
 
+def weights_beside(path: Path) -> Path:
+    """The file with the weights of the exported file ``path``, if it does not hold them itself."""
+    return path.with_suffix(".bin") if path.suffix == ".xml" else path.with_name(f"{path.name}.data")
+
+
 def _digest(path: Path, data: bytes) -> str:
     total = hashlib.sha256(data)
-    for beside in (path.with_suffix(".bin") if path.suffix == ".xml" else path.with_name(f"{path.name}.data"),):
-        if beside.is_file():
-            with open(beside, "rb") as file:
-                total.update(hashlib.file_digest(file, "sha256").digest())
+    if weights_beside(path).is_file():
+        with open(weights_beside(path), "rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
     return f"sha256:{total.hexdigest()}"
 
 
