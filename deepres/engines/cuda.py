@@ -21,15 +21,16 @@ class _Captured(nn.Module):
         super().__init__()
         self.net = net  # its weights must outlive the graph
         self.input = channels_last(example.to(dtype) if example.is_floating_point() else example).clone()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.no_grad(), torch.cuda.stream(side):
-            for _ in range(_WARMUP):
-                net(self.input)
-        torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), torch.cuda.graph(self.graph):
-            self.output: Tensor = net(self.input).float()
+        with torch.no_grad(), torch.cuda.device(self.input.device):  # streams and captures are those of the current device
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(_WARMUP):
+                    net(self.input)
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(self.graph):
+                self.output: Tensor = net(self.input).float()
 
     def forward(self, x: Tensor) -> Tensor:
         self.input.copy_(x)
