@@ -97,7 +97,7 @@ def data_for(opened: OpenedModel, data: Data | str | Path, *, size: int | None =
         if wanted is None and known.prepare.size > _LARGE and usual > _LARGE and usual != known.prepare.size:
             known = open_data(data, size=usual, channels=spec.channels)
     assert known is not None
-    _check_input(opened, known)
+    _check_channels(opened, known)
     prepare = known.prepare
     if opened.prepare is not None and not (fixed and opened.given):
         prepare = at_size(opened.prepare, size or opened.prepare.size)
@@ -105,6 +105,7 @@ def data_for(opened: OpenedModel, data: Data | str | Path, *, size: int | None =
         not fixed and opened.trained and spec.mean is not None and known.prepare.size > _LARGE
     ):
         prepare = library_prepare(spec, known.prepare.size)
+    check_side(opened, prepare.size)
     return _matched(opened, dataclasses.replace(known, prepare=prepare))
 
 
@@ -146,7 +147,16 @@ def adapt_head(opened: OpenedModel, classes: Sequence[str]) -> OpenedModel:
     )
 
 
-def _check_input(opened: OpenedModel, data: Data) -> None:
+def check_side(opened: OpenedModel, size: int) -> None:
+    """Raises ``DeepresError`` where images of ``size`` pixels are not of the size that the network insists on."""
+    wanted = opened.spec.size
+    if opened.spec.inputs == "images" and wanted not in (None, size):
+        raise DeepresError(
+            f"{opened.name}: takes images of {wanted} pixels only, and would get images of {size}; give {wanted} as the size"
+        )
+
+
+def _check_channels(opened: OpenedModel, data: Data) -> None:
     spec: ModelSpec = opened.spec
     if spec.channels not in (None, data.prepare.channels):
         raise DeepresError(

@@ -13,6 +13,8 @@ from torch import nn
 
 from deepres.adapters.adapter import Adapter, Example, Owners
 
+_ANY_SIZE = ("dinov2", "dinov2_with_registers")  # these interpolate their positions to the size of the images
+
 
 class HuggingFace(Adapter):
     """Every list of the configuration that has an entry per layer follows a deletion, and so do layers' own numbers."""
@@ -55,6 +57,8 @@ class HuggingFace(Adapter):
         config = getattr(model, "config", None)
         longest = getattr(config, "max_position_embeddings", None)
         image = getattr(config, "image_size", None)
+        if getattr(config, "model_type", None) in _ANY_SIZE:
+            image = longest = None
         size = image if isinstance(image, int) else longest
         return {"layout": "NLC", "size": size, "labels": labels(config)}
 

@@ -24,7 +24,8 @@ class Timm(Adapter):
         noted = getattr(model, "pretrained_cfg", None)
         if not isinstance(noted, Mapping):
             return {}
-        size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+        patches = getattr(model, "patch_embed", None)
+        size = getattr(patches, "img_size", None) if getattr(patches, "strict_img_size", True) else None
         found = {
             "mean": tuple(noted["mean"]) if noted.get("mean") else None,
             "std": tuple(noted["std"]) if noted.get("std") else None,

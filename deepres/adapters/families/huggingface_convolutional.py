@@ -25,7 +25,7 @@ class _Stages(HuggingFace):
         return "it is the last block of its stage, which needs one" if len(owners[-1]._modules) == 1 else ""
 
     def spec(self, model: nn.Module) -> dict[str, Any]:
-        return {**super().spec(model), "layout": "NCHW"}
+        return {**super().spec(model), "layout": "NCHW", "size": None}
 
 
 class _ReLUStages(_Stages):
