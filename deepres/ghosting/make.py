@@ -29,7 +29,7 @@ from deepres.ghosting.recorded import Passes
 from deepres.ghosting.recording import batches
 from deepres.ghosting.selection import fastest, keeps_deadline, time_against_whole, within_budget
 from deepres.ghosting.settings import Settings
-from deepres.models import load, need_layers, notes, open_with_data, save
+from deepres.models import is_ours, load, need_layers, notes, open_with_data, save
 from deepres.models.options import OpenOptions
 from deepres.models.store import GHOST_FILE, write_tensors
 
@@ -235,7 +235,7 @@ def _open(
     size: int | None,
     log: Callable[[str], None],
 ) -> tuple[nn.Module, Data]:
-    if not isinstance(model, nn.Module) and not (":" in str(model) or Path(model).exists()):
+    if not isinstance(model, nn.Module) and weights is None and is_ours(str(model)):
         raise DeepresError(f"{model}: no such run or file; give a trained network")
     paired = open_with_data(model, data, weights=weights, size=size)
     paired.opened.need_weights()

@@ -38,6 +38,7 @@ from .pretrained import Pretrained as Pretrained
 from .pretrained import create as create
 from .pretrained import find_pretrained as find_pretrained
 from .pretrained import has_pretrained as has_pretrained
+from .pretrained import is_ours as is_ours
 from .pretrained import is_weights_name as is_weights_name
 from .segmented import SegmentedModel as SegmentedModel
 from .segmented import open_exported as open_exported

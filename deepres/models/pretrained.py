@@ -93,6 +93,11 @@ def network_of(reference: str) -> str:
     return PACKAGED[reference].net if reference in PACKAGED else reference
 
 
+def is_ours(net: str) -> bool:
+    """Tell whether ``net`` is a name of our own networks, and no reference, file or packaged network."""
+    return not (":" in net or net in PACKAGED or Path(net).exists())
+
+
 def has_pretrained(net: str) -> bool:
     """Tell whether ``pretrained`` names weights for the network ``net``, without asking any server."""
     try:

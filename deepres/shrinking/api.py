@@ -23,7 +23,7 @@ from deepres.deprecation import renamed, renamed_fields
 from deepres.errors import DeepresError
 from deepres.evaluation import Evaluation, measure, time_against
 from deepres.evaluation.timing import from_first_process
-from deepres.models import need_layers, open_with_data
+from deepres.models import is_ours, need_layers, open_with_data
 from deepres.models.options import OpenOptions
 from deepres.nn import config, parameters
 from deepres.shrinking.cost import staying_cost
@@ -300,7 +300,7 @@ def _open(
     log: Callable[[str], None],
 ) -> tuple[nn.Module, Data, str, bool]:
     """(network, data prepared for it, its name, whether it is trained)."""
-    if not isinstance(model, nn.Module) and not (":" in str(model) or Path(model).exists()):
+    if not isinstance(model, nn.Module) and is_ours(str(model)):
         if weights is not None:
             raise DeepresError("--weights is for networks of other libraries; give a file of ours as the model itself")
         config(str(model))  # raises for an unknown name before any data is read

@@ -19,7 +19,7 @@ from deepres.data import Data
 from deepres.errors import DeepresError, first_line, lacks_memory
 from deepres.evaluation import Evaluation, describe_machine, measure
 from deepres.exits.supervision import DeepSupervision
-from deepres.models import annotate
+from deepres.models import annotate, is_ours
 from deepres.nn import config
 from deepres.nn.fused import ONE_VALUE
 from deepres.nn.transformer_zoo import TRANSFORMERS
@@ -29,7 +29,7 @@ from deepres.training.distribute import DistributedContext, join_processes
 from deepres.training.epoch import finish_epoch, train_epoch
 from deepres.training.folder import claim_folder, leave_folder
 from deepres.training.fusion import undo_acceleration
-from deepres.training.network import Opening, is_ours, open_given, open_run, prepared_as_before, starting_weights, usual_recipe
+from deepres.training.network import Opening, open_given, open_run, prepared_as_before, starting_weights, usual_recipe
 from deepres.training.progress import Progress, Record, read_log
 from deepres.training.recipes import Recipe
 from deepres.training.reporter import Reporter

@@ -13,9 +13,8 @@ from torch import nn
 from deepres.data import Data, Prepare, Tokens, Vocabulary, open_data
 from deepres.data.text import is_text
 from deepres.errors import DeepresError
-from deepres.models import OpenedModel, has_pretrained, notes, open_model, vocabulary_of
+from deepres.models import OpenedModel, has_pretrained, is_ours, notes, open_model, vocabulary_of
 from deepres.models.pairing import adapt_head, check_side, data_for, data_to_train
-from deepres.models.pretrained import PACKAGED
 from deepres.nn.transformer_zoo import TRANSFORMERS
 from deepres.training.run import Run
 
@@ -123,11 +122,6 @@ def _open_fresh(run: Run, data: Data) -> OpenedModel:
     if data.is_text and longest is not None and longest < data.prepare.size:
         raise DeepresError(f"{run.net}: reads at most {longest} tokens at a time; give --size {longest} or less")
     return opened
-
-
-def is_ours(net: str) -> bool:
-    """Tell whether ``net`` is a name of our own networks, and no reference, file or packaged network."""
-    return not (":" in net or Path(net).exists() or net in PACKAGED)
 
 
 def has_weights(run: Run) -> bool:

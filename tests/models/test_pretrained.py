@@ -20,6 +20,7 @@ from torchvision.models import ResNet18_Weights
 
 import deepres
 from deepres import DeepresError
+from deepres.cli.main import main
 from deepres.models import find_pretrained, has_pretrained, open_model, pretrained
 from deepres.nn import config
 from deepres.nn.resnet import ResNet
@@ -210,3 +211,13 @@ def test_a_real_pretrained_network_knows_the_photographs(tmp_path: Path) -> None
     assert "mushroom" in flower.names  # of the 1000 classes none is a dahlia
     whole, dashed = (open_model("efficientnet-lite0", **given) for given in ({}, {"weights": "none"}))
     assert whole.trained and not dashed.trained and whole.prepare is not None and whole.prepare.interpolation == "bicubic"
+
+
+@pytest.mark.parametrize("command", ["shrink efficientnet-lite0 --target blocks=8", "ghost efficientnet-lite0 --budget 0.8"])
+def test_a_network_of_a_package_is_known_by_name_wherever_one_is_opened(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The classes of ImageNet are not the digits."""
+    assert main([*command.split(), "--data", "digits", "--out", str(tmp_path / "out")]) == 2
+    assert "digits: its classes are not those of efficientnet-lite0" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
