@@ -100,25 +100,28 @@ def _wants(other: str) -> bool:
 def _print(fast: Optimized) -> None:
     from rich.console import Console
 
+    from deepres.engines.compare import AS_IS, WHOLE
+
     rows = []
     for one in fast.candidates:
         if one.problem:
             rows.append([one.name, "", "", "", "", f"not run: {one.problem}"])
             continue
-        if one.engine == "as it is":
-            rows.append(
-                ["the network as it is", "", f"{one.rate:,.1f} ({one.lowest:,.1f} to {one.highest:,.1f})", "1.00", "", ""]
-            )
+        speed = f"{one.rate:,.1f} ({one.lowest:,.1f} to {one.highest:,.1f})"
+        if one.engine in (AS_IS, WHOLE):
+            name = "the network as it is" if one.engine == AS_IS else f"the whole network, {one.precision}"
+            rows.append([name, "", speed, f"{one.ratio:.2f}", "", ""])
             continue
         chosen = (one.engine, one.precision, one.answers) == (fast.choice.engine, fast.choice.precision, fast.choice.answers)
         changed = f"{one.changed} of {one.images}" + ("" if one.rise is None else f", error {one.rise:+.2f}")
         kind = "" if one.precision == "float32" else one.answers
-        speed = f"{one.rate:,.1f} ({one.lowest:,.1f} to {one.highest:,.1f})"
         rows.append([one.name, kind, speed, f"{one.ratio:.2f}", changed, "chosen" if chosen else ""])
     Console(width=None).print(table(["engine", "answers", "images/s", "ratio", "answers changed", ""], rows))
     say(f"{fast.choice}, batch {fast.choice.shape[0]}")
     even = next((one.level for one in fast.candidates if one.chosen(fast.choice.shape) == fast.choice), ())
     if even:
         say(f"about as fast, and not told apart in the time given: {', '.join(even)}; --again --seconds N measures for longer")
+    if fast.slower_than_whole:
+        say(fast.slower_than_whole)
     if fast.advice:
         say(fast.advice.replace("answers='close'", "--answers close").replace("answers='exact'", "--answers exact"))

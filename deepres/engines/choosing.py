@@ -18,7 +18,7 @@ from deepres.data import Data
 from deepres.deprecation import renamed
 from deepres.engines.answers import LOW, Answers
 from deepres.engines.building import build_choice, build_only, load_kept, recomputes, wanted_answers
-from deepres.engines.compare import AS_IS, MOST_SAID, Trial, compare, fastest_engine
+from deepres.engines.compare import AS_IS, MOST_SAID, WHOLE, Trial, compare, fastest_engine, slower_than_whole
 from deepres.engines.engine import DTYPES, Engine, Precision
 from deepres.engines.ghosts import for_engines
 from deepres.engines.optimized import Candidate, Choice, Optimized
@@ -138,6 +138,7 @@ def _chosen(
     best = _best(candidates, "close" if int8 else wanted, error if measures_answers else None)
     optimized = _built(source, best, trials, folder_of(key))
     optimized.candidates = tuple(candidates)
+    optimized.slower_than_whole = slower_than_whole(candidates, best)
     if answers == "auto":
         optimized.advice = advice(candidates, best)
     return optimized
@@ -190,7 +191,7 @@ def _measured(
     seconds: float,
     log: Callable[[str], None],
 ) -> tuple[Candidate, ...]:
-    """Every candidate, the fastest first, and at last the network as it is."""
+    """Every candidate, the fastest first, and at last what was measured beside them."""
     for trial in trials:
         if trial.precision == "int8":
             assert data is not None
@@ -200,8 +201,8 @@ def _measured(
                 trial.found = [Candidate(trial.engine.name, trial.precision, "close", problem=first_line(refused, MOST_SAID))]
             else:
                 trial.runner, trial.rise = quantized.runner, quantized.rise
-    as_is = compare(source, trials, images, seconds=seconds, log=log)
-    return (*sorted((one for trial in trials for one in trial.found), key=lambda one: -one.ratio), as_is)
+    beside = compare(source, trials, images, seconds=seconds, log=log)
+    return (*sorted((one for trial in trials for one in trial.found), key=lambda one: -one.ratio), *beside)
 
 
 def _built(source: Source, best: Candidate, trials: Sequence[Trial], folder: Path) -> Optimized:
@@ -329,7 +330,7 @@ def _unmeasured(model: nn.Module, engine: str | Sequence[str], precision: str, a
 
 
 def _problems(candidates: Sequence[Candidate]) -> str:
-    tried = [one for one in candidates if one.engine != AS_IS]
+    tried = [one for one in candidates if one.engine not in (AS_IS, WHOLE)]
     return "; ".join(f"{one.name}: {one.problem or f'{one.changed} of {one.images} answers change'}" for one in tried)
 
 

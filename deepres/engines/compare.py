@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -17,8 +18,10 @@ from deepres.engines.optimized import Candidate
 from deepres.engines.racing import race, speeds, told_apart
 from deepres.engines.source import Source
 from deepres.errors import first_line
+from deepres.ghosting import Ghost
 
 AS_IS = "as it is"
+WHOLE = "whole network"  # of a ghost with early exits
 MOST_SAID = 200  # characters of a library's error
 
 
@@ -46,11 +49,12 @@ def compare(
     *,
     seconds: float,
     log: Callable[[str], None] = lambda text: None,
-) -> Candidate:
+) -> tuple[Candidate, ...]:
     """Build every trial for batches of the shape of ``source.example`` and note in it what was measured.
 
     ``images``: inputs as the network will get them, at least a batch, on which answers are compared and close calls counted.
-    ``seconds``: of ``race``. Returns the measured candidate of the network as it is, in float32.
+    ``seconds``: of ``race``. Returns what was measured beside the trials and is not to be chosen: the network as it is, in float32, and
+    of a ghost with early exits its whole network on the same engines.
     """
     example, batch = source.example, len(source.example)
     for trial in trials:
@@ -67,6 +71,8 @@ def compare(
     as_is = partial(logits_of, source.model)
     calls: dict[str, Callable[[], object]] = {AS_IS: partial(as_is, example)}
     calls |= {name: partial(trial.runner, example) for name, trial in running.items() if trial.runner is not None}
+    whole = _whole_runners(source, running.values())
+    calls |= {f"{WHOLE} {precision}": partial(runner, example) for precision, runner in whole.items()}
     log("measuring in turns")
     kinds = {name: trial.precision for name, trial in running.items()}
     times = race(calls, kinds, example.device, reference=AS_IS, seconds=seconds, log=log)
@@ -87,8 +93,42 @@ def compare(
             found.append((replace(exact, close=again.share, margin=again.margin), slower[name]))
     for trial in running.values():
         trial.found = [replace(one, level=_level(one, mine, found)) for one, mine in found if one.name == trial.name]
-    plain = times[AS_IS]
-    return Candidate(AS_IS, "float32", "exact", *_rates(plain, batch), ratio=1.0, images=len(images))
+    beside = [Candidate(AS_IS, "float32", "exact", *_rates(times[AS_IS], batch), ratio=1.0, images=len(images))]
+    for precision in whole:
+        name = f"{WHOLE} {precision}"
+        beside.append(Candidate(WHOLE, precision, "close", *_rates(times[name], batch), ratio=speeds(times, AS_IS)[name]))
+    return tuple(beside)
+
+
+def _whole_runners(source: Source, trials: Iterable[Trial]) -> dict[Precision, Runner]:
+    """Of a ghost in segments, its whole network on the engine of the segments; int8 would have to be calibrated once more."""
+    if not isinstance(source.model, Ghost):
+        return {}
+    source.model.route(False)
+    whole = Source(copy.deepcopy(source.model.net), source.example)
+    found: dict[Precision, Runner] = {}
+    for trial in trials:
+        if trial.precision != "int8":
+            found[trial.precision] = trial.engine.build(whole, source.example, trial.precision)
+    return found
+
+
+def slower_than_whole(candidates: Sequence[Candidate], chosen: Candidate) -> str:
+    """A sentence where a ghost's whole network is faster than the ghost on ``chosen``'s engine, else an empty string.
+
+    They are compared in the same precision; a ghost in int8 is compared with the fastest whole network that was measured.
+    """
+    whole = max(
+        (one for one in candidates if one.engine == WHOLE and chosen.precision in (one.precision, "int8")),
+        key=lambda one: one.ratio,
+        default=None,
+    )
+    if whole is None or whole.ratio <= chosen.ratio:
+        return ""
+    return (
+        f"the whole network is faster than the ghost on this engine and batch: {whole.rate:,.1f} images/s in {whole.precision} against "
+        f"{chosen.rate:,.1f} in {chosen.precision}; optimize the network that the ghost was made of"
+    )
 
 
 def _candidate(
@@ -126,6 +166,8 @@ def fastest_engine(candidates: Sequence[Candidate], answers: Answers) -> Candida
     eligible = [
         one
         for one in candidates
-        if not one.problem and one.engine != AS_IS and (answers == "close" or (one.answers == "exact" and not one.changed))
+        if not one.problem
+        and one.engine not in (AS_IS, WHOLE)
+        and (answers == "close" or (one.answers == "exact" and not one.changed))
     ]
     return max(eligible, key=lambda one: one.ratio, default=None)

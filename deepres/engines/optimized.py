@@ -96,6 +96,7 @@ class Optimized(nn.Module):
         self.margin = choice.margin
         self._run = runner.forward  # a module's call looks for hooks first
         self.advice = ""  # a sentence for the user where the choice is not clear
+        self.slower_than_whole = ""  # a sentence where a ghost is slower than the network that it was made of
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,8 +11,10 @@ import deepres
 from deepres import DeepresError
 from deepres.data import Data, open_data
 from deepres.engines import Optimized, build_choice
+from deepres.engines.compare import WHOLE, fastest_engine, slower_than_whole
 from deepres.engines.inputs import some_inputs
 from deepres.engines.openvino_segments import GhostRunner
+from deepres.engines.optimized import Candidate
 from deepres.engines.segmenting import exit_thresholds
 from deepres.exits import ExitHead
 from deepres.ghosting import Ghost, Settings
@@ -85,12 +87,30 @@ def test_gates_that_decide_for_each_input_are_refused() -> None:
         deepres.optimize(made, torch.zeros(4, 1, 8, 8), engine="openvino", precision="float32")
 
 
+def test_a_ghost_that_is_slower_than_its_network_is_told() -> None:
+    """Compared in the ghost's precision, and where it is in int8 with the fastest."""
+    whole = [Candidate(WHOLE, "float32", "close", 50, ratio=2.0), Candidate(WHOLE, "bf16", "close", 100, ratio=4.0)]
+    for precision, ratio, says in (
+        ("float32", 2.5, ""),
+        ("bf16", 4.1, ""),
+        ("float32", 1.5, "50.0 images/s in float32 against 30.0 in float32"),
+        ("bf16", 3.5, "100.0 images/s in bf16 against 30.0 in bf16"),
+        ("int8", 3.0, "100.0 images/s in bf16 against 30.0 in int8"),
+    ):
+        said = slower_than_whole(whole, Candidate("openvino", precision, "close", 30, ratio=ratio))
+        assert says in said and bool(said) == bool(says)
+    assert fastest_engine(whole, "close") is None  # it is not chosen in the ghost's place, as its answers are others
+
+
 def test_exact_answers_of_a_ghost_are_computed_in_float32() -> None:
     """Low precision moves confidences across the threshold of an exit, which the logits do not show."""
     made = ghost(average=False)
     fast = deepres.optimize(made, X, engine="openvino", measure=True, seconds=0.1)
     assert (fast.choice.precision, fast.choice.answers) == ("float32", "exact")
     assert {one.answers for one in fast.candidates if one.precision == "bf16"} <= {"close"}
+    whole = {one.precision: one for one in fast.candidates if one.engine == WHOLE}
+    assert set(whole) == {one.precision for one in fast.candidates if one.engine == "openvino"}
+    assert bool(fast.slower_than_whole) == (whole["float32"].ratio > fast.candidates[0].ratio)
     with pytest.raises(DeepresError, match="changes at which exit an input of a ghost leaves"):
         deepres.optimize(made, X, engine="openvino", precision="bf16", answers="exact")
     with pytest.raises(DeepresError, match="1 exit thresholds were given, and the network has 2 early exits"):
