@@ -42,7 +42,8 @@ FARTHEST = 2 * (
     BLOCKS + 1
 )  # distance that the receptive field of all blocks reaches: each adds one position a side, and the stem
 LIMIT, CHOOSE, CONFIRM, TEST = 1.0, 1000, 3000, 3000  # points; examples
-RECIPE = Recipe("control", epochs=8.0, batch=128, lr=0.1, schedule="one-cycle", warmup=0.3, augment="none", exits=1.0)
+# At 0.1 networks have 1.1 to 4.7 % test error after as many epochs, at 0.03 they have 0 to 1.2 %, and exits are right within their reach.
+RECIPE = Recipe("control", epochs=16.0, batch=128, lr=0.03, schedule="one-cycle", warmup=0.3, augment="none", exits=1.0)
 
 
 def rows(n: int, generator: torch.Generator) -> tuple[Resident, Tensor]:
@@ -142,7 +143,7 @@ def trial(seed: int, data: Data, distance: Tensor, epochs: float, out: Path) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=20_000)
-    parser.add_argument("--epochs", type=float, default=8.0)
+    parser.add_argument("--epochs", type=float, default=RECIPE.epochs)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/control"))
     options = parser.parse_args()
@@ -157,7 +158,7 @@ def main() -> None:
         print(found[-1], flush=True)
     what = (
         f"rows of {WIDTH} bits, marks 1 to {FARTHEST} apart; {BLOCKS} bottleneck blocks, {options.examples:,} examples, "
-        f"{options.epochs:g} epochs"
+        f"{options.epochs:g} epochs at a rate of {RECIPE.lr:g}"
     )
     record("control", {"what": what, "allowed": LIMIT, "blocks": [BLOCKS, SHALLOW], "seeds": len(found), "trials": found})
 
