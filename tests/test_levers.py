@@ -14,9 +14,6 @@ from deepres import Run
 
 def test_three_levers_on_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(common, "RESULTS", tmp_path)
-    # the ghost of the shrunk network is made as that of the whole one is, and a ghost on an engine is a minute of the suite
-    monkeypatch.setattr(levers, "NETWORKS", ("whole", "shrunk", "ghost of shrunk"))
-    monkeypatch.setattr(levers, "SINGLE", ("whole, int8", "shrunk, as it is", "ghost of shrunk, as it is"))
     ground = tmp_path / "ground"
     deepres.train(Run("resnet14-cifar", "digits", "digits", str(ground), epochs=4, speed="exact"), show=False)
     asked = (
