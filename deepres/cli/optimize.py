@@ -100,7 +100,7 @@ def _wants(other: str) -> bool:
 def _print(fast: Optimized) -> None:
     from rich.console import Console
 
-    from deepres.engines.compare import AS_IS, WHOLE
+    from deepres.engines.compare import AS_IS, BESIDE
 
     rows = []
     for one in fast.candidates:
@@ -108,7 +108,7 @@ def _print(fast: Optimized) -> None:
             rows.append([one.name, "", "", "", "", f"not run: {one.problem}"])
             continue
         speed = f"{one.rate:,.1f} ({one.lowest:,.1f} to {one.highest:,.1f})"
-        if one.engine in (AS_IS, WHOLE):
+        if one.engine in BESIDE:
             name = "the network as it is" if one.engine == AS_IS else f"the whole network, {one.precision}"
             rows.append([name, "", speed, f"{one.ratio:.2f}", "", ""])
             continue

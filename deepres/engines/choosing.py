@@ -18,7 +18,7 @@ from deepres.data import Data
 from deepres.deprecation import renamed
 from deepres.engines.answers import LOW, Answers
 from deepres.engines.building import build_choice, build_only, load_kept, recomputes, wanted_answers
-from deepres.engines.compare import AS_IS, MOST_SAID, WHOLE, Trial, compare, fastest_engine, slower_than_whole
+from deepres.engines.compare import BESIDE, MOST_SAID, Trial, compare, fastest_engine, slower_than_whole
 from deepres.engines.engine import DTYPES, Engine, Precision
 from deepres.engines.ghosts import for_engines
 from deepres.engines.optimized import Candidate, Choice, Optimized
@@ -330,7 +330,7 @@ def _unmeasured(model: nn.Module, engine: str | Sequence[str], precision: str, a
 
 
 def _problems(candidates: Sequence[Candidate]) -> str:
-    tried = [one for one in candidates if one.engine not in (AS_IS, WHOLE)]
+    tried = [one for one in candidates if one.engine not in BESIDE]
     return "; ".join(f"{one.name}: {one.problem or f'{one.changed} of {one.images} answers change'}" for one in tried)
 
 

@@ -22,6 +22,7 @@ from deepres.ghosting import Ghost
 
 AS_IS = "as it is"
 WHOLE = "whole network"  # of a ghost with early exits
+BESIDE = (AS_IS, WHOLE)  # measured beside the engines, and never chosen
 MOST_SAID = 200  # characters of a library's error
 
 
@@ -61,17 +62,12 @@ def compare(
         if trial.found:  # it could not be built
             continue
         log(f"building {trial.name}")
-        try:
-            trial.runner = trial.runner or trial.engine.build(source, example, trial.precision)
-            trial.runner(example)
-        except Exception as error:  # a compiler or converter fails in its own ways; the other engines are still tried
-            trial.runner = None
-            trial.found = [Candidate(trial.engine.name, trial.precision, "exact", problem=first_line(error, MOST_SAID))]
+        _build(source, trial)
     running = {trial.name: trial for trial in trials if trial.runner is not None}
     as_is = partial(logits_of, source.model)
     calls: dict[str, Callable[[], object]] = {AS_IS: partial(as_is, example)}
     calls |= {name: partial(trial.runner, example) for name, trial in running.items() if trial.runner is not None}
-    whole = _whole_runners(source, running.values())
+    whole = _whole_network(source, running.values())
     calls |= {f"{WHOLE} {precision}": partial(runner, example) for precision, runner in whole.items()}
     log("measuring in turns")
     kinds = {name: trial.precision for name, trial in running.items()}
@@ -94,23 +90,33 @@ def compare(
     for trial in running.values():
         trial.found = [replace(one, level=_level(one, mine, found)) for one, mine in found if one.name == trial.name]
     beside = [Candidate(AS_IS, "float32", "exact", *_rates(times[AS_IS], batch), ratio=1.0, images=len(images))]
+    speed = speeds(times, AS_IS)
     for precision in whole:
         name = f"{WHOLE} {precision}"
-        beside.append(Candidate(WHOLE, precision, "close", *_rates(times[name], batch), ratio=speeds(times, AS_IS)[name]))
+        beside.append(Candidate(WHOLE, precision, "close", *_rates(times[name], batch), ratio=speed[name]))
     return tuple(beside)
 
 
-def _whole_runners(source: Source, trials: Iterable[Trial]) -> dict[Precision, Runner]:
-    """Of a ghost in segments, its whole network on the engine of the segments; int8 would have to be calibrated once more."""
+def _build(source: Source, trial: Trial) -> None:
+    """Build the runner of ``trial``, if it has none, and call it; or note the problem."""
+    try:
+        trial.runner = trial.runner or trial.engine.build(source, source.example, trial.precision)
+        trial.runner(source.example)
+    except Exception as error:  # a compiler or converter fails in its own ways; the other engines are still tried
+        trial.runner = None
+        trial.found = [Candidate(trial.engine.name, trial.precision, "exact", problem=first_line(error, MOST_SAID))]
+
+
+def _whole_network(source: Source, trials: Iterable[Trial]) -> dict[Precision, Runner]:
+    """Build a ghost's whole network on the engine of its segments, by precision; int8 would have to be calibrated once more."""
     if not isinstance(source.model, Ghost):
         return {}
     source.model.route(False)
     whole = Source(copy.deepcopy(source.model.net), source.example)
-    found: dict[Precision, Runner] = {}
-    for trial in trials:
-        if trial.precision != "int8":
-            found[trial.precision] = trial.engine.build(whole, source.example, trial.precision)
-    return found
+    built = [Trial(trial.engine, trial.precision) for trial in trials if trial.precision != "int8"]
+    for trial in built:
+        _build(whole, trial)
+    return {trial.precision: trial.runner for trial in built if trial.runner is not None}
 
 
 def slower_than_whole(candidates: Sequence[Candidate], chosen: Candidate) -> str:
@@ -166,8 +172,6 @@ def fastest_engine(candidates: Sequence[Candidate], answers: Answers) -> Candida
     eligible = [
         one
         for one in candidates
-        if not one.problem
-        and one.engine not in (AS_IS, WHOLE)
-        and (answers == "close" or (one.answers == "exact" and not one.changed))
+        if not one.problem and one.engine not in BESIDE and (answers == "close" or (one.answers == "exact" and not one.changed))
     ]
     return max(eligible, key=lambda one: one.ratio, default=None)
