@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from deepres.kernels import norm_act
 
@@ -31,19 +32,24 @@ class FusedNorm(nn.BatchNorm2d):
         )
         if count < 2 if self.synchronised else x.numel() == x.shape[1]:
             raise ValueError(f"{ONE_VALUE} when training, got input size {tuple(x.shape)}")
-        if self.track_running_stats:
-            self._track(mean, variance, count)
+        track_statistics(self, mean, variance, count)
         return y
 
-    @torch.no_grad()
-    def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        assert self.running_mean is not None and self.running_var is not None
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-        # Without a momentum all batches count alike.
-        share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked or 1)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-        self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var.dtype), share)
+
+@torch.no_grad()
+def track_statistics(norm: _BatchNorm, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+    """Move the running statistics of ``norm``, if it has any, towards those of a batch with ``count`` values per channel.
+
+    ``mean``, ``variance``: (C,), of the batch; the variance is divided by ``count``.
+    """
+    if not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
+        return
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    # Without a momentum all batches count alike.
+    share = norm.momentum if norm.momentum is not None else 1 / float(norm.num_batches_tracked or 1)
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
+    norm.running_var.lerp_((variance * (count / (count - 1))).to(norm.running_var.dtype), share)
 
 
 class FusedReLU(nn.ReLU):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from deepres.errors import DeepresError
-from deepres.nn.fused import ONE_VALUE, FusedNorm
+from deepres.nn.fused import ONE_VALUE, FusedNorm, track_statistics
 
 
 class _SumOfProcesses(torch.autograd.Function):
@@ -55,13 +55,7 @@ class _Synchronised(_BatchNorm):
         mean = sums[:-1] / count
         centred = exact - mean.view(shape)
         var = _SumOfProcesses.apply(centred.square().sum(all_but_channels)) / count
-        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
-            with torch.no_grad():
-                if self.num_batches_tracked is not None:
-                    self.num_batches_tracked.add_(1)
-                share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked or 1)
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-                self.running_var.lerp_((var * count / (count - 1)).to(self.running_var.dtype), share)
+        track_statistics(self, mean, var, count)
         scale = torch.rsqrt(var + self.eps)
         if self.affine:
             return (centred * (self.weight * scale).view(shape) + self.bias.view(shape)).to(x.dtype)
