@@ -53,14 +53,23 @@ class OpenedModel:
 
         As its file says, else as its library does, else by ImageNet's mean and deviation.
 
-        Raises ``DeepresError`` for a size below 1, and for a network that reads tokens, where its file does not say which.
+        Raises ``DeepresError`` for a size below 1, for one that is not the only one the network takes, and for a network that reads
+        tokens, where its file does not say which.
         """
         check_size(size)
-        if self.prepare is not None:
-            return at_size(self.prepare, size or self.prepare.size)
-        if self.spec.inputs == "tokens":
+        if self.prepare is None and self.spec.inputs == "tokens":
             raise DeepresError(f"{self.name}: reads tokens, and takes no images")
-        return library_prepare(self.spec, size or self.spec.image_size)
+        wanted = size or (self.prepare.size if self.prepare is not None else self.spec.image_size)
+        self.need_size(wanted)
+        return at_size(self.prepare, wanted) if self.prepare is not None else library_prepare(self.spec, wanted)
+
+    def need_size(self, size: int) -> None:
+        """Raises ``DeepresError`` where the network takes images of one size only, and ``size``, in pixels a side, is another."""
+        wanted = self.spec.size
+        if self.spec.inputs == "images" and wanted not in (None, size):
+            raise DeepresError(
+                f"{self.name}: takes images of {wanted} pixels only, and would get images of {size}; give {wanted} as the size"
+            )
 
     def need_weights(self) -> None:
         """Raises ``DeepresError`` for a network that is freshly initialised, or whose head is."""

@@ -105,7 +105,7 @@ def data_for(opened: OpenedModel, data: Data | str | Path, *, size: int | None =
         not fixed and opened.trained and spec.mean is not None and known.prepare.size > _LARGE
     ):
         prepare = library_prepare(spec, known.prepare.size)
-    check_side(opened, prepare.size)
+    opened.need_size(prepare.size)
     return _matched(opened, dataclasses.replace(known, prepare=prepare))
 
 
@@ -145,15 +145,6 @@ def adapt_head(opened: OpenedModel, classes: Sequence[str]) -> OpenedModel:
         classes=tuple(classes),
         remarks=(*opened.remarks, *((f"{opened.name}: {said}",) if said else ())),
     )
-
-
-def check_side(opened: OpenedModel, size: int) -> None:
-    """Raises ``DeepresError`` where images of ``size`` pixels are not of the size that the network insists on."""
-    wanted = opened.spec.size
-    if opened.spec.inputs == "images" and wanted not in (None, size):
-        raise DeepresError(
-            f"{opened.name}: takes images of {wanted} pixels only, and would get images of {size}; give {wanted} as the size"
-        )
 
 
 def _check_channels(opened: OpenedModel, data: Data) -> None:

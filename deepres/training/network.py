@@ -14,7 +14,7 @@ from deepres.data import Data, Prepare, Tokens, Vocabulary, open_data
 from deepres.data.text import is_text
 from deepres.errors import DeepresError
 from deepres.models import OpenedModel, has_pretrained, is_ours, notes, open_model, vocabulary_of
-from deepres.models.pairing import adapt_head, check_side, data_for, data_to_train
+from deepres.models.pairing import adapt_head, data_for, data_to_train
 from deepres.nn.transformer_zoo import TRANSFORMERS
 from deepres.training.run import Run
 
@@ -117,7 +117,7 @@ def _open_fresh(run: Run, data: Data) -> OpenedModel:
         what = "tokens" if data.is_text else "classes"
         raise DeepresError(f"{run.net}: has {opened.spec.classes} {what} and {data.name} has {classes}")
     if not data.is_text:
-        check_side(opened, data.prepare.size)
+        opened.need_size(data.prepare.size)
     longest = opened.spec.longest
     if data.is_text and longest is not None and longest < data.prepare.size:
         raise DeepresError(f"{run.net}: reads at most {longest} tokens at a time; give --size {longest} or less")

@@ -124,8 +124,11 @@ def test_a_run_is_exported_and_used_by_name(
         (["train", "--net", str(file), *data, "--out", str(tmp_path / "out")], "can be neither trained nor looked into"),
         (["train", "--net", str(file), *data, "--dropout", "0.5"], "takes no option dropout"),
         (["detect", "train", "--net", str(file), "--data", str(boxes)], "can be neither trained nor looked into"),
-        (["evaluate", str(file), *data, "--size", "24"], "takes inputs of 16 pixels a side, not of 24"),
-        (["predict", str(file), str(small_folder), "--size", "24"], "takes inputs of 16 pixels a side, not of 24"),
+        (["evaluate", str(file), *data, "--size", "24"], "takes images of 16 pixels only, and would get images of 24"),
+        (
+            ["predict", str(file), str(small_folder), "--size", "24"],
+            "takes images of 16 pixels only, and would get images of 24",
+        ),
     ):
         assert main(args) == 2
         assert says in capsys.readouterr().err, args

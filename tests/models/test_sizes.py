@@ -11,14 +11,16 @@ import transformers
 
 import deepres
 from deepres import DeepresError
-from deepres.models import open_with_data
+from deepres.models import open_model, open_with_data
 
 
 def test_images_of_another_size_than_the_network_insists_on_are_refused(tmp_path: Path) -> None:
     for reference in ("timm:vit_tiny_patch16_224", torchvision.models.VisionTransformer(224, 16, 1, 1, 8, 8, num_classes=10)):
         with pytest.raises(DeepresError, match="takes images of 224 pixels only, and would get images of 32; give 224"):
             open_with_data(reference, "digits", size=32)
-        assert open_with_data(reference, "digits").data.prepare.size == 224
+        with pytest.raises(DeepresError, match="takes images of 224 pixels only, and would get images of 32; give 224"):
+            open_model(reference).preparation(32)
+        assert open_with_data(reference, "digits").data.prepare.size == open_model(reference).preparation().size == 224
     with pytest.raises(DeepresError, match="takes images of 224 pixels only"):
         deepres.train(deepres.Run("timm:vit_tiny_patch16_224", "digits", "digits", str(tmp_path / "out")), show=False)
     assert not (tmp_path / "out").exists()
