@@ -42,6 +42,9 @@ RIVALS = {  # -> the precision in which it computes
     "openvino tuned bf16": "bf16",
     "openvino int8": "int8",
     "openvino tuned int8": "int8",
+    "openvino throughput float32": "float32",
+    "openvino throughput bf16": "bf16",
+    "openvino throughput int8": "int8",
 }
 # Second processes of these rivals: two copies of one program differ too, by where their memory lies and by what the machine does.
 COPIES = {f"{how}, a copy": how for how in RIVALS if how.startswith("openvino tuned")}
@@ -146,7 +149,9 @@ def _build(how: str, case: Case, chosen: str) -> tuple[Call, str]:
         return (_tuned_pytorch(model, images, RIVALS[how]) if tuned else _pytorch(model, images, "compiled" in how)), how
     if how.startswith("onnxruntime"):
         return _onnxruntime(model, images, Path(case.folder), tuned), how
-    return _openvino(model, images, data, Path(case.folder), RIVALS[how], tuned), how
+    network = _openvino(model, images, data, Path(case.folder), RIVALS[how])
+    call = _queue if "throughput" in how else _request if tuned else _compiled
+    return call(network, images, {"INFERENCE_PRECISION_HINT": "f32" if RIVALS[how] == "float32" else "bf16"}), how
 
 
 def _pytorch(model: nn.Module, images: Tensor, compiled: bool) -> Call:
@@ -192,10 +197,9 @@ def _onnxruntime(model: nn.Module, images: Tensor, folder: Path, tuned: bool) ->
     return lambda: session.run_with_iobinding(binding)
 
 
-def _openvino(model: nn.Module, images: Tensor, data: Data, folder: Path, precision: str, tuned: bool) -> Call:
-    """As OpenVINO's documentation has it: convert, quantize with NNCF, compile, call."""
+def _openvino(model: nn.Module, images: Tensor, data: Data, folder: Path, precision: str) -> Any:
+    """The network as OpenVINO's documentation converts it, and in int8 quantizes it with NNCF."""
     openvino, path = need_engine("openvino"), folder / f"openvino-{'int8' if precision == 'int8' else 'float'}.xml"
-    core = openvino.Core()
     if not path.exists():
         with torch.no_grad():
             converted: Any = openvino.convert_model(torch.export.export(model, (images,)))
@@ -205,15 +209,44 @@ def _openvino(model: nn.Module, images: Tensor, data: Data, folder: Path, precis
             batches = [part.numpy() for part in inputs.split(len(images)) if len(part) == len(images)]
             converted = nncf.quantize(converted, nncf.Dataset(batches), subset_size=len(batches))
         openvino.save_model(converted, path, compress_to_fp16=False)
-    network = core.read_model(path)
-    settings = {"INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else "bf16"}
+    return openvino.Core().read_model(path)
+
+
+def _compiled(network: Any, images: Tensor, settings: dict[str, str]) -> Call:
     array = images.numpy()
-    if not tuned:
-        compiled = core.compile_model(network, "CPU", settings)
-        return lambda: compiled(array)
+    compiled = need_engine("openvino").Core().compile_model(network, "CPU", settings)
+    return lambda: compiled(array)
+
+
+def _request(network: Any, images: Tensor, settings: dict[str, str]) -> Call:
+    array = images.numpy()
     network.reshape(list(images.shape))
-    request = core.compile_model(network, "CPU", {**settings, "PERFORMANCE_HINT": "LATENCY"}).create_infer_request()
+    compiled = need_engine("openvino").Core().compile_model(network, "CPU", {**settings, "PERFORMANCE_HINT": "LATENCY"})
+    request = compiled.create_infer_request()
     return lambda: request.infer({0: array}, share_inputs=True, share_outputs=True)
+
+
+def _queue(network: Any, images: Tensor, settings: dict[str, str]) -> Call:
+    """Single images in a queue of asynchronous requests, as the documentation advises for throughput."""
+    openvino = need_engine("openvino")
+    parts, answers = [image[None].numpy() for image in images], [None] * len(images)
+    network.reshape([1, *images.shape[1:]])
+    queue = openvino.AsyncInferQueue(
+        openvino.Core().compile_model(network, "CPU", {**settings, "PERFORMANCE_HINT": "THROUGHPUT"})
+    )
+
+    def keep(request: Any, number: int) -> None:
+        answers[number] = request.get_output_tensor(0).data.copy()
+
+    queue.set_callback(keep)
+
+    def call() -> object:
+        for number, part in enumerate(parts):
+            queue.start_async({0: part}, number, share_inputs=True)
+        queue.wait_all()
+        return answers
+
+    return call
 
 
 def choose(case: Case) -> tuple[Call, str]:

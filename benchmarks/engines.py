@@ -32,6 +32,8 @@ from deepres.evaluation import timing
 def measure_row(case: Case, only: tuple[str, ...], turns: int, seconds: float) -> dict[str, Any]:
     """Images per second of every candidate, and ratios to the best rival of the same precision."""
     wanted = [how for how in (*RIVALS, *COPIES, *OURS) if not only or COPIES.get(how, how) in only]
+    if case.batch == 1:  # as tuned for latency
+        wanted = [how for how in wanted if "throughput" not in how]
     if not BF16:  # emulated, many times slower
         wanted = [how for how in wanted if _precision(how) != "bf16"]
     # candidates that are compared take their turns one after the other: the machine changes within seconds

@@ -94,6 +94,8 @@ def optimize(
             return _unmeasured(model, engine, precision, wanted_answers(answers, device))
         source = Source(model, example.to(device))
         trials = plan(engine, precision, device, data)
+        if engine == "auto":
+            trials = [trial for trial in trials if trial.engine.is_worth_trying(source.example)]
         return _chosen(
             source,
             trials,

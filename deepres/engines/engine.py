@@ -59,6 +59,10 @@ class Engine(ABC):
             return f"{self.package} is not installed; pip install '{self.extra}'"
         return ""
 
+    def is_worth_trying(self, example: Tensor) -> bool:
+        """Return whether the engine may be the fastest for batches of this shape, where it is not asked for by name."""
+        return True
+
     @abstractmethod
     def precisions(self, device: torch.device) -> tuple[Precision, ...]:
         """Precisions that ``device`` computes natively, apart from int8."""

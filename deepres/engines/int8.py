@@ -52,10 +52,22 @@ def quantize_openvino(
 
     Weights and activations of convolutions and linear layers become int8, calibrated on up to 300 images of the training split. Where
     the top-1 error on the validation split rises by more than ``error`` points, NNCF's accuracy control returns the layers that lose most
-    to higher precision, one after another. The test split is not looked at.
+    to higher precision, one after another. The test split is not looked at. Engines that run the same graph share what is found.
 
     Raises ``ErrorRises`` where the error still rises by more than ``error``, and ``DeepresError`` where the training split is too small.
     """
+    if error not in source.quantized:
+        try:
+            source.quantized[error] = _quantize_openvino(source, data, error, log)
+        except DeepresError as refused:
+            source.quantized[error] = refused
+    found = source.quantized[error]
+    if isinstance(found, DeepresError):
+        raise found
+    return found
+
+
+def _quantize_openvino(source: Source, data: Data, error: float, log: Callable[[str], None]) -> Quantized:
     nncf = _nncf()
     batches = [part.numpy() for part in calibration_batches(source, data, CALIBRATION)]
     log("calibrating int8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,11 @@ class OpenVINO(Engine):
     def build(self, source: Source, example: Tensor, precision: Precision) -> Runner:
         if isinstance(source.model, Ghost):
             return GhostRunner(source.segments, len(example), precision)
-        return OpenVINORunner(source.openvino, tuple(example.shape), precision)
+        return self.runner(source.openvino, example, precision)
+
+    def runner(self, model: Any, example: Tensor, precision: Precision) -> OpenVINORunner:
+        """A graph compiled for batches of the shape of ``example``."""
+        return OpenVINORunner(model, tuple(example.shape), precision)
 
     def exact(self, source: Source, runner: Runner) -> nn.Module | None:
         return None if isinstance(source.model, Ghost) else OpenVINORunner(source.openvino, None, "float32")
@@ -50,4 +54,4 @@ class OpenVINO(Engine):
     def load(self, folder: Path, source: Source, precision: Precision) -> Runner | None:
         if isinstance(source.model, Ghost):
             return load_ghost_runner(folder, source, precision)
-        return OpenVINORunner(core().read_model(folder / OPENVINO_FILE), tuple(source.example.shape), precision)
+        return self.runner(core().read_model(folder / OPENVINO_FILE), source.example, precision)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,29 +47,24 @@ class OpenVINORunner(Runner):
         """The compiled model for ``size`` inputs; compiled for any number of them under 0."""
         key = size if size in self._sizes else 0
         if key not in self._requests:
-            model = self.model
-            if key:
-                model = model.clone()
-                model.reshape(
-                    {
-                        i: [key, *(side.get_length() for side in list(port.partial_shape)[1:])]
-                        for i, port in enumerate(model.inputs)
-                    }
-                )
-            request = self._compiled(model)
-            self._requests[key] = (request, _outputs(request) if key else None)
+            model = self._reshaped(key) if key else self.model
+            request = self._compiled(model, {"PERFORMANCE_HINT": "LATENCY"}).create_infer_request()
+            self._requests[key] = (request, outputs_of(request) if key else None)
         return self._requests[key]
 
-    def _compiled(self, model: Any) -> Any:
+    def _reshaped(self, size: int) -> Any:
+        """A copy of the model for ``size`` inputs."""
+        model = self.model.clone()
+        shapes = (list(port.partial_shape)[1:] for port in model.inputs)
+        model.reshape({i: [size, *(side.get_length() for side in shape)] for i, shape in enumerate(shapes)})
+        return model
+
+    def _compiled(self, model: Any, settings: Mapping[str, Any]) -> Any:
         hint = HINTS[self.precision]
         if hint == "bf16" and not computes_bf16(torch.device("cpu")):
             hint = "f32"
-        settings = {
-            "INFERENCE_PRECISION_HINT": hint,
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        }
-        return core().compile_model(model, "CPU", settings).create_infer_request()
+        threads = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        return core().compile_model(model, "CPU", {**threads, **settings})
 
     def forward(self, x: Tensor) -> Tensor:
         return self.run([x])[0].float()
@@ -77,18 +72,24 @@ class OpenVINORunner(Runner):
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """All outputs of the graph for all its inputs, each with N rows."""
         # Steps are few and plain: behind a network that has filled the caches, each operation takes ten times as long as alone.
-        read = [  # in place, so these have to live until the call is over
-            x.detach().to(dtype).contiguous() if x.dtype != dtype or x.requires_grad or not x.is_contiguous() else x
-            for x, dtype in zip(inputs, self._dtypes, strict=True)
-        ]
-        given = [self._tensor(x.numpy(), shared_memory=True) for x in read]
+        read = self._readable(inputs)
         size = inputs[0].shape[0]
         with self._lock:
             request, outputs = self._requests.get(size) or self._request(size)
-            for i, value in enumerate(given):
-                request.set_input_tensor(i, value)
+            self._give(request, read)
             request.infer(share_outputs=True)
-            return [value.clone() for value in outputs or _outputs(request)]
+            return [value.clone() for value in outputs or outputs_of(request)]
+
+    def _readable(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The inputs as the graph reads them in place: of its types, and contiguous. They have to live until the call is over."""
+        return [
+            x.detach().to(dtype).contiguous() if x.dtype != dtype or x.requires_grad or not x.is_contiguous() else x
+            for x, dtype in zip(inputs, self._dtypes, strict=True)
+        ]
+
+    def _give(self, request: Any, inputs: Sequence[Tensor]) -> None:
+        for i, x in enumerate(inputs):
+            request.set_input_tensor(i, self._tensor(x.numpy(), shared_memory=True))
 
     def precisions(self) -> set[str]:
         """Precisions in which the compiled layers run, as OpenVINO reports them: f32, bf16, i8, u8."""
@@ -103,6 +104,6 @@ class OpenVINORunner(Runner):
         save_openvino(self.model, folder / OPENVINO_FILE)
 
 
-def _outputs(request: Any) -> list[Tensor]:
+def outputs_of(request: Any) -> list[Tensor]:
     """Views of what a request computes. The next call overwrites them."""
     return [torch.from_numpy(value.data) for value in request.output_tensors]

@@ -10,10 +10,19 @@ from deepres.engines.cuda import CudaGraphs, TensorRT
 from deepres.engines.engine import Engine
 from deepres.engines.onnx_engine import ONNXRuntime
 from deepres.engines.openvino_engine import OpenVINO
+from deepres.engines.openvino_streams import OpenVINOStreams
 from deepres.engines.torch_compiled import TorchCompiled, TorchEager
 from deepres.errors import DeepresError, nearest
 
-_ALL: tuple[Engine, ...] = (TorchEager(), TorchCompiled(), OpenVINO(), ONNXRuntime(), CudaGraphs(), TensorRT())
+_ALL: tuple[Engine, ...] = (
+    TorchEager(),
+    TorchCompiled(),
+    OpenVINO(),
+    OpenVINOStreams(),
+    ONNXRuntime(),
+    CudaGraphs(),
+    TensorRT(),
+)
 ENGINES = {engine.name: engine for engine in _ALL}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,11 @@ from deepres.adapters.spec import device_of
 from deepres.engines.exporters import capture, openvino_model
 from deepres.engines.folding import fold_norms
 from deepres.engines.segmenting import SegmentGraphs
+from deepres.errors import DeepresError
 from deepres.ghosting import Ghost
+
+if TYPE_CHECKING:
+    from deepres.engines.int8 import Quantized
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -46,6 +50,8 @@ class Source:
     def __init__(self, model: nn.Module, example: Tensor) -> None:
         self.model, self.example = model.eval(), example
         self.error: float | None = None  # in float32 on the validation split, percent, once it is measured
+        # in int8 for OpenVINO, or why not, by the points that the error may rise by
+        self.quantized: dict[float, Quantized | DeepresError] = {}
 
     @cached_property
     def weights(self) -> str:
