@@ -48,7 +48,8 @@ RIVALS = {  # -> the precision in which it computes
 }
 # Second processes of these rivals: two copies of one program differ too, by where their memory lies and by what the machine does.
 COPIES = {f"{how}, a copy": how for how in RIVALS if how.startswith("openvino tuned")}
-CONVERTING = ("onnxruntime", "openvino float32", "openvino int8")  # these write the files that others of their engine read
+# these write the files that others of their engine read
+CONVERTING = ("onnxruntime", "openvino float32", "openvino int8", "openvino throughput float32", "openvino throughput int8")
 OURS = {"deepres float32": "float32", "deepres bf16 close": "bf16", "deepres bf16 exact": "bf16", "deepres int8": "int8"}
 RANDOM = (
     "resnet18",
@@ -149,8 +150,9 @@ def _build(how: str, case: Case, chosen: str) -> tuple[Call, str]:
         return (_tuned_pytorch(model, images, RIVALS[how]) if tuned else _pytorch(model, images, "compiled" in how)), how
     if how.startswith("onnxruntime"):
         return _onnxruntime(model, images, Path(case.folder), tuned), how
-    network = _openvino(model, images, data, Path(case.folder), RIVALS[how])
-    call = _queue if "throughput" in how else _request if tuned else _compiled
+    single = "throughput" in how
+    network = _openvino(model, images[:1] if single else images, data, Path(case.folder), RIVALS[how])
+    call = _queue if single else _request if tuned else _compiled
     return call(network, images, {"INFERENCE_PRECISION_HINT": "f32" if RIVALS[how] == "float32" else "bf16"}), how
 
 
@@ -199,7 +201,10 @@ def _onnxruntime(model: nn.Module, images: Tensor, folder: Path, tuned: bool) ->
 
 def _openvino(model: nn.Module, images: Tensor, data: Data, folder: Path, precision: str) -> Any:
     """The network as OpenVINO's documentation converts it, and in int8 quantizes it with NNCF."""
-    openvino, path = need_engine("openvino"), folder / f"openvino-{'int8' if precision == 'int8' else 'float'}.xml"
+    openvino, path = (
+        need_engine("openvino"),
+        folder / f"openvino-{'int8' if precision == 'int8' else 'float'}-{len(images)}.xml",
+    )
     if not path.exists():
         with torch.no_grad():
             converted: Any = openvino.convert_model(torch.export.export(model, (images,)))
@@ -230,7 +235,6 @@ def _queue(network: Any, images: Tensor, settings: dict[str, str]) -> Call:
     """Single images in a queue of asynchronous requests, as the documentation advises for throughput."""
     openvino = need_engine("openvino")
     parts, answers = [image[None].numpy() for image in images], [None] * len(images)
-    network.reshape([1, *images.shape[1:]])
     queue = openvino.AsyncInferQueue(
         openvino.Core().compile_model(network, "CPU", {**settings, "PERFORMANCE_HINT": "THROUGHPUT"})
     )
