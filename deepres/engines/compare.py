@@ -67,8 +67,8 @@ def compare(
     as_is = partial(logits_of, source.model)
     calls: dict[str, Callable[[], object]] = {AS_IS: partial(as_is, example)}
     calls |= {name: partial(trial.runner, example) for name, trial in running.items() if trial.runner is not None}
-    whole = _whole_network(source, running.values())
-    calls |= {f"{WHOLE} {precision}": partial(runner, example) for precision, runner in whole.items()}
+    whole = {f"{WHOLE} {trial.name}": trial for trial in _whole_network(source, running.values())}
+    calls |= {name: partial(trial.runner, example) for name, trial in whole.items() if trial.runner is not None}
     log("measuring in turns")
     kinds = {name: trial.precision for name, trial in running.items()}
     times = race(calls, kinds, example.device, reference=AS_IS, seconds=seconds, log=log)
@@ -91,9 +91,8 @@ def compare(
         trial.found = [replace(one, level=_level(one, mine, found)) for one, mine in found if one.name == trial.name]
     beside = [Candidate(AS_IS, "float32", "exact", *_rates(times[AS_IS], batch), ratio=1.0, images=len(images))]
     speed = speeds(times, AS_IS)
-    for precision in whole:
-        name = f"{WHOLE} {precision}"
-        beside.append(Candidate(WHOLE, precision, "close", *_rates(times[name], batch), ratio=speed[name]))
+    for name, trial in whole.items():
+        beside.append(Candidate(WHOLE, trial.precision, "close", *_rates(times[name], batch), ratio=speed[name]))
     return tuple(beside)
 
 
@@ -107,16 +106,16 @@ def _build(source: Source, trial: Trial) -> None:
         trial.found = [Candidate(trial.engine.name, trial.precision, "exact", problem=first_line(error, MOST_SAID))]
 
 
-def _whole_network(source: Source, trials: Iterable[Trial]) -> dict[Precision, Runner]:
-    """Build a ghost's whole network on the engine of its segments, by precision; int8 would have to be calibrated once more."""
+def _whole_network(source: Source, trials: Iterable[Trial]) -> list[Trial]:
+    """Build a ghost's whole network on the engines of its segments; int8 would have to be calibrated once more."""
     if not isinstance(source.model, Ghost):
-        return {}
+        return []
     source.model.route(False)
     whole = Source(copy.deepcopy(source.model.net), source.example)
     built = [Trial(trial.engine, trial.precision) for trial in trials if trial.precision != "int8"]
     for trial in built:
         _build(whole, trial)
-    return {trial.precision: trial.runner for trial in built if trial.runner is not None}
+    return [trial for trial in built if trial.runner is not None]
 
 
 def slower_than_whole(candidates: Sequence[Candidate], chosen: Candidate) -> str:

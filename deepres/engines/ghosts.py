@@ -33,5 +33,5 @@ def for_engines(model: nn.Module, asked: str | Sequence[str], device: torch.devi
     missing = [reason for engine in able if (reason := engine.missing(device))]
     why = missing[0] if missing else f"not on {asked if isinstance(asked, str) else ', '.join(asked)}"
     raise DeepresError(
-        f"the ghost's inputs leave by early exits, which run on {', '.join(one.name for one in able)} alone: {why}"
+        f"the ghost's inputs leave by early exits, which run on {' and '.join(one.name for one in able)} alone: {why}"
     )

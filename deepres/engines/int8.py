@@ -52,29 +52,17 @@ def quantize_openvino(
 
     Weights and activations of convolutions and linear layers become int8, calibrated on up to 300 images of the training split. Where
     the top-1 error on the validation split rises by more than ``error`` points, NNCF's accuracy control returns the layers that lose most
-    to higher precision, one after another. The test split is not looked at. Engines that run the same graph share what is found.
+    to higher precision, one after another. The test split is not looked at.
 
     Raises ``ErrorRises`` where the error still rises by more than ``error``, and ``DeepresError`` where the training split is too small.
     """
-    if error not in source.quantized:
-        try:
-            source.quantized[error] = _quantize_openvino(source, data, error, log)
-        except DeepresError as refused:
-            source.quantized[error] = refused
-    found = source.quantized[error]
-    if isinstance(found, DeepresError):
-        raise found
-    return found
-
-
-def _quantize_openvino(source: Source, data: Data, error: float, log: Callable[[str], None]) -> Quantized:
     nncf = _nncf()
     batches = [part.numpy() for part in calibration_batches(source, data, CALIBRATION)]
     log("calibrating int8")
     quantized = quantized_graph(source, source.openvino, batches)
     log("measuring the error of int8 on the validation split")
     before = float_error(source, data)
-    runner = OpenVINORunner(quantized, tuple(source.example.shape), "int8")
+    runner = OpenVINORunner(quantized, len(source.example), "int8")
     after = error_of(runner, data, len(source.example))
     kept = 0
     if after - before > error:
@@ -89,7 +77,7 @@ def _quantize_openvino(source: Source, data: Data, error: float, log: Callable[[
                 **_options(source, len(batches)),
             )
         kept = _quantizers(quantized) - _quantizers(careful)
-        runner = OpenVINORunner(careful, tuple(source.example.shape), "int8")
+        runner = OpenVINORunner(careful, len(source.example), "int8")
         after = error_of(runner, data, len(source.example))
     check_rise(before, after, error, data)
     return Quantized(runner, before, after, len(data.val), kept)
@@ -136,7 +124,7 @@ def float_error(source: Source, data: Data) -> float:
     if source.error is None:
         network: nn.Module = source.folded
         with contextlib.suppress(DeepresError):  # OpenVINO is faster, where it is installed and can take the network
-            network = OpenVINORunner(source.openvino, tuple(source.example.shape), "float32")
+            network = OpenVINORunner(source.openvino, len(source.example), "float32")
         source.error = measure(network, data.val, data.prepare, data.classes, batch=len(source.example)).top1
     return source.error
 

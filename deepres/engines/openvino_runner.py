@@ -27,21 +27,21 @@ def core() -> Any:
 class OpenVINORunner(Runner):
     """A model compiled for one batch size, for single inputs when the first comes, and once more for all other sizes.
 
-    ``shape`` None: for all sizes at once.
+    ``batch`` None: for all sizes at once.
     """
 
-    def __init__(self, model: Any, shape: tuple[int, ...] | None, precision: Precision) -> None:
+    def __init__(self, model: Any, batch: int | None, precision: Precision) -> None:
         super().__init__()
         self.model, self.precision = model, precision
-        self._sizes = {shape[0], 1} if shape else set()  # sizes worth a compilation of their own
+        self._sizes = {batch, 1} if batch else set()  # sizes worth a compilation of their own
         self._requests: dict[
             int, tuple[Any, list[Tensor] | None]
         ] = {}  # and its outputs, where these keep their place in memory
         self._lock = threading.Lock()  # a request holds its inputs and outputs until the next call
         self._tensor = need_engine("openvino").Tensor
         self._dtypes = [torch.from_numpy(np.empty(0, port.element_type.to_dtype())).dtype for port in model.inputs]
-        if shape:
-            self._request(shape[0])
+        if batch:
+            self._request(batch)
 
     def _request(self, size: int) -> tuple[Any, list[Tensor] | None]:
         """The compiled model for ``size`` inputs; compiled for any number of them under 0."""

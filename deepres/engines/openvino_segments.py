@@ -26,14 +26,16 @@ _ABOUT = "segments.json"
 class GhostRunner(Runner):
     """Runs the segments one after the other, each on the inputs that have not left.
 
-    ``batch``: number of inputs for which each segment is compiled, besides one and any; None: any alone. ``thresholds`` are compared
-    between the segments, so setting others compiles nothing.
+    ``batch`` and ``precision`` are those of the segments, which ``runner`` runs. ``thresholds`` are compared between the segments, so
+    setting others compiles nothing.
     """
 
-    def __init__(self, graphs: SegmentGraphs, batch: int | None, precision: Precision) -> None:
+    def __init__(
+        self, graphs: SegmentGraphs, batch: int, precision: Precision, runner: type[OpenVINORunner] = OpenVINORunner
+    ) -> None:
         super().__init__()
         self.graphs, self.thresholds = graphs, graphs.thresholds
-        self.segments = [OpenVINORunner(one, (batch,) if batch else None, precision) for one in graphs.models]
+        self.segments = [runner(one, batch, precision) for one in graphs.models]
 
     def forward(self, x: Tensor) -> Tensor:
         calls = [segment.run for segment in self.segments]
@@ -41,18 +43,16 @@ class GhostRunner(Runner):
         return answers.float()
 
     def save(self, folder: Path) -> None:
-        for number, model in enumerate(self.graphs.models):
-            save_openvino(model, _file(folder, number))
+        for number, segment in enumerate(self.segments):
+            save_openvino(segment.model, _file(folder, number))
         (folder / _ABOUT).write_text(json.dumps(self.graphs.about))
 
 
-def load_ghost_runner(folder: Path, source: Source, precision: Precision) -> GhostRunner:
-    """The runner whose ``save`` wrote ``folder``, for the ghost ``source.model``, at this ghost's exit threshold.
+def load_segments(folder: Path, ghost: Ghost) -> SegmentGraphs:
+    """The segments that ``GhostRunner.save`` wrote, for ``ghost`` at its exit threshold.
 
     Raises ``DeepresError`` where the folder is of a ghost with other exits, or whose files cannot be read.
     """
-    ghost = source.model
-    assert isinstance(ghost, Ghost)
     try:
         about = json.loads((folder / _ABOUT).read_text())
         if about != graphs_of(ghost):
@@ -62,7 +62,7 @@ def load_ghost_runner(folder: Path, source: Source, precision: Precision) -> Gho
         models = [core().read_model(_file(folder, number)) for number in range(len(about["exits"]) + 1)]
     except (OSError, ValueError, RuntimeError) as error:
         raise DeepresError(f"{folder}: holds no readable segments of a ghost ({error}); run deepres optimize again") from error
-    return GhostRunner(SegmentGraphs.with_models(ghost, models), len(source.example), precision)
+    return SegmentGraphs.with_models(ghost, models)
 
 
 def _file(folder: Path, number: int) -> Path:

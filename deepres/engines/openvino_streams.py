@@ -14,6 +14,7 @@ from torch import Tensor
 from deepres.engines.engine import Precision
 from deepres.engines.openvino_engine import OpenVINO
 from deepres.engines.openvino_runner import OpenVINORunner, outputs_of
+from deepres.engines.openvino_segments import GhostRunner
 
 if TYPE_CHECKING:
     from deepres.data import Data
@@ -93,15 +94,15 @@ class OpenVINOStreams(OpenVINO):
     """OpenVINO's CPU plugin, with a batch in parts on single threads."""
 
     name = "openvino-streams"
-    takes_exits = False
+    runner = StreamsRunner
 
     def is_worth_trying(self, example: Tensor) -> bool:
         return 1 < torch.get_num_threads() <= len(example)
 
-    def runner(self, model: Any, example: Tensor, precision: Precision) -> OpenVINORunner:
-        return StreamsRunner(model, len(example), precision)
-
     def quantize(self, source: Source, data: Data, *, error: float, log: Callable[[str], None]) -> Quantized:
         found = super().quantize(source, data, error=error, log=log)
-        assert isinstance(found.runner, OpenVINORunner)
-        return replace(found, runner=self.runner(found.runner.model, source.example, "int8"))
+        whole, batch = found.runner, len(source.example)
+        if isinstance(whole, GhostRunner):
+            return replace(found, runner=GhostRunner(whole.graphs, batch, "int8", self.runner))
+        assert isinstance(whole, OpenVINORunner)
+        return replace(found, runner=self.runner(whole.model, batch, "int8"))

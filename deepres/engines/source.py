@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +51,22 @@ class Source:
     def __init__(self, model: nn.Module, example: Tensor) -> None:
         self.model, self.example = model.eval(), example
         self.error: float | None = None  # in float32 on the validation split, percent, once it is measured
-        # in int8 for OpenVINO, or why not, by the points that the error may rise by
-        self.quantized: dict[float, Quantized | DeepresError] = {}
+        self._quantized: dict[float, Quantized | DeepresError] = {}
+
+    def quantized(self, error: float, make: Callable[[], Quantized]) -> Quantized:
+        """The network in int8 for OpenVINO, as ``make`` gives or refuses it; calibrated once for all engines that run its graph.
+
+        ``error``: the points by which the error may rise. Raises the ``DeepresError`` of ``make``.
+        """
+        if error not in self._quantized:
+            try:
+                self._quantized[error] = make()
+            except DeepresError as refused:
+                self._quantized[error] = refused
+        found = self._quantized[error]
+        if isinstance(found, DeepresError):
+            raise found
+        return found
 
     @cached_property
     def weights(self) -> str:

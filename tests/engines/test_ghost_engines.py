@@ -150,7 +150,7 @@ def test_other_thresholds_that_the_same_segments_compute() -> None:
 
 def test_engines_without_exits_take_a_ghost_that_skips_the_same_blocks_for_all() -> None:
     made = ghost(average=False, gates=True)
-    with pytest.raises(DeepresError, match="early exits, which run on openvino alone: not on torch-eager"):
+    with pytest.raises(DeepresError, match="early exits, which run on openvino and openvino-streams alone: not on torch-eager"):
         deepres.optimize(made, X, engine="torch-eager")
     made.settings = dataclasses.replace(made.settings, exit_threshold=None)
     fast = deepres.optimize(made, X, engine="torch-eager", precision="float32")

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from ghost_helpers import X, ghost
 from torch import Tensor, nn
 
 import deepres
 from deepres.data import open_data
-from deepres.engines import ENGINES, choosing
+from deepres.engines import ENGINES, build_choice, choosing
 from deepres.engines.compare import Trial
 from deepres.engines.int8 import ErrorRises
 from deepres.engines.openvino_streams import StreamsRunner
@@ -90,6 +91,18 @@ def test_it_is_tried_where_there_are_threads_and_inputs_for_them(
     asked = deepres.optimize(model, images[:batch], engine="openvino-streams", precision="float32")
     with torch.no_grad():
         torch.testing.assert_close(asked(images), model(images), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_ghost_s_segments_run_in_parts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StreamsRunner, "_measured_part", lambda self, batch: 2)
+    made = ghost(average=True)
+    fast = deepres.optimize(made, X, engine="openvino-streams", precision="float32")
+    for built in (fast, build_choice(made, X, fast.save(tmp_path / "fast"))):
+        for rows in (1, 5, len(X)):
+            torch.testing.assert_close(built(X[:rows]), made(X[:rows], trace=True), rtol=1e-4, atol=1e-5)
+            assert made.trace is not None and torch.equal(built.exited_at, made.trace.exited_at)
+    assert len(set(built.exited_at.tolist())) >= 3
 
 
 def test_int8_is_calibrated_once_for_both_ways(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,7 +129,7 @@ def test_what_no_engine_takes_runs_in_pytorch_and_says_why(
     assert load(exits, "others", others, tighten=True).startswith("--tighten changes which blocks")
     assert load(exits, "none", engine="none") == ""
     for engine, more, says in (
-        ("torch-eager", {}, "early exits, which run on openvino alone"),
+        ("torch-eager", {}, "early exits, which run on openvino and openvino-streams alone"),
         ("openvino", {"tighten": True}, "--engine openvino: --tighten changes"),
     ):
         with pytest.raises(DeepresError, match=says):
