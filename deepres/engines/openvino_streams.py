@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from deepres.engines.source import Source
 
 WORTH = 8e-3  # seconds of one part: in much shorter ones, starting it costs more than is gained
-MOST = 8  # parts for each thread, whose lengths are even enough then
-AHEAD = 2  # parts that wait for each thread, so that none runs out of work
+MOST_PARTS = 8  # parts for each thread, whose lengths are even enough then
+QUEUED = 2  # parts that wait for each thread, so that none runs out of work
 _PART = ["deepres", "part"]  # where a saved graph keeps the size of its parts
 
 
@@ -41,7 +41,7 @@ class StreamsRunner(OpenVINORunner):
         if not self.model.has_rt_info(_PART):
             self.model.set_rt_info(self._measured_part(batch), _PART)
         self.part = int(self.model.get_rt_info(_PART).value)
-        self._part_requests = self._requests_for(self.part, AHEAD * self._streams)
+        self._part_requests = self._requests_for(self.part, QUEUED * self._streams)
 
     def _measured_part(self, batch: int) -> int:
         """Inputs of a part: so many that it takes about ``WORTH`` seconds, and that all threads get equally many parts of ``batch``."""
@@ -51,7 +51,7 @@ class StreamsRunner(OpenVINORunner):
             began = time.perf_counter()
             request.infer()
             took.append(time.perf_counter() - began)
-        rounds = min(MOST, max(1, round(min(took) * batch / (WORTH * self._streams))))
+        rounds = min(MOST_PARTS, max(1, round(min(took) * batch / (WORTH * self._streams))))
         return max(1, -(-batch // (rounds * self._streams)))
 
     def _requests_for(self, size: int, count: int) -> list[Any]:
