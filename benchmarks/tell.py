@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.common import RESULTS
 from benchmarks.draw import Line, draw
 from benchmarks.notes import METHODS, NOTES
+from benchmarks.tell_ablation import ablation_text
 from benchmarks.tell_detection import detectors_text, passes_text
 from benchmarks.tell_engines import engine_tables
 from benchmarks.tell_format import markdown, plain, seeds_of, speed_cells, spread_of
@@ -303,6 +304,7 @@ SECTIONS = (
         )
         for kind, words in KINDS.items()
     ),
+    ("ablation", "Recipes for few epochs, one ingredient changed at a time", ablation_text),
     ("memory-resnet1202", "Memory: ResNet-1202", _memory),
     ("paper-cifar10-jpeg", "Table 6 and degradation on CIFAR-10 as JPEG", _cifar),
     ("shrink-resnet56-16px", "Inverse Curriculum Training", _shrink),

@@ -58,6 +58,14 @@ def pad_crop_flip(images: Tensor, random: Tensor, *, pad: int, flip: bool = True
     return torch.where(mirror[:, None, None, None], crops.flip(3), crops)
 
 
+def alternating(random: Tensor, epoch: int) -> Tensor:
+    """Numbers uniform in [0, 1) on the other side of a half in every second ``epoch``, so that two epochs show an image both ways.
+
+    ``random``: (N,) uniform in [0, 1), the same in each epoch. Alternating flips are those of Jordan 2024 (airbench).
+    """
+    return (random + 0.5 * (epoch % 2)) % 1
+
+
 def lighting(images: Tensor, random: Tensor) -> Tensor:
     """Add a random multiple of the principal colour components to float RGB images in [0, 1] (N, 3, H, W).
 

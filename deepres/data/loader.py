@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from deepres.data.augment import Augment, draws, lighting, pad_crop_flip, random_view
+from deepres.data.augment import Augment, alternating, draws, lighting, pad_crop_flip, random_view
 from deepres.data.crop import pixels
 from deepres.data.dataset import Resident, Split, Streamed
 from deepres.data.decode import UnreadableImage, open_image
@@ -172,8 +172,10 @@ class Loader:
             images = split.pixels[index]
             if self.augment != "none":
                 pad = max(1, round(images.shape[-1] / 8))  # 4 at 32 pixels (He et al. 2015, section 4.2)
-                flip = self.augment != "pad-crop"
-                images = pad_crop_flip(images, draws(3, mine, self.seed, 2, epoch), pad=pad, flip=flip)
+                random = draws(3, mine, self.seed, 2, epoch)
+                if self.augment == "pad-crop-alternating-flip":
+                    random[:, 2] = alternating(draws(1, mine, self.seed, 4)[:, 0], epoch)
+                images = pad_crop_flip(images, random, pad=pad, flip=self.augment != "pad-crop")
             ready = self._finish(images, epoch, mine)
             if size is not None and size != ready.shape[-1]:
                 ready = _interpolated(ready, size)

@@ -167,6 +167,21 @@ def test_pad_crop_flip_against_a_slow_one() -> None:
     assert 0 < mirror.sum() < 32
 
 
+def test_alternating_flips_show_each_image_both_ways_in_two_epochs() -> None:
+    pixels = torch.zeros(200, 1, 16, 16, dtype=torch.uint8)
+    pixels[..., :8] = 255  # the bright side tells which way an image is shown
+    split, prepare = Resident(pixels, torch.arange(200)), Prepare(16, 1, (0.0,), (1.0,))
+    loader = Loader(split, prepare, 64, augment="pad-crop-alternating-flip")
+
+    def mirrored(epoch: int) -> torch.Tensor:
+        batches = list(loader.epoch(epoch))
+        images, labels = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("images", "labels"))
+        return (images[..., 8:].sum((1, 2, 3)) > images[..., :8].sum((1, 2, 3)))[labels.argsort()]
+
+    first, second, third = map(mirrored, (4, 5, 6))
+    assert torch.equal(second, ~first) and torch.equal(third, first) and 60 < first.sum() < 140
+
+
 def test_mixing_keeps_the_labels_in_proportion() -> None:
     images = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 1, 16, 16).contiguous()
     targets = torch.eye(8)

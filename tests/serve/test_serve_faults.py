@@ -44,7 +44,7 @@ def raw(server: Server, sent: bytes) -> bytes:
 
 
 def test_a_hung_network_is_unhealthy_killed_and_loaded_again(model: Path) -> None:
-    server = start(model, "--call-timeout", "1")
+    server = start(model, "--engine", "none", "--call-timeout", "1")
     try:
         first = server.worker()
         os.kill(first.pid, signal.SIGSTOP)
@@ -70,7 +70,7 @@ def test_a_hung_network_is_unhealthy_killed_and_loaded_again(model: Path) -> Non
 
 
 def test_half_a_request_is_ended_by_the_timeout_and_by_a_signal(model: Path) -> None:
-    server = start(model, "--timeout", "1.5")
+    server = start(model, "--engine", "none", "--timeout", "1.5")
     try:
         with ThreadPoolExecutor(3) as pool:
             began = time.monotonic()
@@ -82,7 +82,7 @@ def test_half_a_request_is_ended_by_the_timeout_and_by_a_signal(model: Path) -> 
     finally:
         server.process.kill()
         server.process.communicate()
-    server = start(model, "--timeout", "60")
+    server = start(model, "--engine", "none", "--timeout", "60")
     try:
         with ThreadPoolExecutor(2) as pool:
             waiting = [pool.submit(raw, server, sent) for sent in (HALF, b"POST /predict HTT")]
@@ -122,7 +122,7 @@ def test_thin_images_cost_no_memory_in_a_network_for_224_pixels(tmp_path: Path) 
     net = deepres.create("resnet8-cifar", num_classes=3, width=0.25)
     prepare = Prepare.usual(224).to_notes()
     path = deepres.save(net, tmp_path / "net.safetensors", classes=["a", "b", "c"], prepare=prepare)
-    server = start(path, "--pixels", "1")
+    server = start(path, "--engine", "none", "--pixels", "1")
 
     def peak() -> int:
         lines = Path(f"/proc/{server.process.pid}/status").read_text().splitlines()
