@@ -94,8 +94,7 @@ def optimize(
             return _unmeasured(model, engine, precision, wanted_answers(answers, device))
         source = Source(model, example.to(device))
         trials = plan(engine, precision, device, data)
-        if engine == "auto":
-            trials = [trial for trial in trials if trial.engine.is_worth_trying(source.example)]
+        trials = [trial for trial in trials if trial.engine.is_worth_trying(source.example)] or trials
         return _chosen(
             source,
             trials,

@@ -60,7 +60,7 @@ class Engine(ABC):
         return ""
 
     def is_worth_trying(self, example: Tensor) -> bool:
-        """Return whether the engine may be the fastest for batches of this shape, where it is not asked for by name."""
+        """Return whether the engine may be the fastest for batches of this shape, where there are others."""
         return True
 
     @abstractmethod

@@ -74,14 +74,24 @@ class StreamsRunner(OpenVINORunner):
         found: list[list[Tensor]] = []
         with self._lock:
             waiting: deque[Any] = deque()
-            for number, part in enumerate(parts):
-                request = self._part_requests[number % len(self._part_requests)]
-                if number >= len(self._part_requests):  # it is still at an earlier part, the oldest of those that wait
-                    found.append(_answer(waiting.popleft()))
-                self._give(request, part)
-                request.start_async()
-                waiting.append(request)
-            found.extend(_answer(request) for request in waiting)
+
+            def finish_oldest() -> None:
+                found.append(_answer(waiting[0]))
+                waiting.popleft()
+
+            try:
+                for number, part in enumerate(parts):
+                    if len(waiting) == len(self._part_requests):
+                        finish_oldest()
+                    request = self._part_requests[number % len(self._part_requests)]
+                    self._give(request, part)
+                    request.start_async()
+                    waiting.append(request)
+                while waiting:
+                    finish_oldest()
+            finally:  # after Ctrl-C too, requests read the inputs until they are done
+                for request in waiting:
+                    request.wait()
         return [torch.cat(one) for one in zip(*found, strict=True)]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import deepres
 from deepres.data import open_data
-from deepres.engines import ENGINES, build_choice, choosing
+from deepres.engines import ENGINES, build_choice, choosing, openvino_streams
 from deepres.engines.compare import Trial
 from deepres.engines.int8 import ErrorRises
 from deepres.engines.openvino_streams import StreamsRunner
@@ -56,6 +56,27 @@ def test_any_number_of_inputs_in_parts_is_answered_in_order(
     torch.testing.assert_close(runner(images.double().requires_grad_()), first)
 
 
+def test_an_interrupted_batch_leaves_no_request_at_work(
+    model: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StreamsRunner, "_measured_part", lambda self, batch: 1)
+    runner = STREAMS.build(Source(model, images[:BATCH]), images[:BATCH], "float32")
+    wanted = runner(images)
+    calls = iter([None, KeyboardInterrupt])
+
+    def interrupted(request: object) -> list[Tensor]:
+        if (error := next(calls)) is not None:
+            raise error
+        return answer(request)
+
+    answer = openvino_streams._answer
+    with monkeypatch.context() as patch:
+        patch.setattr(openvino_streams, "_answer", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            runner(images)
+    assert torch.equal(runner(images), wanted)
+
+
 def test_parts_are_as_many_for_each_thread(model: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Source(model, images[:BATCH])
     for worth, part in ((1e3, BATCH // 2), (1e-9, 1)):  # one part for each thread; as many as are allowed
@@ -89,6 +110,7 @@ def test_it_is_tried_where_there_are_threads_and_inputs_for_them(
     assert ("openvino-streams" in {one.engine.name for one in trials}) == tried
     monkeypatch.undo()
     asked = deepres.optimize(model, images[:batch], engine="openvino-streams", precision="float32")
+    assert asked(images[:0]).shape == (0, 10)
     with torch.no_grad():
         torch.testing.assert_close(asked(images), model(images), atol=1e-4, rtol=1e-4)
 
