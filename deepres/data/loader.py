@@ -171,7 +171,8 @@ class Loader:
             index = mine.to(self.device)
             images = split.pixels[index]
             if self.augment != "none":
-                pad = max(1, round(images.shape[-1] / 8))  # 4 at 32 pixels (He et al. 2015, section 4.2)
+                # 4 at 32 pixels (He et al. 2015, section 4.2)
+                pad = max(1, round(images.shape[-1] / 8)) if self.augment != "flip" else 0
                 random = draws(3, mine, self.seed, 2, epoch)
                 if self.augment == "pad-crop-alternating-flip":
                     random[:, 2] = alternating(draws(1, mine, self.seed, 4)[:, 0], epoch)

@@ -11,7 +11,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from deepres.errors import DeepresError
 
-Augment = Literal["none", "pad-crop", "pad-crop-flip", "pad-crop-alternating-flip", "scale-crop", "random-resized-crop"]
+Augment = Literal["none", "flip", "pad-crop", "pad-crop-flip", "pad-crop-alternating-flip", "scale-crop", "random-resized-crop"]
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 

@@ -10,13 +10,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from deepres.data import Data, Prepare, Tokens, Vocabulary, open_data
+from deepres.data import Data, Loader, Prepare, Tokens, Vocabulary, open_data
 from deepres.data.text import is_text
 from deepres.errors import DeepresError
 from deepres.models import OpenedModel, has_pretrained, is_ours, notes, open_model, vocabulary_of
 from deepres.models.pairing import adapt_head, data_for, data_to_train
 from deepres.nn.transformer_zoo import TRANSFORMERS
+from deepres.training.recipes import Recipe
 from deepres.training.run import Run
+from deepres.training.whitening import whiten_first_convolution
+
+WHITENED = 2000  # images whose patches the first convolution may start from
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +52,9 @@ def open_run(run: Run, data: Data | None = None) -> Opening:
         opened = _open_fresh(run, known)
         if not text and opened.spec.channels is not None:
             known = data_to_train(opened, data if data is not None else run.data, size=run.size, known=known)
+        if isinstance(run.recipe, Recipe) and run.recipe.whiten and not has_weights(run) and not text:
+            first = Loader(known.train, known.prepare, WHITENED, shuffle=False).some(WHITENED)
+            whiten_first_convolution(opened.model, next(first).images)
         return Opening(opened.model, known, opened.remarks)
     prepared = data_to_train(opened, data if data is not None else run.data, size=run.size)
     torch.manual_seed(run.seed)

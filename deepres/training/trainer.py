@@ -242,7 +242,8 @@ class Trainer:
             return "none"
         if isinstance(self.data.train, Resident):
             return "pad-crop-flip" if self.recipe.augment in ("scale-crop", "random-resized-crop") else self.recipe.augment
-        return "random-resized-crop" if self.recipe.augment.startswith("pad-crop") else self.recipe.augment
+        kept = self.recipe.augment in ("none", "scale-crop", "random-resized-crop")
+        return self.recipe.augment if kept else "random-resized-crop"
 
     def _speed(self) -> Speed:
         if self.run.speed != "auto":

@@ -182,6 +182,16 @@ def test_alternating_flips_show_each_image_both_ways_in_two_epochs() -> None:
     assert torch.equal(second, ~first) and torch.equal(third, first) and 60 < first.sum() < 140
 
 
+def test_flips_without_crops_move_no_pixel_but_by_mirroring() -> None:
+    data = open_data("digits")
+    plain, flipped = (Loader(data.train, data.prepare, 128, augment=augment) for augment in ("none", "flip"))
+    seen = set()
+    for one, other in zip(plain.epoch(1), flipped.epoch(1), strict=True):
+        for image, view in zip(one.images, other.images, strict=True):
+            seen.add((torch.equal(view, image), torch.equal(view, image.flip(2))))
+    assert seen >= {(True, False), (False, True)} and (False, False) not in seen
+
+
 def test_mixing_keeps_the_labels_in_proportion() -> None:
     images = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 1, 16, 16).contiguous()
     targets = torch.eye(8)
