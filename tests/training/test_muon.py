@@ -117,7 +117,7 @@ def test_the_iteration_comes_close_to_the_polar_factor(shape: tuple[int, ...]) -
 
 
 def test_convolutions_in_branches_take_the_steps_of_muon_and_the_rest_those_of_sgd() -> None:
-    ours, theirs = convolutional(), convolutional()
+    ours, theirs, rate = convolutional(), convolutional(), recipe("muon-cifar").lr
     optimizer = optimizer_for(ours, recipe("muon-cifar"))
     assert isinstance(optimizer, MuonAndSGD)
     own = optimizer.param_groups[0]["params"]
@@ -127,13 +127,13 @@ def test_convolutions_in_branches_take_the_steps_of_muon_and_the_rest_those_of_s
     learn(ours, optimizer)
     rest = [p for name, p in theirs.named_parameters() if name not in names]
     groups = [{"params": [p for p in rest if p.ndim >= 2]}, {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0}]
-    learn(theirs, torch.optim.SGD(groups, 0.2, 0.9, nesterov=True, weight_decay=5e-4))
+    learn(theirs, torch.optim.SGD(groups, rate, 0.9, nesterov=True, weight_decay=5e-4))
     for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         if name not in names:
             torch.testing.assert_close(one, other)
             continue
         rows = len(one)
-        step = (before[name] * (rows**0.5 / before[name].norm()) - one).detach().flatten(1) / 0.2
+        step = (before[name] * (rows**0.5 / before[name].norm()) - one).detach().flatten(1) / rate
         sizes = torch.linalg.svdvals(step)
         assert float(sizes.min()) > 0.6 and float(sizes.max()) < 1.25  # a change of the rate, of a weight with rows of norm 1
 
