@@ -94,7 +94,6 @@ def main() -> None:
                 "test_error": round(result.test.top1, 2),
                 "val_error": round(result.val_error, 2),
                 "train_error": round(result.history[-1].train_error, 2),
-                "seconds": round(result.seconds),
                 "mode": result.speed,
                 "machine": machine(),
             }
