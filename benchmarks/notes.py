@@ -67,8 +67,9 @@ NOTES = {
     ),
     "ablation": (
         "`muon-cifar` as it is has a rate of 0.1, which was chosen by the validation error of these rows; before, it was 0.2. Rows are "
-        "sorted by the validation error. With two epochs, an image is seen twice, so crops and flips cost more than they give; whether "
-        "that holds for more epochs was not measured, so the recipe keeps them. Differences of less than about half a point are within "
+        "sorted by the validation error. With two epochs, an image is seen twice, so crops and flips cost more than they give, and with "
+        "five epochs still (two seeds). More epochs were not measured, so the recipe keeps them. Differences of less "
+        "than about half a point are within "
         "the spread. Progressive resolution also saves time, which is not counted here."
     ),
     "engines-avx512-bf16": (
