@@ -16,22 +16,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import BF16, RESULTS, machine
+from benchmarks.common import RESULTS, machine
+from benchmarks.trainings import FUSED_SPEED, is_recorded, read_rows, told_of
 from deepres.data import open_data
 from deepres.training import Recipe, Run, recipe, train
 
 FILE = RESULTS / "ablation.json"
-SPEED = "bf16-fused-compiled" if BF16 else "float32-fused"
 AS_IT_IS = "as it is"
 
 
 def changes_of(base: Recipe) -> dict[str, dict[str, Any]]:
     """What is changed, by what the table calls it: fields of ``Recipe``, or options of the network under ``options``."""
     other = recipe("fast-cifar" if base.optimizer == "muon-sgd" else "muon-cifar")
-    sgd = {"optimizer": other.optimizer, "nesterov": other.nesterov, "lr": other.lr}
+    by_other = {"optimizer": other.optimizer, "nesterov": other.nesterov, "lr": other.lr}
     return {
         AS_IT_IS: {},
-        "Nesterov for all weights" if other.optimizer == "sgd" else "Muon for convolutions": sgd,
+        "Nesterov for all weights" if other.optimizer == "sgd" else "Muon for convolutions": by_other,
         "half the rate": {"lr": base.lr / 2},
         "twice the rate": {"lr": base.lr * 2},
         "four times the rate": {"lr": base.lr * 4},
@@ -52,11 +52,6 @@ def changes_of(base: Recipe) -> dict[str, dict[str, Any]]:
         "momentum of 0.8": {"momentum": 0.8},
         "blocks start as the identity": {"options": {"zero_init": True}},
     }
-
-
-def read_rows() -> list[dict[str, Any]]:
-    """The trainings recorded so far."""
-    return json.loads(FILE.read_text())["rows"] if FILE.exists() else []
 
 
 def write(rows: list[dict[str, Any]]) -> None:
@@ -82,22 +77,17 @@ def main() -> None:
     for seed in options.seeds:
         for change in options.only or changes:
             key = {"recipe": options.recipe, "net": options.net, "epochs": options.epochs, "change": change, "seed": seed}
-            if any(all(row[name] == value for name, value in key.items()) for row in read_rows()):
+            if is_recorded(FILE, key):
                 continue
             fields = dict(changes[change])
             shape = fields.pop("options", {})
             changed = dataclasses.replace(recipe(options.recipe), **fields)
-            run = Run(options.net, str(options.data), changed, seed=seed, epochs=options.epochs, options=shape, speed=SPEED)
+            run = Run(
+                options.net, str(options.data), changed, seed=seed, epochs=options.epochs, options=shape, speed=FUSED_SPEED
+            )
             result = train(run, data=data, show=False)
-            row = {
-                **key,
-                "test_error": round(result.test.top1, 2),
-                "val_error": round(result.val_error, 2),
-                "train_error": round(result.history[-1].train_error, 2),
-                "mode": result.speed,
-                "machine": machine(),
-            }
-            write([*read_rows(), row])
+            row = {**key, **told_of(result)}
+            write([*read_rows(FILE), row])
             print(f"{change}, seed {seed}: {row['val_error']} % validation, {row['test_error']} % test error", flush=True)
 
 

@@ -19,20 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import deepres.training
-from benchmarks.common import BF16, RESULTS, machine
+from benchmarks.common import RESULTS
+from benchmarks.trainings import FUSED_SPEED, is_recorded, read_rows, told_of
 from deepres.data import open_data
 from deepres.training import Run, recipe, train
 
 FILE = RESULTS / "crossing.json"
 TABLE = Path(deepres.training.__file__).parent / "expected.json"
 KEY = ("depth", "recipe", "lr", "epochs")  # of what the seeds have in common
-SPEED = "bf16-fused-compiled" if BF16 else "float32-fused"
 IMAGES, SIDE = 45_000, 32
-
-
-def read_rows() -> list[dict[str, Any]]:
-    """The trainings recorded so far."""
-    return json.loads(FILE.read_text())["rows"] if FILE.exists() else []
 
 
 def means_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -75,7 +70,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/crossing"))
     options = parser.parse_args()
-    write(read_rows())
+    write(read_rows(FILE))
     if options.data is None:
         return
     data = open_data(options.data, size=SIDE)
@@ -86,23 +81,19 @@ def main() -> None:
         for seed in options.seeds:
             for depth in options.depths:
                 key = {"depth": depth, "recipe": options.recipe, "lr": lr, "epochs": epochs, "seed": seed}
-                if any(all(row[name] == value for name, value in key.items()) for row in read_rows()):
+                if is_recorded(FILE, key):
                     continue
                 out = options.out / f"resnet{depth}-{options.recipe}-{lr:g}-{epochs:g}-seed{seed}"
                 name = f"resnet{depth}-cifar"
-                run = Run(name, str(options.data), options.recipe, str(out), seed, epochs=epochs, lr=lr, speed=SPEED)
+                run = Run(name, str(options.data), options.recipe, str(out), seed, epochs=epochs, lr=lr, speed=FUSED_SPEED)
                 result = train(run, data=data, resume=True, show=False)
                 row = {
                     **key,
-                    "test_error": round(result.test.top1, 2),
-                    "val_error": round(result.val_error, 2),
-                    "train_error": round(result.history[-1].train_error, 2),
+                    **told_of(result),
                     "seconds": round(result.seconds),
-                    "mode": result.speed,
-                    "machine": machine(),
                     "origin": f"benchmarks.crossing, {time.strftime('%Y-%m-%d')}",
                 }
-                write([*read_rows(), row])
+                write([*read_rows(FILE), row])
                 print(f"{name}, {options.recipe}, {epochs:g} epochs, seed {seed}: {row['test_error']} %", flush=True)
 
 

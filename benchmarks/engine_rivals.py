@@ -201,10 +201,8 @@ def _onnxruntime(model: nn.Module, images: Tensor, folder: Path, tuned: bool) ->
 
 def _openvino(model: nn.Module, images: Tensor, data: Data, folder: Path, precision: str) -> Any:
     """The network as OpenVINO's documentation converts it, and in int8 quantizes it with NNCF."""
-    openvino, path = (
-        need_engine("openvino"),
-        folder / f"openvino-{'int8' if precision == 'int8' else 'float'}-{len(images)}.xml",
-    )
+    openvino = need_engine("openvino")
+    path = folder / f"openvino-{'int8' if precision == 'int8' else 'float'}-{len(images)}.xml"
     if not path.exists():
         with torch.no_grad():
             converted: Any = openvino.convert_model(torch.export.export(model, (images,)))

@@ -15,16 +15,12 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, machine
+from benchmarks.common import RESULTS
+from benchmarks.trainings import is_recorded, read_rows, told_of
 from deepres.data import open_data
 from deepres.training import Recipe, Run, recipe, train
 
 FILE = RESULTS / "muon.json"
-
-
-def read_rows() -> list[dict[str, Any]]:
-    """The trainings recorded so far."""
-    return json.loads(FILE.read_text())["rows"] if FILE.exists() else []
 
 
 def write(rows: list[dict[str, Any]]) -> None:
@@ -60,13 +56,12 @@ def main() -> None:
     for seed in options.seeds:
         for how, method in candidates(options.rates).items():
             key = {"data": name, "net": options.net, "epochs": options.epochs, "how": how, "seed": seed}
-            if any(all(row[field] == value for field, value in key.items()) for row in read_rows()):
+            if is_recorded(FILE, key):
                 continue
             run = Run(options.net, options.data, method, seed=seed, epochs=options.epochs, speed=options.speed)
             result = train(run, data=data, show=False)
-            errors = {"test_error": round(result.test.top1, 2), "val_error": round(result.val_error, 2)}
-            row = {**key, **errors, "seconds": round(result.seconds, 1), "mode": result.speed, "machine": machine()}
-            write([*read_rows(), row])
+            row = {**key, **told_of(result), "seconds": round(result.seconds, 1)}
+            write([*read_rows(FILE), row])
             print(f"{how}, seed {seed}: {row['test_error']} %", flush=True)
 
 

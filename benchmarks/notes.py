@@ -69,8 +69,7 @@ NOTES = {
         "`muon-cifar` as it is has a rate of 0.1, which was chosen by the validation error of these rows; before, it was 0.2. Rows are "
         "sorted by the validation error. With two epochs, an image is seen twice, so crops and flips cost more than they give, and with "
         "five epochs still (two seeds). More epochs were not measured, so the recipe keeps them. Differences of less "
-        "than about half a point are within "
-        "the spread. Progressive resolution also saves time, which is not counted here."
+        "than about half a point are within the spread. Progressive resolution also saves time, which is not counted here."
     ),
     "engines-avx512-bf16": (
         "The aim is at least 1.0 times the best rival of equal precision. It is reached within the spread at batch 32, except in "
@@ -87,8 +86,8 @@ NOTES = {
         "measured with the engine openvino-streams and with a rival that sends single images to OpenVINO's queue of asynchronous "
         "requests: ResNet-50 in bf16 is 1.04 times as fast as the fastest rival by the ratios of the turns and 1.20 times by the "
         "medians, in int8 1.04 and 1.08 times; ResNet-56 is about as fast. The other rows are older than "
-        "this engine. The two lowest ratios are of int8: ResNet-18 "
-        "at batch 1 (0.64, its two copies 0.81) and the shrunk ResNet-50 at batch 32 (0.78 in five turns). The "
+        "this engine. The two lowest ratios are of int8: ResNet-18 at batch 1 (0.64, its two copies 0.81) and the shrunk "
+        "ResNet-50 at batch 32 (0.78 in five turns). The "
         "compiled layers of the latter are those of the rival, and in nine turns of these two alone it took 1.00 times as long."
         " Exact answers, which no rival gives, compute close calls once more in float32. With random weights, close calls are 0"
         " to 100 % of the inputs: all of ResNet-101's and 69 % of the ghosted ResNet-50's, which therefore take three to four "

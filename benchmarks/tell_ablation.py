@@ -29,7 +29,9 @@ def _table(rows: list[dict[str, Any]]) -> str:
         by_change.setdefault(row["change"], {})[row["seed"]] = row
     base = by_change.get(AS_IT_IS, {})
     cells = []
-    for change, seeds in by_change.items():
+    for change, seeds in sorted(
+        by_change.items(), key=lambda pair: statistics.fmean(row["val_error"] for row in pair[1].values())
+    ):
         cells.append(
             [
                 change,
@@ -43,12 +45,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
                 ),
             ]
         )
-    order = {change: statistics.fmean(row["val_error"] for row in seeds.values()) for change, seeds in by_change.items()}
-    cells.sort(key=lambda one: order[one[0]])
-    return markdown(
-        ["", "seeds", "validation error, %", "test error, %", "difference, validation", "difference, test"],
-        cells,
-    )
+    head = ["", "seeds", "validation error, %", "test error, %", "difference, validation", "difference, test"]
+    return markdown(head, cells)
 
 
 def _spread(values: list[float], sign: str = "") -> str:
