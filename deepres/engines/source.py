@@ -14,7 +14,6 @@ from deepres.adapters.spec import device_of
 from deepres.engines.exporters import capture, openvino_model
 from deepres.engines.folding import fold_norms
 from deepres.engines.segmenting import SegmentGraphs
-from deepres.errors import DeepresError
 from deepres.ghosting import Ghost
 
 if TYPE_CHECKING:
@@ -51,20 +50,20 @@ class Source:
     def __init__(self, model: nn.Module, example: Tensor) -> None:
         self.model, self.example = model.eval(), example
         self.error: float | None = None  # in float32 on the validation split, percent, once it is measured
-        self._quantized: dict[float, Quantized | DeepresError] = {}
+        self._quantized: dict[float, Quantized | Exception] = {}
 
     def quantized(self, error: float, make: Callable[[], Quantized]) -> Quantized:
         """The network in int8 for OpenVINO, as ``make`` gives or refuses it; calibrated once for all engines that run its graph.
 
-        ``error``: the points by which the error may rise. Raises the ``DeepresError`` of ``make``.
+        ``error``: the points by which the error may rise. Raises what ``make`` raised, ``DeepresError`` or an error of the library.
         """
         if error not in self._quantized:
             try:
                 self._quantized[error] = make()
-            except DeepresError as refused:
+            except Exception as refused:
                 self._quantized[error] = refused
         found = self._quantized[error]
-        if isinstance(found, DeepresError):
+        if isinstance(found, Exception):
             raise found
         return found
 
