@@ -53,8 +53,7 @@ def open_run(run: Run, data: Data | None = None) -> Opening:
         if not text and opened.spec.channels is not None:
             known = data_to_train(opened, data if data is not None else run.data, size=run.size, known=known)
         if isinstance(run.recipe, Recipe) and run.recipe.whiten and not has_weights(run) and not text:
-            first = Loader(known.train, known.prepare, WHITENED, shuffle=False).some(WHITENED)
-            whiten_first_convolution(opened.model, next(first).images)
+            whiten_first_convolution(opened.model, next(Loader(known.train, known.prepare, WHITENED).epoch(0)).images)
         return Opening(opened.model, known, opened.remarks)
     prepared = data_to_train(opened, data if data is not None else run.data, size=run.size)
     torch.manual_seed(run.seed)
